@@ -1,0 +1,195 @@
+//! What an operator asks for: bridges and ports as plain values.
+//!
+//! These are checked when they are built from text (`switchd`) and again when they are applied
+//! ([`crate::switch::Switch`]).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::addr::{MacAddr, VlanId, VlanSet};
+
+/// One learning domain (or, with VLAN filtering, one per VLAN).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BridgeSpec {
+    /// Unique in the switch.
+    pub name: String,
+    /// Seconds until a silent station is forgotten. 0: nothing is learned, everything floods.
+    pub ageing_secs: u32,
+    /// Most stations the bridge remembers.
+    pub fdb_max: u32,
+    /// IEEE 802.1Q VLAN filtering; off means tags are payload.
+    pub vlan_filtering: bool,
+    /// VLAN of ports without VLAN options, when filtering.
+    pub default_pvid: VlanId,
+}
+
+impl BridgeSpec {
+    /// Linux's default, 300 s.
+    pub const DEFAULT_AGEING_SECS: u32 = 300;
+    /// Stations remembered by default.
+    pub const DEFAULT_FDB_MAX: u32 = 65_536;
+
+    /// A bridge with every setting at its default.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        BridgeSpec {
+            name: name.into(),
+            ageing_secs: Self::DEFAULT_AGEING_SECS,
+            fdb_max: Self::DEFAULT_FDB_MAX,
+            vlan_filtering: false,
+            default_pvid: VlanId::DEFAULT_PVID,
+        }
+    }
+}
+
+/// A port: its name, its bridge, where its frames come from, how it behaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortSpec {
+    /// Unique in the switch.
+    pub name: String,
+    /// Name of the bridge it belongs to.
+    pub bridge: String,
+    /// What kind of port, with what that kind needs.
+    pub kind: PortKind,
+    /// What may change while it runs.
+    pub settings: PortSettings,
+}
+
+/// Where frames come in and go out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortKind {
+    /// A TAP device that the switch creates, for a host or a container.
+    Tap(TapSpec),
+    /// An interface that exists already.
+    Packet(PacketSpec),
+    /// A TAP device that gives the host itself an interface on the bridge.
+    Internal(TapSpec),
+    /// Two queues in memory: tests and benches.
+    Mem(crate::port::mem::MemPort),
+}
+
+impl PortKind {
+    /// The name used by the command line, JSON and configuration.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            PortKind::Tap(_) => "tap",
+            PortKind::Packet(_) => "packet",
+            PortKind::Internal(_) => "internal",
+            PortKind::Mem(_) => "mem",
+        }
+    }
+}
+
+/// A device that the switch creates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TapSpec {
+    /// Interface name, at most 15 bytes.
+    pub ifname: String,
+    /// Network namespace the interface is moved to; `None` is the switch's own.
+    pub netns: Option<Netns>,
+    /// Address of the interface; `None` lets the kernel choose.
+    pub mac: Option<MacAddr>,
+    /// MTU in bytes; `None` is the kernel's 1500.
+    pub mtu: Option<u32>,
+    /// Addresses with prefix length.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Default route's next hop.
+    pub gateway: Option<IpAddr>,
+    /// Queues; `None` is one a worker.
+    pub queues: Option<u16>,
+    /// Checksum and segmentation offload, multi-queue. Off: a plain single-queue TAP.
+    pub offload: bool,
+}
+
+impl TapSpec {
+    /// A TAP with every setting at its default.
+    #[must_use]
+    pub fn new(ifname: impl Into<String>) -> Self {
+        TapSpec {
+            ifname: ifname.into(),
+            netns: None,
+            mac: None,
+            mtu: None,
+            addresses: Vec::new(),
+            gateway: None,
+            queues: None,
+            offload: true,
+        }
+    }
+}
+
+/// An interface that exists already.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PacketSpec {
+    /// Interface name, at most 15 bytes.
+    pub ifname: String,
+    /// Network namespace the interface is in; `None` is the switch's own.
+    pub netns: Option<Netns>,
+}
+
+/// A network namespace: a name under `/run/netns`, or a path to a namespace file.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Netns(pub String);
+
+impl Netns {
+    /// The file that stands for it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        if self.0.contains('/') {
+            PathBuf::from(&self.0)
+        } else {
+            PathBuf::from("/run/netns").join(&self.0)
+        }
+    }
+}
+
+impl std::fmt::Display for Netns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What may change while a port runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortSettings {
+    /// Which VLANs, when the bridge filters.
+    pub vlan: VlanMode,
+    /// Source addresses are remembered.
+    pub learning: bool,
+    /// Unknown unicast leaves by this port.
+    pub flood: bool,
+    /// Exchanges no frames with other isolated ports.
+    pub isolated: bool,
+    /// A frame may leave by the port it came in.
+    pub hairpin: bool,
+}
+
+impl Default for PortSettings {
+    fn default() -> Self {
+        PortSettings {
+            vlan: VlanMode::Default,
+            learning: true,
+            flood: true,
+            isolated: false,
+            hairpin: false,
+        }
+    }
+}
+
+/// Which VLANs a port of a filtering bridge carries.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum VlanMode {
+    /// No VLAN option was given: an access port of the bridge's default PVID.
+    #[default]
+    Default,
+    /// Untagged in this VLAN.
+    Access(VlanId),
+    /// Tagged in these, untagged in `native`.
+    Trunk {
+        /// The VLANs that leave tagged.
+        vids: VlanSet,
+        /// The VLAN of untagged frames, if they are admitted.
+        native: Option<VlanId>,
+    },
+}

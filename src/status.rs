@@ -1,0 +1,129 @@
+//! What an operator reads: bridges, ports, stations and counters as plain values.
+
+use std::collections::BTreeMap;
+
+use crate::addr::MacAddr;
+use crate::spec::{BridgeSpec, Netns, PortSpec};
+
+/// A bridge as it is now.
+#[derive(Clone, Debug)]
+pub struct BridgeStatus {
+    /// What was asked for.
+    pub spec: BridgeSpec,
+    /// Stations in its forwarding database.
+    pub fdb_used: u32,
+    /// Names of its ports, in order of creation.
+    pub ports: Vec<String>,
+}
+
+/// A port as it is now.
+#[derive(Clone, Debug)]
+pub struct PortStatus {
+    /// What was asked for.
+    pub spec: PortSpec,
+    /// Name of the interface behind it, if it has one.
+    pub ifname: Option<String>,
+    /// Its index in its namespace; `None` while it is gone.
+    pub ifindex: Option<u32>,
+    /// Address of that interface.
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Up, down or gone.
+    pub state: PortState,
+    /// Receive queues.
+    pub queues: usize,
+    /// The other end of a veth pair.
+    pub peer: Option<Peer>,
+    /// Frames, bytes and drops.
+    pub counters: PortCounters,
+}
+
+/// Whether a port can carry frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortState {
+    /// It can.
+    Up,
+    /// Its interface is administratively down or has no carrier.
+    Down,
+    /// Its interface does not exist (any more).
+    Gone,
+}
+
+/// The other end of a veth pair.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its index in its own namespace.
+    pub ifindex: u32,
+    /// Its name, where its namespace can be found.
+    pub ifname: Option<String>,
+    /// Name of its namespace under `/run/netns`; `None` when it is the switch's own or has no name.
+    pub netns: Option<Netns>,
+}
+
+/// Counters of a port, summed over the workers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PortCounters {
+    /// Frames received; a GSO frame is one.
+    pub rx_frames: u64,
+    /// Bytes received, without FCS.
+    pub rx_bytes: u64,
+    /// Frames on a wire that the received ones stand for.
+    pub rx_segments: u64,
+    /// Frames sent; a GSO frame is one.
+    pub tx_frames: u64,
+    /// Bytes sent, without FCS.
+    pub tx_bytes: u64,
+    /// Frames on a wire that the sent ones stand for.
+    pub tx_segments: u64,
+    /// Frames dropped, by the name of the reason; only reasons that happened.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// A station a bridge knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FdbEntry {
+    /// Its address.
+    pub mac: MacAddr,
+    /// Its VLAN; 0 in a bridge that does not filter.
+    pub vlan: u16,
+    /// The bridge.
+    pub bridge: String,
+    /// The port it is behind.
+    pub port: String,
+    /// How it came to be known.
+    pub state: FdbState,
+    /// Seconds since it was last heard; 0 for static and local entries.
+    pub age_secs: u32,
+}
+
+/// How a station came to be known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FdbState {
+    /// Learned; moves and ages.
+    Dynamic,
+    /// Configured; does neither.
+    Static,
+    /// The address of an `internal` port.
+    Local,
+}
+
+/// The switch as a whole.
+#[derive(Clone, Debug)]
+pub struct SwitchStatus {
+    /// One entry a worker.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// One worker.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// CPU it is pinned to.
+    pub cpu: Option<usize>,
+    /// Loop turns that found at least one frame.
+    pub busy_turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Generation of the topology it runs on.
+    pub generation: u64,
+}
