@@ -65,9 +65,7 @@ impl fmt::Debug for MacAddr {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Not six hexadecimal octets separated by `:` or `-`.
-    #[error(
-        "'{0}' is not a MAC address: expected six hexadecimal octets such as 02:00:00:00:00:01"
-    )]
+    #[error("'{0}' is not a MAC address: expected six hexadecimal octets such as 02:00:00:00:00:01")]
     Mac(String),
     /// Not a usable VLAN id.
     #[error("'{0}' is not a VLAN id: expected a number from 1 to 4094")]
@@ -107,11 +105,7 @@ impl VlanId {
     /// `None` unless `vid` is in 1…4094.
     #[must_use]
     pub const fn new(vid: u16) -> Option<VlanId> {
-        if vid >= 1 && vid <= 4094 {
-            Some(VlanId(vid))
-        } else {
-            None
-        }
+        if vid >= 1 && vid <= 4094 { Some(VlanId(vid)) } else { None }
     }
 
     /// The number.
@@ -131,10 +125,7 @@ impl FromStr for VlanId {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse()
-            .ok()
-            .and_then(VlanId::new)
-            .ok_or_else(|| ParseError::Vlan(text.to_owned()))
+        text.parse().ok().and_then(VlanId::new).ok_or_else(|| ParseError::Vlan(text.to_owned()))
     }
 }
 
@@ -204,10 +195,7 @@ mod tests {
 
     #[test]
     fn mac_addresses_read_and_print() {
-        let mac: MacAddr = "02:00:5E:10-00:01"
-            .replace('-', ":")
-            .parse()
-            .expect("valid");
+        let mac: MacAddr = "02:00:5E:10-00:01".replace('-', ":").parse().expect("valid");
         assert_eq!(mac.to_string(), "02:00:5e:10:00:01");
         assert_eq!(MacAddr::from_u64(mac.to_u64()), mac);
         for bad in [
@@ -220,9 +208,7 @@ mod tests {
         ] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
-        assert!(
-            MacAddr::BROADCAST.is_multicast() && !MacAddr::ZERO.is_station() && mac.is_station()
-        );
+        assert!(MacAddr::BROADCAST.is_multicast() && !MacAddr::ZERO.is_station() && mac.is_station());
         assert!(MacAddr([1, 0x80, 0xc2, 0, 0, 0xf]).is_link_local());
         assert!(!MacAddr([1, 0x80, 0xc2, 0, 0, 0x10]).is_link_local());
     }
@@ -230,14 +216,8 @@ mod tests {
     #[test]
     fn vlan_ids_are_bounded() {
         assert!("0".parse::<VlanId>().is_err() && "4095".parse::<VlanId>().is_err());
-        let set: VlanSet = [1, 63, 64, 4094]
-            .into_iter()
-            .filter_map(VlanId::new)
-            .collect();
-        assert_eq!(
-            set.iter().map(VlanId::get).collect::<Vec<_>>(),
-            [1, 63, 64, 4094]
-        );
+        let set: VlanSet = [1, 63, 64, 4094].into_iter().filter_map(VlanId::new).collect();
+        assert_eq!(set.iter().map(VlanId::get).collect::<Vec<_>>(), [1, 63, 64, 4094]);
         assert!(!set.contains(2) && !set.is_empty());
     }
 }

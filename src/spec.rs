@@ -136,11 +136,7 @@ impl Netns {
     /// The file that stands for it.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        if self.0.contains('/') {
-            PathBuf::from(&self.0)
-        } else {
-            PathBuf::from("/run/netns").join(&self.0)
-        }
+        if self.0.contains('/') { PathBuf::from(&self.0) } else { PathBuf::from("/run/netns").join(&self.0) }
     }
 }
 
@@ -167,13 +163,7 @@ pub struct PortSettings {
 
 impl Default for PortSettings {
     fn default() -> Self {
-        PortSettings {
-            vlan: VlanMode::Default,
-            learning: true,
-            flood: true,
-            isolated: false,
-            hairpin: false,
-        }
+        PortSettings { vlan: VlanMode::Default, learning: true, flood: true, isolated: false, hairpin: false }
     }
 }
 
