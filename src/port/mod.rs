@@ -1,2 +1,93 @@
-//! Where frames come in and go out: one kind a file.
+//! Where frames come in and go out.
+//!
+//! A port kind is one file here that opens the device and implements [`PortQueue`], a variant of
+//! [`crate::spec::PortKind`], and a line in [`open`]. The control side opens a port into one queue a worker; a queue
+//! then moves to its worker, which alone uses it, and comes back to the control side to be closed.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::batch::Batch;
+use crate::frame::Outgoing;
+use crate::offload::Capabilities;
+use crate::spec::PortKind;
+use crate::stats::Counters;
+use crate::sys;
+
 pub mod mem;
+mod packet;
+mod tap;
+
+/// One worker's way in and out of one port.
+pub trait PortQueue: Send + Debug {
+    /// What becomes readable when frames wait; `None` when this queue only sends.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Appends waiting frames to the batch until it is full or nothing waits.
+    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received;
+
+    /// Sends the frames in order; each is counted, as sent or as dropped.
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health;
+
+    /// Frames that the kernel dropped on their way to us since the last call. Not on the fast path.
+    fn take_missed(&mut self) -> u64 {
+        0
+    }
+}
+
+/// How a receive call ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// Nothing waits any more.
+    Drained,
+    /// The batch is full; more may wait.
+    More,
+    /// The device is gone.
+    Gone,
+}
+
+/// Whether the device still exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// It does, up or down.
+    Alive,
+    /// It does not.
+    Gone,
+}
+
+/// A port that the control side has opened.
+#[derive(Debug)]
+pub struct OpenPort {
+    /// One a worker.
+    pub queues: Vec<Box<dyn PortQueue>>,
+    /// How many of them receive.
+    pub receiving: usize,
+    /// What it takes unfinished.
+    pub capabilities: Capabilities,
+    /// Index of the interface behind it, in its namespace.
+    pub ifindex: Option<u32>,
+    /// MTU in bytes when it was opened.
+    pub mtu: u32,
+    /// Whether untagged frames must fit the MTU exactly.
+    pub strict_mtu: bool,
+    /// Undone when closed.
+    pub keep: Vec<OwnedFd>,
+}
+
+/// Opens a port for `workers` workers.
+///
+/// # Errors
+/// Names the interface or namespace and the operation that failed.
+pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
+    match kind {
+        PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
+        PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::Mem(port) => Ok(port.open(workers)),
+    }
+}
+
+/// Errors that mean the device itself is no more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
+}

@@ -1,0 +1,119 @@
+//! One frame on its way through the switch: where its bytes are, and what is known about it.
+//!
+//! The bytes lie in the batch's arena (see [`crate::batch`]): a validated copy that cannot change under us. Stages read
+//! them through [`crate::batch::Batch`] and never rewrite them; what changes is in this struct, one cache line.
+//!
+//! A frame whose payload stays in somebody else's memory (a guest's ring) keeps its header window here and adds its
+//! payload as further slices of [`Outgoing`]; nothing before egress looks past the header window.
+
+use crate::bridge::fdb::{Hash, Key};
+use crate::offload::{Offload, VNET_HDR_LEN};
+
+/// Bytes of an Ethernet header without tags: two addresses and the EtherType.
+pub const ETH_HEADER_LEN: usize = 14;
+/// Bytes of the two addresses.
+pub const ADDRESSES_LEN: usize = 12;
+/// Bytes of one VLAN tag.
+pub const TAG_LEN: usize = 4;
+
+/// What is known of one received frame.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Frame {
+    /// Offset of the first byte in the arena.
+    pub(crate) start: u32,
+    /// Length in bytes, without FCS.
+    pub(crate) len: u32,
+    /// What its sender left to do.
+    pub offload: Offload,
+    /// Whether it goes on; a dropped frame stays in the batch so that indices hold.
+    pub live: bool,
+    /// Whether it carries an 802.1Q tag.
+    pub tagged: bool,
+    /// Its tag control information, 0 when untagged.
+    pub tci: u16,
+    /// The VLAN it was classified into; 0 in a bridge that does not filter.
+    pub vid: u16,
+    /// Wire frames it stands for.
+    pub segments: u16,
+    /// Its source as an FDB key.
+    pub source: Key,
+    /// Its destination as an FDB key.
+    pub destination: Key,
+    /// Where the source is in the FDB.
+    pub source_hash: Hash,
+    /// Where the destination is in the FDB.
+    pub destination_hash: Hash,
+}
+
+impl Frame {
+    /// Length in bytes, without FCS.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Never: kept because a type with a length has it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A frame as one port is to send it. What cannot be sent in one piece is a list of slices, so that a frame which
+/// leaves by ten ports with different tags is never copied nor rewritten.
+#[derive(Clone, Copy, Debug)]
+pub enum Outgoing<'a> {
+    /// The offload header and the frame in one piece.
+    Whole {
+        /// [`VNET_HDR_LEN`] bytes of offload header, then the frame.
+        bytes: &'a [u8],
+        /// Wire frames it stands for.
+        segments: u32,
+    },
+    /// A frame whose tag differs from the received one's.
+    Pieces {
+        /// The offload header, with offsets for the frame as it is here.
+        header: [u8; VNET_HDR_LEN],
+        /// Destination and source.
+        addresses: &'a [u8],
+        /// The tag, if it leaves with one.
+        tag: Option<[u8; TAG_LEN]>,
+        /// From the EtherType on.
+        rest: &'a [u8],
+        /// Wire frames it stands for.
+        segments: u32,
+    },
+}
+
+impl<'a> Outgoing<'a> {
+    /// Length of the frame in bytes, without offload header and FCS.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        match self {
+            Outgoing::Whole { bytes, .. } => bytes.len() - VNET_HDR_LEN,
+            Outgoing::Pieces { addresses, tag, rest, .. } => {
+                addresses.len() + tag.map_or(0, |tag| tag.len()) + rest.len()
+            }
+        }
+    }
+
+    /// Wire frames it stands for.
+    #[must_use]
+    pub fn segments(&self) -> u32 {
+        match self {
+            Outgoing::Whole { segments, .. } | Outgoing::Pieces { segments, .. } => *segments,
+        }
+    }
+
+    /// The offload header and the frame, in order, as at most four slices; unused ones are empty.
+    #[must_use]
+    pub fn slices(&'a self) -> [&'a [u8]; 4] {
+        match self {
+            Outgoing::Whole { bytes, .. } => [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]],
+            Outgoing::Pieces { header, addresses, tag, rest, .. } => {
+                [header, addresses, tag.as_ref().map_or(&[], |tag| tag), rest]
+            }
+        }
+    }
+}

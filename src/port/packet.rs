@@ -1,0 +1,109 @@
+//! `packet` ports: an interface that exists already (a veth end, a NIC, a VF, a tap whose fd QEMU holds).
+//!
+//! One AF_PACKET socket a worker; the kernel shares flows out among them (see [`crate::sys::packet`]). The interface is
+//! promiscuous for as long as the sockets are open.
+//!
+//! What a packet socket sees, the host's own stack sees too, and would answer: ARP for any local address, router
+//! solicitations, forwarding. So everything is dropped at the interface's ingress, behind the packet sockets
+//! ([`sys::bpf`]); closing the port, or dying, undoes it. The interface should have no address: it would not be reachable.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::{Health, OpenPort, PortQueue, Received, is_gone};
+use crate::batch::Batch;
+use crate::frame::Outgoing;
+use crate::offload::Capabilities;
+use crate::spec::PacketSpec;
+use crate::stats::{Counters, DropReason};
+use crate::sys::netlink::Netlink;
+use crate::sys::packet::{self, PacketSocket};
+use crate::sys::{self, bpf, netns};
+
+pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    let name = &spec.ifname;
+    sys::check_ifname(name)?;
+    let target = spec.netns.as_ref().map(netns::open).transpose()?;
+    let target = target.as_ref().map(AsFd::as_fd);
+    let netlink = Netlink::open_in(target)?;
+    let link = netlink.link(name)?.ok_or_else(|| {
+        let place = spec.netns.as_ref().map_or(String::new(), |ns| format!(" in namespace '{ns}'"));
+        let existing = netlink.links().unwrap_or_default();
+        let existing: Vec<_> = existing.iter().map(|link| link.name.as_str()).collect();
+        let what = format!("no interface '{name}'{place}; existing: {}", existing.join(", "));
+        sys::Error::refused(std::io::ErrorKind::NotFound, what)
+    })?;
+    if let Some((address, prefix)) = netlink.addresses(link.index)?.iter().find(|(ip, _)| !is_link_local(ip)) {
+        tracing::warn!(
+            "interface '{name}' has address {address}/{prefix}, which nobody can reach while it is a port; \
+             move it to an internal port"
+        );
+    }
+    let cannot = |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
+    let sockets = netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?.map_err(cannot)?;
+    let mut keep = Vec::new();
+    match bpf::silence_host(link.index, target) {
+        Ok(silence) => keep.push(silence),
+        Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
+    }
+    Ok(OpenPort {
+        receiving: sockets.len(),
+        queues: sockets.into_iter().map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>).collect(),
+        // The kernel finishes for the device whatever the device cannot.
+        capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
+        ifindex: Some(link.index),
+        mtu: link.mtu,
+        strict_mtu: true,
+        keep,
+    })
+}
+
+/// fe80::/10, which every interface gives itself.
+fn is_link_local(address: &std::net::IpAddr) -> bool {
+    matches!(address, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+#[derive(Debug)]
+struct PacketQueue {
+    socket: PacketSocket,
+}
+
+impl PortQueue for PacketQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
+    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
+        while !batch.is_full() {
+            match self.socket.receive(batch.spare()) {
+                Ok(packet::Received::Empty) => return Received::Drained,
+                Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),
+                Ok(packet::Received::Frame { len, tag }) => {
+                    if batch.take_tagged(len, tag).is_err() {
+                        counters.drop_frame(DropReason::BadOffload);
+                    }
+                }
+                // Down, or gone: the control side hears of either, and a packet socket survives the former.
+                Err(_) => return Received::Drained,
+            }
+        }
+        Received::More
+    }
+
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        self.socket.send(frames, |index, outcome| match outcome {
+            Ok(()) => counters.sent(frames[index].frame_len(), frames[index].segments()),
+            Err(error) => counters.drop_frame(match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
+                Some(libc::ENETDOWN) => DropReason::PortDown,
+                Some(libc::EMSGSIZE) => DropReason::TooLong,
+                _ if is_gone(&error) => DropReason::PortGone,
+                _ => DropReason::TxError,
+            }),
+        });
+        Health::Alive
+    }
+
+    fn take_missed(&mut self) -> u64 {
+        self.socket.take_kernel_drops()
+    }
+}

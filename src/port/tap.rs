@@ -1,0 +1,174 @@
+//! `tap` and `internal` ports: a TAP device that the switch creates.
+//!
+//! The kernel's end of the device is an interface for the host, a container or a test; our end is an fd a worker. One
+//! kernel crossing a direction, and with the `virtio_net_hdr` frames of up to 64 KiB cross it whole.
+//!
+//! The device lives as long as its fds: nothing is left behind, however the switch ends. It is opened in the switch's own
+//! namespace and moved afterwards (see [`crate::sys::tun`] for why), so it dies with the namespace it is in, and
+//! its fds then say `EBADFD`.
+//!
+//! With `--no-offload` it is a plain single-queue device of the `tun-tap` crate without the header.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{Health, OpenPort, PortQueue, Received, is_gone};
+use crate::batch::Batch;
+use crate::frame::Outgoing;
+use crate::offload::{Capabilities, Offload, VNET_HDR_LEN};
+use crate::spec::TapSpec;
+use crate::stats::{Counters, DropReason};
+use crate::sys::netlink::{LinkChange, Netlink};
+use crate::sys::{self, netns, tun};
+
+/// Frames that the kernel queues towards us while we are busy. Its default of 500 is dropped from without
+/// back-pressure as soon as a TCP window of small frames arrives at once.
+const TX_QUEUE_FRAMES: u32 = 5000;
+
+pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    sys::check_ifname(&spec.ifname)?;
+    let queues = queues(spec, workers)?;
+    let target = spec.netns.as_ref().map(netns::open).transpose()?;
+    let there = Netlink::open_in(target.as_ref().map(AsFd::as_fd))?;
+    if there.link(&spec.ifname)?.is_some() {
+        let place = spec.netns.as_ref().map_or(String::new(), |ns| format!(" in namespace '{ns}'"));
+        let what = format!("interface '{}' exists already{place}; choose another --ifname or delete it", spec.ifname);
+        return Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what));
+    }
+    // Under a name of the kernel's choice until it is where its own name is free.
+    let name = if target.is_some() { "vswitch%d" } else { &spec.ifname };
+    let cannot = |source| sys::Error::new(format!("cannot create TAP device '{}'", spec.ifname), source);
+    let (fds, capabilities, name) = if spec.offload {
+        let (tap, name) = tun::open(name, queues).map_err(cannot)?;
+        (tap.queues, tap.capabilities, name)
+    } else {
+        let (fd, name) = tun::open_plain(name).map_err(cannot)?;
+        (vec![fd], Capabilities::default(), name)
+    };
+    if let Some(target) = &target {
+        let here = Netlink::open_in(None)?;
+        let change = LinkChange { netns: Some(target.as_fd()), name: Some(&spec.ifname), ..LinkChange::default() };
+        here.set_link(index_of(&here, &name)?, &change)?;
+    }
+    let (ifindex, mtu) = set_up(spec, &there)?;
+    Ok(OpenPort {
+        receiving: fds.len(),
+        queues: share_out(fds, workers, ifindex as usize, spec.offload),
+        capabilities,
+        ifindex: Some(ifindex),
+        mtu,
+        strict_mtu: false,
+        keep: Vec::new(),
+    })
+}
+
+fn queues(spec: &TapSpec, workers: usize) -> Result<usize, sys::Error> {
+    let refuse = |what| Err(sys::Error::refused(io::ErrorKind::InvalidInput, what));
+    let wanted = spec.queues.map(usize::from);
+    match wanted {
+        Some(n) if !spec.offload && n != 1 => {
+            refuse(format!("port '{}': --no-offload has exactly one queue; leave --queues out", spec.ifname))
+        }
+        Some(n) if n == 0 || n > workers => refuse(format!(
+            "port '{}': {n} queues; --queues takes 1 to {workers}, at most one a worker",
+            spec.ifname
+        )),
+        _ if !spec.offload => Ok(1),
+        Some(n) => Ok(n),
+        None => Ok(workers),
+    }
+}
+
+fn index_of(netlink: &Netlink, name: &str) -> Result<u32, sys::Error> {
+    let missing = || sys::Error::refused(io::ErrorKind::NotFound, format!("interface '{name}' vanished"));
+    Ok(netlink.link(name)?.ok_or_else(missing)?.index)
+}
+
+/// Gives the interface what was asked for, and switches it on. Returns its index and MTU.
+fn set_up(spec: &TapSpec, netlink: &Netlink) -> Result<(u32, u32), sys::Error> {
+    let index = index_of(netlink, &spec.ifname)?;
+    let change = LinkChange { mac: spec.mac, mtu: spec.mtu, txqlen: Some(TX_QUEUE_FRAMES), ..LinkChange::default() };
+    netlink.set_link(index, &change)?;
+    for &(address, prefix) in &spec.addresses {
+        netlink.add_address(index, address, prefix)?;
+    }
+    netlink.set_link(index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+    if let Some(gateway) = spec.gateway {
+        netlink.add_default_route(index, gateway)?;
+    }
+    let mtu = netlink.link_by_index(index)?.map_or(1500, |link| link.mtu);
+    Ok((index, mtu))
+}
+
+/// One queue a worker. With fewer fds than workers the others only send; `first` spreads the receiving over workers.
+fn share_out(fds: Vec<OwnedFd>, workers: usize, first: usize, offload: bool) -> Vec<Box<dyn PortQueue>> {
+    let fds: Vec<Arc<OwnedFd>> = fds.into_iter().map(Arc::new).collect();
+    let first = if fds.len() < workers { first } else { 0 };
+    (0..workers)
+        .map(|worker| {
+            let turn = (worker + workers - first % workers) % workers;
+            let fd = Arc::clone(&fds[turn % fds.len()]);
+            Box::new(TapQueue { fd, receives: turn < fds.len(), offload }) as Box<dyn PortQueue>
+        })
+        .collect()
+}
+
+#[derive(Debug)]
+struct TapQueue {
+    fd: Arc<OwnedFd>,
+    receives: bool,
+    /// Whether reads and writes carry a `virtio_net_hdr`.
+    offload: bool,
+}
+
+impl PortQueue for TapQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.receives.then(|| self.fd.as_fd())
+    }
+
+    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
+        if !self.receives {
+            return Received::Drained;
+        }
+        let skip = if self.offload { 0 } else { VNET_HDR_LEN };
+        while !batch.is_full() {
+            match sys::read(self.fd.as_fd(), &mut batch.spare()[skip..]) {
+                Ok(Some(read)) => {
+                    if batch.take(read + skip, self.offload).is_err() {
+                        counters.drop_frame(DropReason::BadOffload);
+                    }
+                }
+                Ok(None) => return Received::Drained,
+                Err(error) if is_gone(&error) => return Received::Gone,
+                Err(_) => return Received::Drained,
+            }
+        }
+        Received::More
+    }
+
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        for frame in frames {
+            let written = match frame {
+                Outgoing::Whole { bytes, .. } => {
+                    sys::write(self.fd.as_fd(), if self.offload { bytes } else { &bytes[VNET_HDR_LEN..] })
+                }
+                Outgoing::Pieces { .. } => {
+                    let slices = frame.slices().map(IoSlice::new);
+                    sys::write_vectored(self.fd.as_fd(), if self.offload { &slices } else { &slices[1..] })
+                }
+            };
+            match written {
+                Ok(Some(_)) => counters.sent(frame.frame_len(), frame.segments()),
+                Ok(None) => counters.drop_frame(DropReason::TxFull),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EIO) => counters.drop_frame(DropReason::PortDown),
+                    Some(libc::ENOBUFS | libc::ENOMEM) => counters.drop_frame(DropReason::TxFull),
+                    _ if is_gone(&error) => counters.drop_frame(DropReason::PortGone),
+                    _ => counters.drop_frame(DropReason::TxError),
+                },
+            }
+        }
+        Health::Alive
+    }
+}

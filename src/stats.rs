@@ -1,0 +1,133 @@
+//! Counters and drop reasons.
+//!
+//! Each worker has its own [`Counters`] for each port and is their only writer, so counting is a load, an add and a
+//! store without a locked instruction. A reader sums over the workers; it may see a frame counted before
+//! its bytes, never a torn number.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a frame, or one copy of it, went no further.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in declaration order.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)*];
+
+            /// The name operators see.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than an Ethernet header, or than the VLAN tag it announces.
+    Runt = "runt",
+    /// The source is a group address or all zeros.
+    BadSource = "bad_source",
+    /// Sent to 01-80-C2-00-00-01…0F, which stays on its link.
+    LinkLocal = "link_local",
+    /// The frame's VLAN is not admitted by the receiving port.
+    VlanIngress = "vlan_ingress",
+    /// The frame's VLAN is not carried by the port its destination is behind.
+    VlanEgress = "vlan_egress",
+    /// An 802.1ad (0x88a8) tag at a filtering port.
+    VlanUnsupported = "vlan_unsupported",
+    /// Removing the tag would let an inner tag choose the VLAN at the next switch.
+    DoubleTag = "double_tag",
+    /// The destination is behind the receiving port.
+    SamePort = "same_port",
+    /// Both ports are isolated.
+    Isolated = "isolated",
+    /// Nothing but the receiving port could have taken it.
+    NoEgress = "no_egress",
+    /// Longer than the leaving port's MTU allows.
+    TooLong = "too_long",
+    /// The offload description contradicts the frame.
+    BadOffload = "bad_offload",
+    /// The leaving port's queue is full.
+    TxFull = "tx_full",
+    /// The leaving port refused the frame.
+    TxError = "tx_error",
+    /// The leaving port is down.
+    PortDown = "port_down",
+    /// The leaving port's device is gone.
+    PortGone = "port_gone",
+    /// Received cut short, for want of buffer in the kernel.
+    RxTruncated = "rx_truncated",
+    /// Dropped by the kernel before the switch could read it.
+    RxMissed = "rx_missed",
+}
+
+/// One worker's counters for one port.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Counters {
+    /// Frames received.
+    pub rx_frames: Counter,
+    /// Bytes received.
+    pub rx_bytes: Counter,
+    /// Wire frames received.
+    pub rx_segments: Counter,
+    /// Frames sent.
+    pub tx_frames: Counter,
+    /// Bytes sent.
+    pub tx_bytes: Counter,
+    /// Wire frames sent.
+    pub tx_segments: Counter,
+    drops: [Counter; DropReason::ALL.len()],
+}
+
+impl Counters {
+    /// Counts one dropped frame.
+    #[inline]
+    pub fn drop_frame(&self, reason: DropReason) {
+        self.drop_frames(reason, 1);
+    }
+
+    /// Counts `n` dropped frames.
+    #[inline]
+    pub fn drop_frames(&self, reason: DropReason, n: u64) {
+        self.drops[reason as usize].add(n);
+    }
+
+    /// Counts one sent frame.
+    #[inline]
+    pub fn sent(&self, bytes: usize, segments: u32) {
+        self.tx_frames.add(1);
+        self.tx_bytes.add(bytes as u64);
+        self.tx_segments.add(u64::from(segments));
+    }
+
+    /// Frames dropped for `reason`.
+    #[must_use]
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].get()
+    }
+}
+
+/// A number with one writer and any number of readers.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker may call this.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,104 @@
+//! TAP devices with offloads and several queues (`Documentation/networking/tuntap.rst`).
+//!
+//! The namespace of a device is the one its first queue was opened in, names are looked up there, and the open fd
+//! pins it. So all queues are opened in the switch's own namespace under a temporary name and the
+//! device is moved and renamed afterwards; it then dies with the namespace it was moved to.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::offload::Capabilities;
+
+nix::ioctl_write_int!(tun_set_iff, b'T', 202);
+nix::ioctl_write_int!(tun_set_offload, b'T', 208);
+nix::ioctl_read!(tun_get_iff, b'T', 210, libc::ifreq);
+nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
+
+/// The queues of a TAP device that this process created.
+#[derive(Debug)]
+pub struct Tap {
+    /// One non-blocking fd a queue; reads and writes carry a 12-byte `virtio_net_hdr`.
+    pub queues: Vec<OwnedFd>,
+    /// What the kernel agreed to take from us (and to give us).
+    pub capabilities: Capabilities,
+}
+
+/// Creates a TAP device called `name` (at most 15 bytes; `%d` is replaced by the kernel) with `queues` queues,
+/// in the calling thread's namespace.
+///
+/// # Errors
+/// The operation that the kernel refused, `EBUSY` when the name exists.
+pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
+    let mut name = name.to_owned();
+    let mut tap = Tap { queues: Vec::with_capacity(queues), capabilities: Capabilities::default() };
+    for index in 0..queues.max(1) {
+        let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+        let fd = OwnedFd::from(file);
+        let exclusive = if index == 0 { libc::IFF_TUN_EXCL } else { 0 };
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
+        name = attach(&fd, &name, flags)?;
+        if index == 0 {
+            tap.capabilities = offer_offloads(&fd)?;
+        }
+        let header_len: libc::c_int = crate::offload::VNET_HDR_LEN as libc::c_int;
+        // SAFETY: the pointer is to a live int, as the ioctl wants.
+        unsafe { tun_set_vnet_hdr_size(fd.as_raw_fd(), &header_len) }?;
+        super::set_nonblocking(&fd)?;
+        tap.queues.push(fd);
+    }
+    Ok((tap, name))
+}
+
+/// TUNSETIFF, and TUNGETIFF to see that the flags took; returns the device's name.
+fn attach(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<String> {
+    // SAFETY: ifreq is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // The kernel's field is a short; IFF_MULTI_QUEUE … IFF_VNET_HDR all fit its 16 bits.
+    request.ifr_ifru.ifru_flags = (flags & 0xffff) as u16 as libc::c_short;
+    // SAFETY: the pointer is to a live ifreq, as the ioctl wants.
+    unsafe { tun_set_iff(fd.as_raw_fd(), &raw const request as _) }?;
+    // SAFETY: as above; the kernel fills it.
+    unsafe { tun_get_iff(fd.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: TUNGETIFF wrote the flags member.
+    let got = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16);
+    if got & libc::IFF_VNET_HDR == 0 || got & libc::IFF_TAP == 0 {
+        return Err(io::Error::other("the kernel ignored IFF_VNET_HDR"));
+    }
+    Ok(request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| char::from(c.cast_unsigned())).collect())
+}
+
+/// TUNSETOFFLOAD, probing downwards: USO came with Linux 6.2.
+fn offer_offloads(fd: &OwnedFd) -> io::Result<Capabilities> {
+    let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let uso = tso | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |flags: libc::c_uint| {
+        // SAFETY: the ioctl takes flags by value.
+        unsafe { tun_set_offload(fd.as_raw_fd(), u64::from(flags) as _) }
+    };
+    if set(uso).is_ok() {
+        return Ok(Capabilities { csum: true, tso4: true, tso6: true, uso: true });
+    }
+    set(tso)?;
+    Ok(Capabilities { csum: true, tso4: true, tso6: true, uso: false })
+}
+
+/// Opens a plain single-queue TAP without offloads by the `tun-tap` crate.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn open_plain(name: &str) -> io::Result<(OwnedFd, String)> {
+    let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
+    device.set_non_blocking()?;
+    // SAFETY: dup returns a new descriptor that nobody else owns, or -1.
+    let copy: RawFd = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: checked to be a valid descriptor; owned from here on. The device's own fd closes with `device`.
+    Ok((unsafe { OwnedFd::from_raw_fd(copy) }, device.name().to_owned()))
+}

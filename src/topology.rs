@@ -1,0 +1,122 @@
+//! The immutable picture of bridges and ports that workers run on.
+//!
+//! The control side builds a new one for each change and hands it to every worker; a worker swaps it in between two
+//! batches and acknowledges. Nothing here changes after it was built, except what is atomic in [`PortShared`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::addr::PortId;
+use crate::bridge::fdb::Fdb;
+use crate::bridge::vlan::VlanPolicy;
+use crate::offload::Capabilities;
+use crate::stats::Counters;
+
+/// Most ports a switch can have.
+pub const PORTS_MAX: usize = 4096;
+
+/// Everything a worker needs to know to forward a frame.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// Counts up by one for each change.
+    pub generation: u64,
+    /// Bridges, named by their index.
+    pub bridges: Vec<Bridge>,
+    /// Ports, by [`PortId`].
+    pub ports: Vec<Option<Port>>,
+}
+
+impl Topology {
+    /// The port with this id.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.index())?.as_ref()
+    }
+}
+
+/// A bridge, as workers see it.
+#[derive(Debug)]
+pub struct Bridge {
+    /// Who is where.
+    pub fdb: Arc<Fdb>,
+    /// Stations are remembered at all (an ageing time of 0 makes a hub).
+    pub learning: bool,
+    /// IEEE 802.1Q VLAN filtering.
+    pub filtering: bool,
+    /// Its ports, in order of id.
+    pub members: Vec<PortId>,
+}
+
+/// A port, as workers see it.
+#[derive(Debug)]
+pub struct Port {
+    /// Its id: its index in [`Topology::ports`].
+    pub id: PortId,
+    /// Index of its bridge in [`Topology::bridges`].
+    pub bridge: usize,
+    /// Source addresses are remembered.
+    pub learning: bool,
+    /// Unknown unicast leaves here.
+    pub flood: bool,
+    /// Exchanges nothing with other isolated ports.
+    pub isolated: bool,
+    /// A frame may leave by the port it came in.
+    pub hairpin: bool,
+    /// Which VLANs, when the bridge filters.
+    pub vlan: VlanPolicy,
+    /// What it takes unfinished.
+    pub capabilities: Capabilities,
+    /// What changes while it runs.
+    pub shared: Arc<PortShared>,
+}
+
+/// What of a port changes without a new topology, and its counters.
+#[derive(Debug)]
+pub struct PortShared {
+    /// Its device is gone; set by whoever sees it first, cleared by nobody (a new device is a new port).
+    pub gone: AtomicBool,
+    /// Longest untagged frame without GSO it can send, in bytes with Ethernet header.
+    frame_max: AtomicU32,
+    /// Extra bytes that a tagged frame may have.
+    tag_allowance: u32,
+    /// One a worker.
+    pub counters: Box<[Counters]>,
+}
+
+impl PortShared {
+    /// Counters for `workers` workers; `strict_mtu` is a port whose untagged frames must fit the MTU exactly.
+    #[must_use]
+    pub fn new(workers: usize, mtu: u32, strict_mtu: bool) -> Self {
+        let shared = PortShared {
+            gone: AtomicBool::new(false),
+            frame_max: AtomicU32::new(0),
+            tag_allowance: if strict_mtu { 4 } else { 0 },
+            counters: (0..workers).map(|_| Counters::default()).collect(),
+        };
+        shared.set_mtu(mtu);
+        shared
+    }
+
+    /// Follows the MTU of the interface, in bytes.
+    pub fn set_mtu(&self, mtu: u32) {
+        let header = if self.tag_allowance == 0 { 18 } else { 14 };
+        self.frame_max.store(mtu.saturating_add(header), Ordering::Relaxed);
+    }
+
+    /// Whether a frame of `len` bytes that is not GSO is too long for this port.
+    #[inline]
+    #[must_use]
+    pub fn too_long(&self, len: usize, tagged: bool) -> bool {
+        let allowance = if tagged { self.tag_allowance } else { 0 };
+        len > (self.frame_max.load(Ordering::Relaxed) + allowance) as usize
+    }
+
+    /// Whether its device is gone.
+    #[inline]
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
