@@ -10,9 +10,8 @@
 
 use arrayvec::ArrayVec;
 
-use crate::bridge::fdb::{Hash, Key};
-use crate::frame::{ADDRESSES_LEN, Frame, TAG_LEN};
-use crate::offload::{Gso, Offload, VNET_HDR_LEN};
+use crate::frame::{ADDRESSES_LEN, Frame, TAG_LEN, TAG_SHIFT};
+use crate::offload::{BadOffload, Offload, VNET_HDR_LEN};
 
 /// Most frames in a batch.
 pub const BATCH_FRAMES: usize = 64;
@@ -63,50 +62,38 @@ impl Batch {
         &mut self.arena[start..start + VNET_HDR_LEN + FRAME_MAX]
     }
 
-    /// Takes the `len` bytes of frame (without offload header) in [`Batch::spare`] as the next frame.
+    /// Takes the `len` bytes of frame in [`Batch::spare`] as the next frame, with the offload header before them, which is
+    /// checked. `tag` is a VLAN tag that the kernel took out; it is put back behind the addresses.
+    ///
+    /// # Errors
+    /// The offload header contradicts the frame, which is then not taken.
     #[inline]
-    pub fn push(&mut self, len: usize, offload: Offload) {
-        self.push_at(self.used + HEADROOM, len, offload);
-    }
-
-    /// Like [`Batch::push`], and puts a VLAN tag that the kernel took out back behind the addresses.
-    #[inline]
-    pub fn push_tagged(&mut self, len: usize, tag: [u8; TAG_LEN], offload: Offload) {
-        let start = self.used + HEADROOM;
-        if len < ADDRESSES_LEN {
-            return self.push_at(start, len, offload);
+    pub fn take(&mut self, len: usize, tag: Option<[u8; TAG_LEN]>) -> Result<(), BadOffload> {
+        let (mut start, mut len) = (self.used + HEADROOM, len);
+        let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk() else { unreachable!() };
+        let mut offload = Offload::from_virtio(header, len)?;
+        if let Some(tag) = tag.filter(|_| len >= ADDRESSES_LEN) {
+            self.arena.copy_within(start..start + ADDRESSES_LEN, start - TAG_LEN);
+            start -= TAG_LEN;
+            len += TAG_LEN;
+            self.arena[start + ADDRESSES_LEN..start + ADDRESSES_LEN + TAG_LEN].copy_from_slice(&tag);
+            offload = offload.shifted(TAG_SHIFT);
         }
-        self.arena.copy_within(start..start + ADDRESSES_LEN, start - TAG_LEN);
-        self.arena[start + ADDRESSES_LEN - TAG_LEN..start + ADDRESSES_LEN].copy_from_slice(&tag);
-        self.push_at(start - TAG_LEN, len + TAG_LEN, offload.with_tag_pushed());
-    }
-
-    #[inline]
-    fn push_at(&mut self, start: usize, len: usize, offload: Offload) {
-        let header: &mut [u8; VNET_HDR_LEN] =
-            (&mut self.arena[start - VNET_HDR_LEN..start]).try_into().unwrap_or_else(|_| unreachable!());
+        offload.admit(&mut self.arena[start..start + len], len)?;
+        let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk_mut() else { unreachable!() };
         offload.to_virtio(header);
-        let segments = match offload.gso {
-            Gso::None => 1,
-            _ => crate::offload::segment_count(&self.arena[start..start + len], &offload),
-        };
         self.used = (start + len).next_multiple_of(ALIGN);
-        // Both fit: the arena is far smaller than 4 GiB, and a 64 KiB frame has fewer than 65,536 segments.
+        // All fit: the arena is far smaller than 4 GiB, and a 64 KiB frame has at most 2,048 segments.
         #[allow(clippy::cast_possible_truncation)]
         self.frames.push(Frame {
             start: start as u32,
             len: len as u32,
+            segments: offload.segments(len) as u16,
             offload,
             live: true,
-            tagged: false,
-            tci: 0,
-            vid: 0,
-            segments: segments as u16,
-            source: Key::default(),
-            destination: Key::default(),
-            source_hash: Hash::default(),
-            destination_hash: Hash::default(),
+            ..Frame::default()
         });
+        Ok(())
     }
 
     /// A frame's bytes, from the destination address on.

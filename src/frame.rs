@@ -15,9 +15,11 @@ pub const ETH_HEADER_LEN: usize = 14;
 pub const ADDRESSES_LEN: usize = 12;
 /// Bytes of one VLAN tag.
 pub const TAG_LEN: usize = 4;
+/// By how much pushing a tag moves what is behind it.
+pub const TAG_SHIFT: i8 = 4;
 
 /// What is known of one received frame.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 pub struct Frame {
     /// Offset of the first byte in the arena.

@@ -9,9 +9,9 @@ use arrayvec::ArrayVec;
 use super::{Context, Workshop};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::bridge::vlan::{self, Leaves};
-use crate::frame::{ADDRESSES_LEN, ETH_HEADER_LEN, Frame, Outgoing, TAG_LEN};
-use crate::offload::segment::{Checksums, Segmenter};
-use crate::offload::{Gso, Takes, VNET_HDR_LEN, checksum};
+use crate::frame::{ADDRESSES_LEN, ETH_HEADER_LEN, Frame, Outgoing, TAG_LEN, TAG_SHIFT};
+use crate::offload::segment::Segmenter;
+use crate::offload::{Gso, Offload, Takes, VNET_HDR_LEN, checksum};
 use crate::port::{Health, PortQueue};
 use crate::stats::{Counters, DropReason};
 use crate::topology::Port;
@@ -111,8 +111,8 @@ impl Leaving<'_> {
         }
         let mut header = [0; VNET_HDR_LEN];
         let offload = match (frame.tagged, tag) {
-            (true, None) => frame.offload.with_tag_popped(),
-            (false, Some(_)) => frame.offload.with_tag_pushed(),
+            (true, None) => frame.offload.shifted(-TAG_SHIFT),
+            (false, Some(_)) => frame.offload.shifted(TAG_SHIFT),
             _ => frame.offload,
         };
         offload.to_virtio(&mut header);
@@ -131,32 +131,34 @@ impl Leaving<'_> {
         let offload = match form {
             Outgoing::Whole { .. } => frame.offload,
             Outgoing::Pieces { .. } => match header.first_chunk() {
-                Some(header) => crate::offload::Offload::from_virtio(header, len).unwrap_or(frame.offload),
+                Some(header) => Offload::from_virtio(header, len).unwrap_or(frame.offload),
                 None => frame.offload,
             },
         };
         match takes {
-            Takes::Segment(checksums) => self.segment(len, &offload, checksums),
+            Takes::Segment => self.segment(len, &offload),
             _ => self.complete(len, &offload),
         }
     }
 
-    fn complete(&mut self, len: usize, offload: &crate::offload::Offload) {
+    fn complete(&mut self, len: usize, offload: &Offload) {
         let Workshop { linear, finished } = &mut *self.workshop;
-        if checksum::finish(&mut linear[..len], offload).is_err() {
+        let Ok(left) = checksum::finish(&mut linear[..len], offload) else {
             return self.counters.drop_frame(DropReason::BadOffload);
-        }
+        };
         let bytes = &mut finished[..VNET_HDR_LEN + len];
-        bytes[..VNET_HDR_LEN].fill(0);
+        if let Some(header) = bytes.first_chunk_mut() {
+            left.to_virtio(header);
+        }
         bytes[VNET_HDR_LEN..].copy_from_slice(&linear[..len]);
         if self.queue.transmit(&[Outgoing::Whole { bytes, segments: 1 }], self.counters) == Health::Gone {
             self.port.shared.gone.store(true, std::sync::atomic::Ordering::Relaxed);
         }
     }
 
-    fn segment(&mut self, len: usize, offload: &crate::offload::Offload, checksums: Checksums) {
+    fn segment(&mut self, len: usize, offload: &Offload) {
         let Workshop { linear, finished } = &mut *self.workshop;
-        let Ok(mut segmenter) = Segmenter::new(&linear[..len], offload, checksums) else {
+        let Ok(mut segmenter) = Segmenter::new(&linear[..len], offload, self.port.capabilities.segment_checksum()) else {
             return self.counters.drop_frame(DropReason::BadOffload);
         };
         let size = VNET_HDR_LEN + segmenter.segment_size_max();
@@ -165,7 +167,7 @@ impl Leaving<'_> {
             let mut done = false;
             for slot in finished.chunks_mut(size.next_multiple_of(64)).filter(|slot| slot.len() >= size).take(BATCH_FRAMES) {
                 let (header, out) = slot.split_at_mut(VNET_HDR_LEN);
-                let Some((len, left)) = segmenter.next_into(out) else {
+                let Some(len) = segmenter.next_into(out) else {
                     done = true;
                     break;
                 };
@@ -174,7 +176,7 @@ impl Leaving<'_> {
                     continue;
                 }
                 if let Some(header) = header.first_chunk_mut() {
-                    left.to_virtio(header);
+                    segmenter.segment_offload().to_virtio(header);
                 }
                 outgoing.push(Outgoing::Whole { bytes: &slot[..VNET_HDR_LEN + len], segments: 1 });
             }

@@ -119,14 +119,13 @@ impl PortQueue for MemQueue {
         while !batch.is_full() {
             let Ok(frame) = self.port.0.to_switch.1.try_recv() else { return Received::Drained };
             // As a device would: what the frame says of itself is checked, not believed.
-            let mut header = [0; VNET_HDR_LEN];
-            frame.offload.to_virtio(&mut header);
-            match Offload::from_virtio(&header, frame.bytes.len()) {
-                Ok(offload) => {
-                    batch.spare()[VNET_HDR_LEN..VNET_HDR_LEN + frame.bytes.len()].copy_from_slice(&frame.bytes);
-                    batch.push(frame.bytes.len(), offload);
-                }
-                Err(_) => counters.drop_frame(DropReason::BadOffload),
+            let (header, rest) = batch.spare().split_at_mut(VNET_HDR_LEN);
+            if let Some(header) = header.first_chunk_mut() {
+                frame.offload.to_virtio(header);
+            }
+            rest[..frame.bytes.len()].copy_from_slice(&frame.bytes);
+            if batch.take(frame.bytes.len(), None).is_err() {
+                counters.drop_frame(DropReason::BadOffload);
             }
         }
         Received::More

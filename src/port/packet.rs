@@ -78,7 +78,7 @@ impl PortQueue for PacketQueue {
                 Ok(packet::Received::Empty) => return Received::Drained,
                 Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),
                 Ok(packet::Received::Frame { len, tag }) => {
-                    if batch.take_tagged(len, tag).is_err() {
+                    if batch.take(len, tag).is_err() {
                         counters.drop_frame(DropReason::BadOffload);
                     }
                 }

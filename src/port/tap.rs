@@ -131,11 +131,18 @@ impl PortQueue for TapQueue {
         if !self.receives {
             return Received::Drained;
         }
-        let skip = if self.offload { 0 } else { VNET_HDR_LEN };
         while !batch.is_full() {
-            match sys::read(self.fd.as_fd(), &mut batch.spare()[skip..]) {
+            let spare = batch.spare();
+            let read = if self.offload {
+                sys::read(self.fd.as_fd(), spare)
+            } else {
+                spare[..VNET_HDR_LEN].fill(0);
+                sys::read(self.fd.as_fd(), &mut spare[VNET_HDR_LEN..])
+            };
+            match read {
                 Ok(Some(read)) => {
-                    if batch.take(read + skip, self.offload).is_err() {
+                    let len = if self.offload { read.saturating_sub(VNET_HDR_LEN) } else { read };
+                    if batch.take(len, None).is_err() {
                         counters.drop_frame(DropReason::BadOffload);
                     }
                 }

@@ -1,13 +1,27 @@
 //! The only home of system calls: every `unsafe` towards Linux is here.
 //!
-//! Each function is a thin, typed, owned form of one kernel facility: file descriptors are [`std::os::fd::OwnedFd`]
-//! from the first line, errors name the operation, nothing panics on what the kernel answers.
+//! The contract of this folder with the rest:
+//!
+//! - Callers see safe functions, owned descriptors ([`std::os::fd::OwnedFd`]) and plain values, never a raw number
+//!   whose lifetime they must know.
+//! - No call moves the calling thread to another namespace: what must run elsewhere runs on a scratch thread
+//!   ([`netns::run_in`]). The one exception says so: [`netns::exec`], which ends the program.
+//! - An [`Error`] names the object and the operation and carries the kernel's answer.
+//! - Nothing here logs, and nothing here keeps state that is not in a value the caller holds.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+mod error;
+
+pub mod bpf;
+pub mod netlink;
+pub mod netns;
+pub mod packet;
 pub mod thread;
 pub mod tun;
+
+pub use error::{Error, Result, check_ifname};
 
 /// O_NONBLOCK on.
 pub(crate) fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
