@@ -1,1 +1,4 @@
 //! What a learning switch knows.
+
+pub mod fdb;
+mod sync;
