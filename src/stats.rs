@@ -107,6 +107,17 @@ impl Counters {
         self.tx_segments.add(u64::from(segments));
     }
 
+    /// Adds another's counts to these; only before a worker owns them.
+    pub(crate) fn continue_from(&self, before: &Counters) {
+        self.rx_frames.add(before.rx_frames.get());
+        self.rx_bytes.add(before.rx_bytes.get());
+        self.rx_segments.add(before.rx_segments.get());
+        self.tx_frames.add(before.tx_frames.get());
+        self.tx_bytes.add(before.tx_bytes.get());
+        self.tx_segments.add(before.tx_segments.get());
+        DropReason::ALL.iter().for_each(|&reason| self.drop_frames(reason, before.drops(reason)));
+    }
+
     /// Frames dropped for `reason`.
     #[must_use]
     pub fn drops(&self, reason: DropReason) -> u64 {

@@ -98,6 +98,13 @@ impl PortShared {
         shared
     }
 
+    /// Goes on counting where `before` ended; before any worker has it.
+    pub fn continue_from(&self, before: &PortShared) {
+        for (counters, before) in self.counters.iter().zip(&before.counters) {
+            counters.continue_from(before);
+        }
+    }
+
     /// Follows the MTU of the interface, in bytes.
     pub fn set_mtu(&self, mtu: u32) {
         let header = if self.tag_allowance == 0 { 18 } else { 14 };

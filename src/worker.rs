@@ -51,7 +51,10 @@ pub enum Command {
         done: Sender<Applied>,
     },
     /// Look for frames that the kernel dropped, and count them.
-    CountMissed,
+    CountMissed {
+        /// Where to say that it is done.
+        done: Sender<()>,
+    },
     /// End.
     Stop,
 }
@@ -59,8 +62,6 @@ pub enum Command {
 /// A worker has swapped.
 #[derive(Debug)]
 pub struct Applied {
-    /// Its index.
-    pub worker: usize,
     /// Queues it no longer uses, to be closed when every worker has answered.
     pub released: Vec<Box<dyn PortQueue>>,
 }
@@ -106,6 +107,7 @@ pub struct Worker {
     waker: Arc<Waker>,
     commands: Receiver<Command>,
     events: Sender<Event>,
+    bell: Arc<Waker>,
     topology: Arc<Topology>,
     queues: Vec<Option<Box<dyn PortQueue>>>,
     /// Ports whose queue may have frames, in order of service.
@@ -131,6 +133,7 @@ impl Worker {
         shared: Arc<Shared>,
         commands: Receiver<Command>,
         events: Sender<Event>,
+        bell: Arc<Waker>,
     ) -> std::io::Result<Worker> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
@@ -141,6 +144,7 @@ impl Worker {
             waker,
             commands,
             events,
+            bell,
             topology: Arc::default(),
             queues: Vec::new(),
             hot: Vec::with_capacity(PORTS_MAX),
@@ -293,6 +297,7 @@ impl Worker {
             self.deregister(&**queue);
         }
         let _ = self.events.send(Event::PortGone(id));
+        let _ = self.bell.wake();
     }
 
     /// Carries out what the control side sent; `false` is the end.
@@ -300,10 +305,13 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop => return false,
-                Command::CountMissed => self.count_missed(),
+                Command::CountMissed { done } => {
+                    self.count_missed();
+                    let _ = done.send(());
+                }
                 Command::Apply { topology, remove, add, done } => {
                     let released = self.apply(topology, &remove, add);
-                    let _ = done.send(Applied { worker: self.index, released });
+                    let _ = done.send(Applied { released });
                 }
             }
         }

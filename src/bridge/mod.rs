@@ -1,1 +1,5 @@
 //! What a learning switch knows.
+
+pub mod fdb;
+mod sync;
+pub mod vlan;

@@ -77,6 +77,12 @@ impl VlanPolicy {
         }
     }
 
+    /// Every VLAN it carries, its PVID first.
+    pub fn vids(&self) -> impl Iterator<Item = u16> + '_ {
+        let tagged = self.tagged.iter().map(VlanId::get).filter(|_| self.trunk);
+        Some(self.pvid).filter(|&vid| vid != 0).into_iter().chain(tagged)
+    }
+
     /// Whether the far side may be a switch that believes tags, so that an inner tag must not come to light.
     #[inline]
     #[must_use]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::{Health, OpenPort, PortQueue, Received, is_gone};
 use crate::batch::Batch;
 use crate::frame::Outgoing;
-use crate::offload::{Capabilities, Offload, VNET_HDR_LEN};
+use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::spec::TapSpec;
 use crate::stats::{Counters, DropReason};
 use crate::sys::netlink::{LinkChange, Netlink};

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 mod error;
 
 pub mod bpf;
+pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;
 pub mod packet;

@@ -7,14 +7,19 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::offload::Capabilities;
 
-nix::ioctl_write_int!(tun_set_iff, b'T', 202);
-nix::ioctl_write_int!(tun_set_offload, b'T', 208);
-nix::ioctl_read!(tun_get_iff, b'T', 210, libc::ifreq);
-nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
+mod ioctl {
+    //! The TUN driver's ioctls (linux/if_tun.h).
+    #![allow(missing_docs)]
+    nix::ioctl_write_int!(tun_set_iff, b'T', 202);
+    nix::ioctl_write_int!(tun_set_offload, b'T', 208);
+    nix::ioctl_read!(tun_get_iff, b'T', 210, libc::ifreq);
+    nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
+}
+use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_vnet_hdr_size};
 
 /// The queues of a TAP device that this process created.
 #[derive(Debug)]
@@ -93,7 +98,9 @@ fn offer_offloads(fd: &OwnedFd) -> io::Result<Capabilities> {
 /// What the kernel refused.
 pub fn open_plain(name: &str) -> io::Result<(OwnedFd, String)> {
     let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
-    device.set_non_blocking()?;
+    // Before the duplicate: they share the open file, and with it the flag.
+    // SAFETY: `device` keeps its descriptor open for this borrow.
+    super::set_nonblocking(&unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) })?;
     // SAFETY: dup returns a new descriptor that nobody else owns, or -1.
     let copy: RawFd = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {

@@ -1,0 +1,309 @@
+//! The control side: owns bridges, ports and workers, and applies changes to them.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, unbounded};
+use mio::{Events, Poll, Token, Waker};
+
+use crate::addr::MacAddr;
+use crate::spec::{BridgeSpec, PortSettings, PortSpec};
+use crate::status::{BridgeStatus, FdbEntry, PortStatus, SwitchStatus};
+use crate::sys;
+use crate::worker::Event;
+
+mod control;
+mod crew;
+mod namespaces;
+
+use control::Control;
+use crew::Crew;
+use namespaces::Namespaces;
+
+/// How workers wait for frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PollMode {
+    /// Spin while it pays, then sleep.
+    #[default]
+    Adaptive,
+    /// Never sleep.
+    Busy,
+    /// Sleep at once.
+    Wait,
+}
+
+/// How a switch runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Worker threads; `None` is one a core.
+    pub workers: Option<usize>,
+    /// CPUs to pin workers to, round robin; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// How workers wait.
+    pub poll: PollMode,
+}
+
+/// Why a change was refused: one line that names the object and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something of that name exists already.
+    #[error("{0}")]
+    Exists(String),
+    /// Nothing of that name.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request contradicts itself or the state of the switch.
+    #[error("{0}")]
+    Invalid(String),
+    /// The kernel refused.
+    #[error("{what}: {source}")]
+    System {
+        /// The object and the operation.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// What to do when a packet port's interface does not exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// Refuse the port.
+    Refuse,
+    /// Add it as `gone`; it comes up when the interface appears.
+    Wait,
+}
+
+/// Which stations to show or flush; `None` is any.
+#[derive(Clone, Debug, Default)]
+pub struct FdbFilter {
+    /// Of this bridge.
+    pub bridge: Option<String>,
+    /// Behind this port.
+    pub port: Option<String>,
+    /// In this VLAN.
+    pub vlan: Option<u16>,
+}
+
+impl Error {
+    fn not_found<'a>(what: &str, name: &str, existing: impl Iterator<Item = &'a str>) -> Error {
+        let mut existing: Vec<_> = existing.collect();
+        existing.sort_unstable();
+        let existing = match existing.len() {
+            0 => format!("there is no {what} yet"),
+            1..=20 => format!("existing: {}", existing.join(", ")),
+            n => format!("there are {n} others; list them with: vswitchctl {what} show"),
+        };
+        Error::NotFound(format!("no {what} '{name}'; {existing}"))
+    }
+
+    fn port(name: &str, error: sys::Error) -> Error {
+        if error.is_not_found() {
+            Error::NotFound(format!("port '{name}': {error}"))
+        } else if error.is_exists() {
+            Error::Exists(format!("port '{name}': {error}"))
+        } else if error.source.kind() == io::ErrorKind::InvalidInput && error.source.raw_os_error().is_none() {
+            Error::Invalid(format!("port '{name}': {error}"))
+        } else {
+            Error::System { what: format!("port '{name}': {}", error.what), source: error.source }
+        }
+    }
+}
+
+/// A running switch. Every method may be called from any thread; changes are serialised. Dropping it is stopping it.
+pub struct Switch {
+    control: Arc<Mutex<Control>>,
+    bell: Arc<Waker>,
+    end: Arc<AtomicBool>,
+    caretaker: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Switch").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl Switch {
+    /// Starts the workers, without bridges and ports.
+    ///
+    /// # Errors
+    /// A thread or epoll instance cannot be had, or a CPU to pin to does not exist.
+    pub fn start(options: &Options) -> Result<Switch, Error> {
+        let system = |what: &str| {
+            let what = what.to_owned();
+            move |source| Error::System { what, source }
+        };
+        let poll = Poll::new().map_err(system("cannot start: epoll"))?;
+        let bell = Arc::new(Waker::new(poll.registry(), BELL).map_err(system("cannot start: eventfd"))?);
+        let registry = poll.registry().try_clone().map_err(system("cannot start: epoll"))?;
+        let (events, inbox) = unbounded();
+        let crew = Crew::start(options, &events, &bell).map_err(system("cannot start the workers"))?;
+        let control = Arc::new(Mutex::new(Control::new(crew, Namespaces::new(registry))));
+        let end = Arc::new(AtomicBool::new(false));
+        let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
+        let thread = std::thread::Builder::new().name("caretaker".into()).spawn(move || caretaker.run());
+        let caretaker = Some(thread.map_err(system("cannot start a thread"))?);
+        Ok(Switch { control, bell, end, caretaker })
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        // A panic while a change was made left the old topology running; what is there is still consistent.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn status(&self) -> SwitchStatus {
+        SwitchStatus { workers: self.control().crew.status() }
+    }
+
+    /// Adds a bridge.
+    ///
+    /// # Errors
+    /// The name is taken or not one, or a number is out of range.
+    pub fn add_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        self.control().add_bridge(spec)
+    }
+
+    /// Replaces every setting of the bridge called `spec.name`. A change of VLAN filtering forgets dynamic entries.
+    ///
+    /// # Errors
+    /// There is no such bridge, or a number is out of range.
+    pub fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        self.control().set_bridge(spec)
+    }
+
+    /// Removes a bridge.
+    ///
+    /// # Errors
+    /// There is no such bridge, or it has ports and `with_ports` is false.
+    pub fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error> {
+        self.control().del_bridge(name, with_ports)
+    }
+
+    /// Every bridge, in order of creation.
+    #[must_use]
+    pub fn bridges(&self) -> Vec<BridgeStatus> {
+        self.control().bridges()
+    }
+
+    /// Adds a port. When this returns, every worker forwards its frames.
+    ///
+    /// # Errors
+    /// The name or the interface is taken, there is no such bridge, the bridge does not filter VLANs, or the kernel refused.
+    pub fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
+        self.control().add_port(spec, missing)
+    }
+
+    /// Replaces every setting of a port, without losing a frame.
+    ///
+    /// # Errors
+    /// There is no such port, or its bridge does not filter VLANs.
+    pub fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
+        self.control().set_port(name, settings)
+    }
+
+    /// Removes a port and the stations behind it.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn del_port(&self, name: &str) -> Result<(), Error> {
+        self.control().del_port(name)
+    }
+
+    /// Every port, in order of creation.
+    #[must_use]
+    pub fn ports(&self) -> Vec<PortStatus> {
+        self.control().ports()
+    }
+
+    /// Stations, sorted by bridge, VLAN and address.
+    ///
+    /// # Errors
+    /// The filter names a bridge or port that does not exist.
+    pub fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
+        self.control().fdb(filter)
+    }
+
+    /// Adds (or replaces) a static entry. Without `vlan`, in a bridge that filters, it is in the VLAN of the port's
+    /// untagged frames.
+    ///
+    /// # Errors
+    /// There is no such port, it does not carry the VLAN, the address is no station's, or the table is full.
+    pub fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
+        self.control().fdb_add(mac, port, vlan)
+    }
+
+    /// Removes an entry, in one VLAN or in all, of any state but local.
+    ///
+    /// # Errors
+    /// There is no such bridge or entry, or the entry is local.
+    pub fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        self.control().fdb_del(mac, bridge, vlan)
+    }
+
+    /// Forgets dynamic entries; returns how many.
+    ///
+    /// # Errors
+    /// The filter names a bridge or port that does not exist.
+    pub fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
+        self.control().fdb_flush(filter)
+    }
+
+    /// Removes everything it created and ends its threads.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let _ = self.bell.wake();
+        if let Some(thread) = self.caretaker.take() {
+            let _ = thread.join();
+        }
+        // Workers close their queues, and with its fds a TAP device goes; the rest goes with `Control`.
+        self.control().crew.stop();
+    }
+}
+
+const BELL: Token = Token(0);
+/// How often namespaces are looked at, and packet ports that wait for their interface.
+const ROUND: Duration = Duration::from_millis(250);
+
+/// The thread that follows the world: interfaces that change, namespaces that vanish, stations that age.
+struct Caretaker {
+    poll: Poll,
+    inbox: Receiver<Event>,
+    control: Arc<Mutex<Control>>,
+    end: Arc<AtomicBool>,
+}
+
+impl Caretaker {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        let mut expired = Instant::now();
+        while !self.end.load(Ordering::Relaxed) {
+            if let Err(error) = self.poll.poll(&mut events, Some(ROUND)) {
+                if error.kind() != io::ErrorKind::Interrupted {
+                    tracing::error!(%error, "epoll failed");
+                    std::thread::sleep(ROUND);
+                }
+            }
+            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            let gone: Vec<_> = self.inbox.try_iter().map(|Event::PortGone(id)| id).collect();
+            control.lose(gone);
+            control.catch_up();
+            if expired.elapsed() >= Duration::from_secs(1) {
+                expired = Instant::now();
+                control.expire();
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Memory the kernel hands out zeroed, and cache hints.
+//!
+//! Big shared tables are mapped rather than allocated: their pages cost nothing until they are touched, and
+//! all-zero bytes are their valid empty state, so a table of a million stations exists at once and an idle one
+//! stays small. (`alloc_zeroed` with an alignment above 16 writes the zeros itself and so touches every page.)
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::fmt;
+use std::ops::Deref;
+use std::ptr::NonNull;
+
+/// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched longer.
+const HUGE_FROM_BYTES: usize = 16 << 20;
+
+/// A type of which all-zero bytes are a valid value.
+///
+/// # Safety
+///
+/// All-zero bytes must be a valid value, the alignment at most 4096, and dropping a value must do nothing.
+pub(crate) unsafe trait Zeroable {}
+
+/// A fixed-length slice of zeroed memory.
+pub(crate) struct Zeroed<T: Zeroable> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory and gives out only `&T`, like a `Box<[T]>`.
+unsafe impl<T: Zeroable + Send> Send for Zeroed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Zeroable + Sync> Sync for Zeroed<T> {}
+
+impl<T: Zeroable> Zeroed<T> {
+    /// `len` zeroed values. Without memory it ends the process, as every allocation here does.
+    pub(crate) fn new(len: usize) -> Zeroed<T> {
+        #[expect(clippy::expect_used, reason = "a length beyond the address space is a bug of the caller")]
+        let layout = Layout::array::<T>(len.max(1)).expect("length fits the address space");
+        // SAFETY: a new anonymous mapping touches no memory that exists.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                layout.size(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        let Some(start) = NonNull::new(start).filter(|p| p.as_ptr() != libc::MAP_FAILED) else {
+            handle_alloc_error(layout)
+        };
+        if layout.size() >= HUGE_FROM_BYTES {
+            // SAFETY: exactly the mapping made above. A refusal only means small pages.
+            unsafe { libc::madvise(start.as_ptr(), layout.size(), libc::MADV_HUGEPAGE) };
+        }
+        Zeroed { start: start.cast(), len }
+    }
+}
+
+impl<T: Zeroable> Deref for Zeroed<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `new` mapped `len` values, page aligned, zeroed (valid by `Zeroable`), and they live as long as
+        // `self`; no `&mut` to them is ever made.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Zeroable> Drop for Zeroed<T> {
+    fn drop(&mut self) {
+        // The same size as in `new`; it cannot overflow, it did not then.
+        let size = (size_of::<T>() * self.len.max(1)).max(1);
+        // SAFETY: the mapping made by `new`; nobody borrows from `self` any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), size) };
+    }
+}
+
+impl<T: Zeroable> fmt::Debug for Zeroed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Zeroed({} x {})", self.len, std::any::type_name::<T>())
+    }
+}
+
+/// Asks for the cache line of `place`, to be read soon.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: &T) {
+    let place = std::ptr::from_ref(place);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint; it reads and writes nothing the program can see.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = place;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[repr(align(64))]
+    struct Line(AtomicU64);
+    // SAFETY: zero is a valid integer, 64 divides a page, no drop.
+    unsafe impl Zeroable for Line {}
+
+    #[test]
+    fn zeroed_memory_is_zero_aligned_and_writable() {
+        for len in [0, 1, 3, (HUGE_FROM_BYTES / 64) + 1] {
+            let lines = Zeroed::<Line>::new(len);
+            assert_eq!(lines.len(), len);
+            assert_eq!(lines.as_ptr().addr() % 64, 0);
+            if let Some(last) = lines.last() {
+                assert_eq!(last.0.load(Ordering::Relaxed), 0);
+                last.0.store(7, Ordering::Relaxed);
+                prefetch(last);
+                assert_eq!(last.0.load(Ordering::Relaxed), 7);
+            }
+        }
+    }
+}
