@@ -320,11 +320,7 @@ fn echo(ns: &Ns, ip: IpAddr) {
     thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((len, who)) = socket.recv_from(&mut buffer) {
-            let stop = &buffer[..len] == b"stop";
             let _ = socket.send_to(&buffer[..len], who);
-            if stop {
-                return;
-            }
         }
     });
 }
@@ -518,7 +514,7 @@ fn the_silence_ends_with_the_process_even_if_it_is_killed() {
 
 #[test]
 fn exec_shows_the_namespaces_own_sys_and_etc() {
-    let (a, ..) = pair();
+    let (a, _b, ..) = pair();
     let etc = std::path::Path::new("/etc/netns").join(&a.name.0);
     std::fs::create_dir_all(&etc).expect("root may");
     std::fs::write(etc.join("hostname"), "in-a-namespace\n").expect("written");

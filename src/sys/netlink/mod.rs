@@ -69,6 +69,7 @@ enum Expect {
 }
 
 /// Why a request came to nothing.
+#[derive(Debug)]
 struct Refusal {
     /// The kernel's words, if it gave any.
     words: Option<String>,
