@@ -154,6 +154,10 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nscripts/bench: stopped; whole rounds are kept in the results", file=sys.stderr)
         return 130
-    print()
-    print(report.table(results))
-    return 1 if any("error" in record for record in results["samples"]) else 0
+    print(f"\nMedians of {results['rounds']} rounds; in brackets the ratio to {report.REFERENCE}, per round, then its median:\n")
+    print(report.overview(results))
+    print(f"\nSpreads, a plot and every raw sample: {options.out}")
+    failed = sum("error" in record for record in results["samples"])
+    if failed:
+        print(f"scripts/bench: {failed} samples failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -10,8 +10,38 @@ from .stats import summarise
 REFERENCE = "bridge"
 
 
+COLUMNS = {
+    "tcp1_gbps": "TCP 1, Gbit/s",
+    "tcp4_gbps": "TCP 4, Gbit/s",
+    "rtt_p50_us": "p50, µs",
+    "rtt_p99_us": "p99, µs",
+    "small_mpps": "60 B, M/s",
+    "tcp1_cpu_s_per_gb": "CPU 1, s/GB",
+    "tcp4_cpu_s_per_gb": "CPU 4, s/GB",
+    "idle_cpu_percent": "idle, %",
+    "idle_rss_mib": "idle, MiB",
+}
+"""Short names of the fields, for the overview."""
+
+
+def overview(results):
+    """A row a contender, a column a field: the median, and its ratio to the reference. Aligned, and Markdown."""
+    summary = summarise(results["samples"], results["contenders"], FIELDS, REFERENCE)
+    rows = [["contender", *(COLUMNS[field] for field in summary)]]
+    for contender in results["contenders"]:
+        cells = [contender]
+        for field, column in summary.items():
+            row = column.get(contender)
+            ratio = f" ({row['ratio']['median']:.2f}×)" if row and row["ratio"] else ""
+            cells.append(f"{row['value']['median']:.{FIELDS[field][2]}f}{ratio}" if row else "–")
+        rows.append(cells)
+    widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
 def table(results):
-    """Markdown: a row a contender, a section a field."""
+    """Markdown: the overview, then a section a field with a row a contender."""
     machine = results["machine"]
     lines = [
         f"# Measured on {results['started']}",
@@ -23,6 +53,8 @@ def table(results):
         f"{results['rounds']} rounds, {results['seconds']} s a sample, contenders in turn. Values are medians over the rounds "
         f"(min – max); ratios to `{REFERENCE}` are taken within each round, then their median (min – max). Whole machine's "
         "busy time, less its idle load, for the CPU cost. Nothing here is asserted.",
+        "",
+        overview(results),
     ]
     summary = summarise(results["samples"], results["contenders"], FIELDS, REFERENCE)
     for field, rows in summary.items():
