@@ -1,8 +1,9 @@
 //! Keeping the host's own stack from answering on a packet port.
 //!
-//! What arrives on an interface goes first to packet sockets and then to tc's ingress hook, before IP, ARP and
-//! forwarding see it. A program of two instructions there drops everything: the switch still gets each frame and the
-//! host none. What the host itself sends out of the interface is not touched.
+//! What arrives on an interface goes first to packet sockets for every protocol (ETH_P_ALL) and then to tc's ingress
+//! hook, before IP, ARP, forwarding and packet sockets for one protocol see it. A program of two instructions there
+//! drops everything: the switch still gets each frame and the host none. What the host itself sends out of the
+//! interface (its own router solicitations, for instance) is not touched.
 //!
 //! The program is attached as a tcx *link* (Linux 6.6, `CONFIG_NET_XGRESS`), which lives as long as its descriptor: when
 //! the switch ends, however it ends, the host gets its interface back. Rejected: a classic `clsact` qdisc with a

@@ -142,13 +142,36 @@ impl Netlink {
         check_ifname(b.name)?;
         // Said for both: what an end without a namespace falls back to has differed between kernels.
         let here = self.netns()?;
-        let mut message = a.message(&here);
         let peer = InfoData::Veth(InfoVeth::Peer(b.message(&here)));
+        let mut message = a.message(&here);
         message
             .attributes
             .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]));
         self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-            .map_err(|refusal| refusal.on(format!("cannot add veth pair '{}' and '{}'", a.name, b.name)))
+            .map_err(|refusal| refusal.on(format!("cannot add veth pair '{}' and '{}'", a.name, b.name)))?;
+        let up = self.switch_on(b).and_then(|()| self.switch_on(a));
+        if up.is_err() {
+            // Of either end, the deletion takes both.
+            let _ = self.at(a, |netlink, link| netlink.del_link(link.index));
+        }
+        up
+    }
+
+    /// Switches a new veth on, if that is wanted. The message that makes the pair cannot: the first end would come up
+    /// before it has a peer, which the driver refuses with ENOTCONN.
+    fn switch_on(&self, end: &VethEnd<'_>) -> Result<()> {
+        if !end.up {
+            return Ok(());
+        }
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        self.at(end, |netlink, link| netlink.set_link(link.index, &up))
+    }
+
+    /// Calls `f` with a connection to the namespace of a veth and with the veth, if it is still there.
+    fn at(&self, end: &VethEnd<'_>, f: impl FnOnce(&Netlink, &Link) -> Result<()>) -> Result<()> {
+        let there = end.netns.map(|ns| Netlink::open_in(Some(ns))).transpose()?;
+        let netlink = there.as_ref().unwrap_or(self);
+        netlink.link(end.name)?.map_or(Ok(()), |link| f(netlink, &link))
     }
 
     /// Removes an interface; of a veth pair, both ends.
@@ -271,7 +294,7 @@ impl fmt::Display for LinkChange<'_> {
 impl VethEnd<'_> {
     fn message(&self, here: &OwnedFd) -> LinkMessage {
         let change = LinkChange {
-            up: self.up.then_some(true),
+            up: None,
             mtu: self.mtu,
             mac: self.mac,
             name: Some(self.name),

@@ -12,7 +12,7 @@
 //!   sequence number (from an exchange that timed out) is skipped.
 //! - Only datagrams from the kernel (port 0) are read.
 //! - A request is one message, which the kernel carries out under its own lock: [`Netlink::add_veth`] makes both ends
-//!   or none. [`Netlink::set_link`] is the exception: the kernel applies a change attribute by attribute and stops
+//!   or none (and switches them on by further ones). [`Netlink::set_link`] is the exception: the kernel applies a change attribute by attribute and stops
 //!   at the first that it refuses.
 //!
 //! Limits: one answer may have 64 KiB (statistics are asked to be left out, so that even NICs with hundreds of virtual
@@ -69,6 +69,7 @@ enum Expect {
 }
 
 /// Why a request came to nothing.
+#[derive(Debug)]
 struct Refusal {
     /// The kernel's words, if it gave any.
     words: Option<String>,

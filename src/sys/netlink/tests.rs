@@ -65,7 +65,7 @@ fn the_kernels_words_are_part_of_the_error() {
     let mut body = (-libc::EINVAL).to_ne_bytes().to_vec();
     body.extend([0; HEADER_BYTES]);
     body.extend([8, 0, 1, 0, b'n', b'o', b'!', 0]);
-    let refusal = acknowledgement(NLM_F_ACK_TLVS | NLM_F_CAPPED, &body).err().expect("refused");
+    let refusal = acknowledgement(NLM_F_ACK_TLVS | NLM_F_CAPPED, &body).expect_err("refused");
     let error = refusal.on("cannot do it");
     assert!(error.to_string().starts_with("cannot do it (no!): Invalid argument"), "{error}");
     assert!(acknowledgement(0, &[0; 4]).is_ok());

@@ -1,0 +1,14 @@
+"""What scripts/bench is made of.
+
+    cli         the command line; the rounds
+    contenders  how each switch is set up between two namespaces, and taken down
+    metrics     what is measured through it
+    stats       medians, spreads and ratios of the raw samples
+    report      results.json, the table, the plot
+    machine     what it ran on
+    system      processes and namespaces; the only module that changes anything on the host
+
+One sample is one contender set up afresh, measured once for one metric, and taken down. Contenders take turns inside
+a round, in an order that rotates from round to round, so a ratio compares samples taken within the same minute: the
+machine may be shared and its speed may drift. Standard library only.
+"""

@@ -1,0 +1,160 @@
+"""What is measured. A metric is a function of a joined link that returns named values; FIELDS describes the values.
+
+tcp1, tcp4   iperf3 with 1 or 4 streams from station A to B, the first second left out. The received rate is reported.
+             CPU cost: the whole machine's busy time (/proc/stat: user, nice, system, irq, softirq; a kernel switch works
+             in softirqs that belong to no process) while the client runs, less the idle machine's, over all bytes moved.
+rtt          one-byte TCP ping-pong by vswitch-bench, both ends blocking in read.
+small        60-byte frames of one flow offered by one thread as fast as it can; delivered is what the receiving
+             interface's kernel counter gains per second in mid-flood.
+idle         vswitchd alone with 32 tap ports and 2 workers, nobody sending: CPU of the process over 10 s, and its memory.
+"""
+
+import json
+import os
+import time
+
+from .contenders import ADDRESS_B, Vswitch
+from .system import Failed, Server, run
+
+TCP_PORT, RTT_PORT = 5201, 5202
+OMIT_SECONDS = 1
+IDLE_PORTS, IDLE_WORKERS, IDLE_SECONDS = 32, 2, 10
+
+# field: (title, unit, decimals, which way is better)
+FIELDS = {
+    "tcp1_gbps": ("TCP, 1 stream", "Gbit/s", 2, "higher"),
+    "tcp4_gbps": ("TCP, 4 streams", "Gbit/s", 2, "higher"),
+    "rtt_p50_us": ("TCP round trip, p50", "µs", 1, "lower"),
+    "rtt_p99_us": ("TCP round trip, p99", "µs", 1, "lower"),
+    "small_mpps": ("60-byte frames delivered", "M/s", 3, "higher"),
+    "tcp1_cpu_s_per_gb": ("CPU cost of TCP, 1 stream", "s/GB", 3, "lower"),
+    "tcp4_cpu_s_per_gb": ("CPU cost of TCP, 4 streams", "s/GB", 3, "lower"),
+    "idle_cpu_percent": ("idle, 32 ports: CPU", "%", 2, "lower"),
+    "idle_rss_mib": ("idle, 32 ports: memory", "MiB", 1, "lower"),
+}
+
+
+class Setting:
+    """How to measure: seconds a sample, the tool, the idle machine's busy fraction."""
+
+    def __init__(self, seconds, tool):
+        self.seconds = seconds
+        self.tool = tool
+        self.idle_busy = 0.0
+
+
+def cpu_clock():
+    """(busy, stolen) seconds of the whole machine since boot."""
+    with open("/proc/stat", encoding="ascii") as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:]]
+    hertz = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks[:8]
+    return (user + nice + system + irq + softirq) / hertz, steal / hertz
+
+
+def idle_busy_fraction(seconds=2.0):
+    """How many CPUs' worth of work the machine does without us."""
+    before, start = cpu_clock()[0], time.monotonic()
+    time.sleep(seconds)
+    return (cpu_clock()[0] - before) / (time.monotonic() - start)
+
+
+def parse_iperf(report):
+    """(received bits/s after the omitted start, bytes of the whole run, retransmissions) from iperf3 -J."""
+    if "error" in report:
+        raise Failed(f"iperf3: {report['error']}")
+    end = report["end"]
+    moved = sum(interval["sum"]["bytes"] for interval in report["intervals"])
+    return end["sum_received"]["bits_per_second"], moved, end["sum_sent"].get("retransmits")
+
+
+def tcp(link, setting, streams):
+    """Bulk TCP from A to B."""
+    server = Server(link.stack, "iperf3", "iperf3", "-s", "-1", "-p", TCP_PORT, netns=link.b, directory=link.directory)
+    server.wait_listening(TCP_PORT)
+    own_before = sum(process.cpu_seconds() for process in link.servers)
+    (busy, stolen), start = cpu_clock(), time.monotonic()
+    text = run(
+        "iperf3", "-J", "-c", ADDRESS_B, "-p", TCP_PORT, "-P", streams, "-O", OMIT_SECONDS, "-t", setting.seconds,
+        netns=link.a, timeout=setting.seconds + 30,
+    )  # fmt: skip
+    elapsed, (busy_after, stolen_after) = time.monotonic() - start, cpu_clock()
+    own = sum(process.cpu_seconds() for process in link.servers) - own_before
+    bits_per_s, moved, retransmits = parse_iperf(json.loads(text))
+    prefix = f"tcp{streams}"
+    return {
+        f"{prefix}_gbps": bits_per_s / 1e9,
+        f"{prefix}_cpu_s_per_gb": max(busy_after - busy - setting.idle_busy * elapsed, 0) / (moved / 1e9),
+        f"{prefix}_switch_process_cpu_s_per_gb": own / (moved / 1e9),
+        f"{prefix}_stolen_cpus": (stolen_after - stolen) / elapsed,
+        f"{prefix}_retransmits": retransmits,
+    }
+
+
+def rtt(link, setting):
+    """TCP round trips between A and B."""
+    server = Server(
+        link.stack, "rtt", setting.tool, "rtt-serve", "--listen", f"{ADDRESS_B}:{RTT_PORT}",
+        netns=link.b, directory=link.directory,
+    )  # fmt: skip
+    server.wait_listening(RTT_PORT)
+    text = run(
+        setting.tool, "rtt-ping", "--connect", f"{ADDRESS_B}:{RTT_PORT}", "--seconds", setting.seconds, netns=link.a,
+        timeout=setting.seconds + 30,
+    )  # fmt: skip
+    return {f"rtt_{key}": value for key, value in json.loads(text).items()}
+
+
+def small(link, setting):
+    """Small frames from A to B's address, unanswered."""
+    margin = 0.5
+    flood = Server(
+        link.stack, "flood", setting.tool, "flood", "--dev", link.dev_a, "--src", link.mac_a, "--dst", link.mac_b,
+        "--seconds", setting.seconds + 2 * margin, netns=link.a, directory=link.directory,
+    )  # fmt: skip
+    text = run(
+        setting.tool, "count", "--dev", link.dev_b, "--delay", margin, "--seconds", setting.seconds, netns=link.b,
+        timeout=setting.seconds + 30,
+    )  # fmt: skip
+    counted, offered = json.loads(text), flood.result(timeout=30)
+    return {
+        "small_mpps": counted["rx_packets"] / counted["seconds"] / 1e6,
+        "small_offered_mpps": offered["accepted"] / offered["seconds"] / 1e6,
+        "small_refused_mpps": offered["refused"] / offered["seconds"] / 1e6,
+    }
+
+
+def idle(link, contender):
+    """What vswitchd costs when nothing happens."""
+    server, ctl = contender.daemon(link, "--workers", str(IDLE_WORKERS))
+    ctl("bridge", "add", "br0")
+    for number in range(IDLE_PORTS):
+        ctl("port", "add", f"t{number}", "--bridge", "br0", "--type", "tap", "--netns", link.a)
+    time.sleep(1)
+    before, start = server.cpu_seconds(), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    spent, elapsed = server.cpu_seconds() - before, time.monotonic() - start
+    return {"idle_cpu_percent": 100 * spent / elapsed, "idle_rss_mib": server.rss_bytes() / 2**20}
+
+
+METRICS = {
+    "tcp1": lambda link, setting: tcp(link, setting, 1),
+    "tcp4": lambda link, setting: tcp(link, setting, 4),
+    "rtt": rtt,
+    "small": small,
+}
+"""What every contender is measured for."""
+
+
+def applies(metric, contender):
+    """The idle cost is asked of our daemon alone, once for each set of binaries."""
+    return metric != "idle" or (isinstance(contender, Vswitch) and contender.kind == "tap")
+
+
+def measure(metric, contender, link, setting):
+    """One sample: sets the contender up on a fresh link and measures it once."""
+    if metric == "idle":
+        return idle(link, contender)
+    contender.join(link)
+    link.ready()
+    return METRICS[metric](link, setting)

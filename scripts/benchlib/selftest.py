@@ -1,0 +1,138 @@
+"""Tests of what the bench computes: `python3 -m benchlib.selftest`. Ends with a line as Rust's tests do."""
+
+import os
+import sys
+import unittest
+import xml.etree.ElementTree
+
+from . import cli, metrics, report, stats
+from .system import Failed, Server, directory, run, undoing
+
+
+def sample(number, contender, **values):
+    """A sample as measure() records it."""
+    return {"round": number, "contender": contender, "metric": "m", "values": values}
+
+
+class Stats(unittest.TestCase):
+    samples = [
+        sample(1, "bridge", x=10.0), sample(1, "ours", x=5.0),
+        sample(2, "bridge", x=20.0), sample(2, "ours", x=20.0),
+        sample(3, "bridge", x=30.0), {"round": 3, "contender": "ours", "metric": "m", "error": "no"},
+        sample(4, "ours", x=7.0),
+    ]  # fmt: skip
+
+    def test_ratios_pair_the_samples_of_a_round(self):
+        ratio = stats.ratios(self.samples, "ours", "bridge", "x")
+        self.assertEqual(ratio, {"median": 0.75, "min": 0.5, "max": 1.0, "n": 2})
+
+    def test_no_common_round_is_no_ratio(self):
+        self.assertIsNone(stats.ratios(self.samples, "ours", "other", "x"))
+
+    def test_the_summary_has_what_was_measured(self):
+        summary = stats.summarise(self.samples, ["bridge", "ours", "other"], ["x", "y"], "bridge")
+        self.assertEqual(list(summary), ["x"])
+        self.assertEqual(list(summary["x"]), ["bridge", "ours"])
+        self.assertEqual(summary["x"]["ours"]["value"], {"median": 7.0, "min": 5.0, "max": 20.0, "n": 3})
+        self.assertIsNone(summary["x"]["bridge"]["ratio"])
+
+
+class Iperf(unittest.TestCase):
+    text = {
+        "intervals": [{"sum": {"bytes": 100, "omitted": True}}, {"sum": {"bytes": 300, "omitted": False}}],
+        "end": {"sum_sent": {"retransmits": 2}, "sum_received": {"bits_per_second": 8e9}},
+    }
+
+    def test_bytes_include_the_omitted_start(self):
+        self.assertEqual(metrics.parse_iperf(self.text), (8e9, 400, 2))
+
+    def test_its_errors_are_ours(self):
+        with self.assertRaisesRegex(Failed, "unable to connect"):
+            metrics.parse_iperf({"error": "unable to connect"})
+
+
+class Report(unittest.TestCase):
+    results = {
+        "started": "now", "rounds": 2, "seconds": 1, "missing": {"vde": "no vde_switch"},
+        "machine": {"cpu": "C & <D>", "cpus": 2, "kernel": "6", "system": "S", "revision": "r", "virtual": None},
+        "contenders": {name: {"title": name, "version": "1"} for name in ("bridge", "vswitch-tap")},
+        "samples": [
+            sample(1, "bridge", tcp1_gbps=10.0), sample(1, "vswitch-tap", tcp1_gbps=8.0),
+            sample(2, "bridge", tcp1_gbps=20.0), sample(2, "vswitch-tap", tcp1_gbps=18.0),
+            {"round": 2, "contender": "bridge", "metric": "rtt", "error": "lost"},
+        ],
+    }  # fmt: skip
+
+    def test_the_table_has_values_ratios_and_failures(self):
+        text = report.table(self.results)
+        self.assertIn("| vswitch-tap | **13.00** | 8.00 – 18.00 | **0.85** | 0.80 – 0.90 | 2 |", text)
+        self.assertIn("`vde` was left out: no vde_switch", text)
+        self.assertIn("round 2, bridge, rtt: lost", text)
+
+    def test_the_overview_is_a_matrix(self):
+        lines = report.overview(self.results).splitlines()
+        self.assertEqual(lines[0], "| contender   | TCP 1, Gbit/s |")
+        self.assertEqual(lines[3], "| vswitch-tap | 13.00 (0.85×) |")
+        self.assertEqual(set(report.COLUMNS), set(metrics.FIELDS))
+
+    def test_the_plot_is_well_formed(self):
+        text = report.svg(self.results, metrics.FIELDS, report.REFERENCE)
+        marks = [element.tag.rpartition("}")[2] for element in xml.etree.ElementTree.fromstring(text).iter()]
+        self.assertEqual(marks.count("rect"), 3)
+        self.assertEqual(marks.count("circle"), 4)
+
+
+class Arguments(unittest.TestCase):
+    def names(self, *argv):
+        """The contenders an invocation asks for, whether they can run here or not."""
+        options, parser = cli.arguments(argv)
+        contenders, missing = cli.choose(options, parser)
+        return {contender.name for contender in contenders} | set(missing)
+
+    def test_a_prefix_names_all_of_ours(self):
+        self.assertEqual(self.names("--only", "vswitch"), {"vswitch-tap", "vswitch-packet"})
+        self.assertEqual(self.names("--only", "bridge,veth"), {"bridge", "veth"})
+        self.assertIn("vswitch-tap@old", self.names("--also", "old=/nowhere"))
+
+    def test_every_field_belongs_to_a_metric(self):
+        for field in metrics.FIELDS:
+            self.assertIn(field.split("_")[0], cli.ALL_METRICS)
+
+
+class Processes(unittest.TestCase):
+    def test_what_was_started_ends_with_the_stack(self):
+        with undoing() as stack:
+            folder = directory(stack)
+            server = Server(stack, "sleeper", "sleep", "60", directory=folder)
+            os.kill(server.pid, 0)
+            with self.assertRaisesRegex(Failed, "no end after"):
+                server.result(0.01)
+        with self.assertRaises(ProcessLookupError):
+            os.kill(server.pid, 0)
+        self.assertFalse(os.path.exists(folder))
+
+    def test_a_server_that_dies_is_reported_with_its_last_words(self):
+        with undoing() as stack:
+            server = Server(stack, "dying", "sh", "-c", "echo last words; exit 3", directory=directory(stack))
+            with self.assertRaisesRegex(Failed, "ended with 3 before ready: last words"):
+                server.wait_until(lambda: False, "ready", timeout=5)
+
+    def test_a_failing_command_says_why(self):
+        with self.assertRaisesRegex(Failed, "sh -c .*: why"):
+            run("sh", "-c", "echo why >&2; exit 1")
+        with self.assertRaisesRegex(Failed, "no-such-program"):
+            run("no-such-program")
+
+
+def main():
+    """Runs the tests; 0 when all passed."""
+    tests = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
+    result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(tests)
+    failed, skipped = len(result.failures) + len(result.errors), len(result.skipped)
+    word = "FAILED" if failed else "ok"
+    print(f"test result: {word}. {result.testsRun - failed - skipped} passed; {failed} failed; {skipped} ignored;")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
