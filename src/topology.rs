@@ -126,4 +126,3 @@ impl PortShared {
         self.gone.load(Ordering::Relaxed)
     }
 }
-

@@ -122,10 +122,16 @@ mod tests {
     fn trunks_take_untagged_only_with_a_native_vlan() {
         let vids: VlanSet = [vid(10), vid(20)].into_iter().collect();
         let bare = VlanPolicy::new(&VlanMode::Trunk { vids: vids.clone(), native: None }, vid(1));
-        assert_eq!((bare.classify(None), bare.classify(Some(0)), bare.classify(Some(20))), (None, None, Some(20)));
+        assert_eq!(
+            (bare.classify(None), bare.classify(Some(0)), bare.classify(Some(20))),
+            (None, None, Some(20))
+        );
         let native = VlanPolicy::new(&VlanMode::Trunk { vids, native: Some(vid(30)) }, vid(1));
         assert_eq!((native.classify(None), native.classify(Some(30))), (Some(30), Some(30)));
-        assert_eq!((native.leaves(30), native.leaves(10), native.leaves(1)), (Leaves::Untagged, Leaves::Tagged, Leaves::Not));
+        assert_eq!(
+            (native.leaves(30), native.leaves(10), native.leaves(1)),
+            (Leaves::Untagged, Leaves::Tagged, Leaves::Not)
+        );
     }
 
     #[test]

@@ -158,14 +158,20 @@ impl Leaving<'_> {
 
     fn segment(&mut self, len: usize, offload: &Offload) {
         let Workshop { linear, finished } = &mut *self.workshop;
-        let Ok(mut segmenter) = Segmenter::new(&linear[..len], offload, self.port.capabilities.segment_checksum()) else {
+        let Ok(mut segmenter) =
+            Segmenter::new(&linear[..len], offload, self.port.capabilities.segment_checksum())
+        else {
             return self.counters.drop_frame(DropReason::BadOffload);
         };
         let size = VNET_HDR_LEN + segmenter.segment_size_max();
         loop {
             let mut outgoing = ArrayVec::<Outgoing<'_>, BATCH_FRAMES>::new();
             let mut done = false;
-            for slot in finished.chunks_mut(size.next_multiple_of(64)).filter(|slot| slot.len() >= size).take(BATCH_FRAMES) {
+            for slot in finished
+                .chunks_mut(size.next_multiple_of(64))
+                .filter(|slot| slot.len() >= size)
+                .take(BATCH_FRAMES)
+            {
                 let (header, out) = slot.split_at_mut(VNET_HDR_LEN);
                 let Some(len) = segmenter.next_into(out) else {
                     done = true;

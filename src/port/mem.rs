@@ -140,7 +140,9 @@ impl PortQueue for MemQueue {
             let frame_out = MemFrame { bytes: bytes.concat(), offload: offload.unwrap_or_default() };
             match self.port.0.from_switch.0.try_send(frame_out) {
                 Ok(()) => counters.sent(len, frame.segments()),
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => counters.drop_frame(DropReason::TxFull),
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                    counters.drop_frame(DropReason::TxFull)
+                }
             }
         }
         Health::Alive

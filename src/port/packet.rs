@@ -32,14 +32,17 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         let what = format!("no interface '{name}'{place}; existing: {}", existing.join(", "));
         sys::Error::refused(std::io::ErrorKind::NotFound, what)
     })?;
-    if let Some((address, prefix)) = netlink.addresses(link.index)?.iter().find(|(ip, _)| !is_link_local(ip)) {
+    if let Some((address, prefix)) = netlink.addresses(link.index)?.iter().find(|(ip, _)| !is_link_local(ip))
+    {
         tracing::warn!(
             "interface '{name}' has address {address}/{prefix}, which nobody can reach while it is a port; \
              move it to an internal port"
         );
     }
-    let cannot = |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
-    let sockets = netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?.map_err(cannot)?;
+    let cannot =
+        |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
+    let sockets =
+        netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?.map_err(cannot)?;
     let mut keep = Vec::new();
     match bpf::silence_host(link.index, target) {
         Ok(silence) => keep.push(silence),
@@ -47,7 +50,10 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     }
     Ok(OpenPort {
         receiving: sockets.len(),
-        queues: sockets.into_iter().map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>).collect(),
+        queues: sockets
+            .into_iter()
+            .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)
+            .collect(),
         // The kernel finishes for the device whatever the device cannot.
         capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
         ifindex: Some(link.index),

@@ -33,7 +33,10 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
     let there = Netlink::open_in(target.as_ref().map(AsFd::as_fd))?;
     if there.link(&spec.ifname)?.is_some() {
         let place = spec.netns.as_ref().map_or(String::new(), |ns| format!(" in namespace '{ns}'"));
-        let what = format!("interface '{}' exists already{place}; choose another --ifname or delete it", spec.ifname);
+        let what = format!(
+            "interface '{}' exists already{place}; choose another --ifname or delete it",
+            spec.ifname
+        );
         return Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what));
     }
     // Under a name of the kernel's choice until it is where its own name is free.
@@ -48,7 +51,8 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
     };
     if let Some(target) = &target {
         let here = Netlink::open_in(None)?;
-        let change = LinkChange { netns: Some(target.as_fd()), name: Some(&spec.ifname), ..LinkChange::default() };
+        let change =
+            LinkChange { netns: Some(target.as_fd()), name: Some(&spec.ifname), ..LinkChange::default() };
         here.set_link(index_of(&here, &name)?, &change)?;
     }
     let (ifindex, mtu) = set_up(spec, &there)?;
@@ -88,7 +92,8 @@ fn index_of(netlink: &Netlink, name: &str) -> Result<u32, sys::Error> {
 /// Gives the interface what was asked for, and switches it on. Returns its index and MTU.
 fn set_up(spec: &TapSpec, netlink: &Netlink) -> Result<(u32, u32), sys::Error> {
     let index = index_of(netlink, &spec.ifname)?;
-    let change = LinkChange { mac: spec.mac, mtu: spec.mtu, txqlen: Some(TX_QUEUE_FRAMES), ..LinkChange::default() };
+    let change =
+        LinkChange { mac: spec.mac, mtu: spec.mtu, txqlen: Some(TX_QUEUE_FRAMES), ..LinkChange::default() };
     netlink.set_link(index, &change)?;
     for &(address, prefix) in &spec.addresses {
         netlink.add_address(index, address, prefix)?;

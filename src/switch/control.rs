@@ -17,8 +17,8 @@ use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
-use crate::status::{BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus};
 use crate::stats::DropReason;
+use crate::status::{BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
 
@@ -105,10 +105,8 @@ impl Control {
         check_bridge(&spec)?;
         let bridge = &mut self.bridges[index];
         let before = std::mem::replace(&mut bridge.spec, spec);
-        let (mode_changed, size_changed) = (
-            before.vlan_filtering != bridge.spec.vlan_filtering,
-            before.fdb_max != bridge.spec.fdb_max,
-        );
+        let (mode_changed, size_changed) =
+            (before.vlan_filtering != bridge.spec.vlan_filtering, before.fdb_max != bridge.spec.fdb_max);
         if size_changed {
             let resized = Arc::new(Fdb::new(bridge.spec.fdb_max));
             bridge.fdb.copy_to(&resized);
@@ -326,7 +324,9 @@ impl Control {
         (0..PORTS_MAX)
             .filter_map(|id| u16::try_from(id).ok().map(PortId))
             .find(|id| !self.ports.contains_key(id))
-            .ok_or_else(|| Error::Invalid(format!("the switch has {PORTS_MAX} ports, its most; delete one first")))
+            .ok_or_else(|| {
+                Error::Invalid(format!("the switch has {PORTS_MAX} ports, its most; delete one first"))
+            })
     }
 
     fn check_vlan(&self, port: &str, bridge: usize, settings: &PortSettings) -> Result<(), Error> {
@@ -349,7 +349,8 @@ impl Control {
     fn policy(&self, id: PortId) -> VlanPolicy {
         let Some(port) = self.ports.get(&id) else { return VlanPolicy::default() };
         let default_pvid = self.bridge(&port.spec.bridge).map(|index| self.bridges[index].spec.default_pvid);
-        default_pvid.map_or_else(|_| VlanPolicy::default(), |pvid| VlanPolicy::new(&port.spec.settings.vlan, pvid))
+        default_pvid
+            .map_or_else(|_| VlanPolicy::default(), |pvid| VlanPolicy::new(&port.spec.settings.vlan, pvid))
     }
 
     // ---- stations ----
@@ -384,7 +385,9 @@ impl Control {
 
     pub(super) fn fdb_add(&mut self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
         if !mac.is_station() {
-            return Err(Error::Invalid(format!("'{mac}' is not a station's address: it is a group address or zero")));
+            return Err(Error::Invalid(format!(
+                "'{mac}' is not a station's address: it is a group address or zero"
+            )));
         }
         let id = self.port(port)?;
         let bridge = &self.bridges[self.bridge(&self.ports[&id].spec.bridge)?];
@@ -491,7 +494,8 @@ impl Control {
                 News::Link(LinkEvent::Overrun) => self.reread(&place),
                 News::Vanished => {
                     let inside = |port: &Port| port.interface().is_some_and(|(there, _)| there == place);
-                    let lost = self.ports.iter().filter(|(_, port)| inside(port)).map(|(&id, _)| id).collect();
+                    let lost =
+                        self.ports.iter().filter(|(_, port)| inside(port)).map(|(&id, _)| id).collect();
                     self.lose(lost);
                 }
             }
@@ -559,9 +563,13 @@ impl Control {
     fn reread(&mut self, place: &Place) {
         let Some(Ok(links)) = self.namespaces.get(place).map(Netlink::links) else { return };
         let indices: HashSet<u32> = links.iter().map(|link| link.index).collect();
-        let known = self.ports.values().filter(|port| port.interface().is_some_and(|(there, _)| there == *place));
-        let missing: Vec<u32> =
-            known.filter_map(|port| port.link.as_ref()).map(|link| link.index).filter(|i| !indices.contains(i)).collect();
+        let known =
+            self.ports.values().filter(|port| port.interface().is_some_and(|(there, _)| there == *place));
+        let missing: Vec<u32> = known
+            .filter_map(|port| port.link.as_ref())
+            .map(|link| link.index)
+            .filter(|i| !indices.contains(i))
+            .collect();
         links.into_iter().for_each(|link| self.link_changed(place, link));
         missing.into_iter().for_each(|index| self.link_removed(place, index));
     }
@@ -586,7 +594,8 @@ impl Control {
             }
             // In and out of the map, because `attach` needs all of `self`.
             let Some(mut port) = self.ports.remove(&id) else { continue };
-            let opened = port::open(&port.spec.kind, self.crew.len()).map_err(|error| Error::port(&port.spec.name, error));
+            let opened = port::open(&port.spec.kind, self.crew.len())
+                .map_err(|error| Error::port(&port.spec.name, error));
             let back = opened.and_then(|opened| self.attach(&mut port, opened));
             let name = port.spec.name.clone();
             self.ports.insert(id, port);
@@ -602,7 +611,9 @@ impl Control {
 
     /// Dynamic entries of a port that is down or gone would only draw frames into a hole.
     fn forget_stations(&self, id: PortId) {
-        let Some(bridge) = self.ports.get(&id).and_then(|port| self.bridge(&port.spec.bridge).ok()) else { return };
+        let Some(bridge) = self.ports.get(&id).and_then(|port| self.bridge(&port.spec.bridge).ok()) else {
+            return;
+        };
         self.bridges[bridge].fdb.flush(|_, entry| entry.port == id && entry.kind != Kind::Static);
     }
 
@@ -615,7 +626,8 @@ impl Control {
     }
 
     fn release_namespaces(&mut self) {
-        let used: HashSet<Place> = self.ports.values().filter_map(|port| port.interface().map(|(place, _)| place)).collect();
+        let used: HashSet<Place> =
+            self.ports.values().filter_map(|port| port.interface().map(|(place, _)| place)).collect();
         self.namespaces.retain(|place| used.contains(place));
     }
 
@@ -704,7 +716,11 @@ fn check_name(what: &str, name: &str) -> Result<(), Error> {
 fn check_bridge(spec: &BridgeSpec) -> Result<(), Error> {
     let name = &spec.name;
     if spec.fdb_max == 0 || spec.fdb_max > fdb::MAX {
-        return Err(Error::Invalid(format!("bridge '{name}': fdb_max {} is not in 1 to {}", spec.fdb_max, fdb::MAX)));
+        return Err(Error::Invalid(format!(
+            "bridge '{name}': fdb_max {} is not in 1 to {}",
+            spec.fdb_max,
+            fdb::MAX
+        )));
     }
     if spec.ageing_secs > fdb::MAX_AGEING_SECS {
         return Err(Error::Invalid(format!(

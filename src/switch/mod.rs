@@ -106,7 +106,8 @@ impl Error {
             Error::NotFound(format!("port '{name}': {error}"))
         } else if error.is_exists() {
             Error::Exists(format!("port '{name}': {error}"))
-        } else if error.source.kind() == io::ErrorKind::InvalidInput && error.source.raw_os_error().is_none() {
+        } else if error.source.kind() == io::ErrorKind::InvalidInput && error.source.raw_os_error().is_none()
+        {
             Error::Invalid(format!("port '{name}': {error}"))
         } else {
             Error::System { what: format!("port '{name}': {}", error.what), source: error.source }

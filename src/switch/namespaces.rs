@@ -105,8 +105,11 @@ impl Namespaces {
                 }
             }
         }
-        let vanished: Vec<_> =
-            news.iter().filter(|(_, what)| matches!(what, News::Vanished)).map(|(place, _)| place.clone()).collect();
+        let vanished: Vec<_> = news
+            .iter()
+            .filter(|(_, what)| matches!(what, News::Vanished))
+            .map(|(place, _)| place.clone())
+            .collect();
         self.retain(|place| !vanished.contains(place));
         news
     }

@@ -26,12 +26,14 @@ use crate::offload::VNET_HDR_LEN;
 const SLOT_BYTES: usize = 2048;
 /// Slots a ring: 512 KiB, which stays within a core's L2 cache and leaves room for 32 ports of two queues in 64 MiB.
 const SLOTS: usize = 256;
+/// Bytes of offload header here: ours without `num_buffers`. (PACKET_VNET_HDR_SZ, from Linux 6.4, makes it 12; but then recvmsg
+/// hands over 12 bytes while the ring still has 10 before the frame.)
+const HEADER_LEN: usize = 10;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
 const SOCKET_BUFFER_BYTES: libc::c_int = 16 << 20;
 
 // linux/if_packet.h; not all in libc.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 const PACKET_FANOUT_FLAG_UNIQUEID: libc::c_int = 0x2000;
 const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: libc::c_int = 0x4000;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
@@ -43,8 +45,6 @@ pub struct PacketSocket {
     fd: OwnedFd,
     ring: Ring,
     scratch: Scratch,
-    /// 12 where the kernel can (from 6.4), else 10: without `num_buffers`.
-    vnet_header_len: usize,
 }
 
 /// Opens one socket a queue on the interface, in the calling thread's namespace. Each receives its share of the
@@ -92,12 +92,7 @@ impl PacketSocket {
         // Protocol 0: nothing is received before bind() says from where.
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(0)))?;
         let fd = OwnedFd::from(socket);
-        let vnet_header_len = if set(&fd, libc::SOL_PACKET, PACKET_VNET_HDR_SZ, &12i32).is_ok() {
-            12
-        } else {
-            set(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)?;
-            10
-        };
+        set(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_COPY_THRESH, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
@@ -109,7 +104,7 @@ impl PacketSocket {
             }
         }
         let ring = Ring::new(&fd)?;
-        Ok(PacketSocket { fd, ring, scratch: Scratch::new(), vnet_header_len })
+        Ok(PacketSocket { fd, ring, scratch: Scratch::new() })
     }
 
     fn attach_reject_all(&self) -> io::Result<()> {
@@ -164,7 +159,7 @@ impl PacketSocket {
             ring.release();
             return self.receive_queued(buffer);
         }
-        let received = slot.copy_to(buffer, self.vnet_header_len);
+        let received = slot.copy_to(buffer);
         ring.release();
         Ok(received)
     }
@@ -173,7 +168,7 @@ impl PacketSocket {
     fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<Received> {
         let (header, frame) = buffer.split_at_mut(VNET_HDR_LEN);
         let mut iov = [
-            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: self.vnet_header_len },
+            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: HEADER_LEN },
             libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() },
         ];
         #[repr(align(8))]
@@ -189,9 +184,13 @@ impl PacketSocket {
         let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         if n < 0 {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock { Ok(Received::Truncated) } else { Err(error) };
+            return if error.kind() == io::ErrorKind::WouldBlock {
+                Ok(Received::Truncated)
+            } else {
+                Err(error)
+            };
         }
-        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < self.vnet_header_len {
+        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < HEADER_LEN {
             return Ok(Received::Truncated);
         }
         let mut tag = None;
@@ -201,13 +200,14 @@ impl PacketSocket {
             // SAFETY: not null, so a cmsghdr within our control buffer, with the payload its type says.
             unsafe {
                 if (*control).cmsg_level == libc::SOL_PACKET && (*control).cmsg_type == libc::PACKET_AUXDATA {
-                    let aux: libc::tpacket_auxdata = libc::CMSG_DATA(control).cast::<libc::tpacket_auxdata>().read_unaligned();
+                    let aux: libc::tpacket_auxdata =
+                        libc::CMSG_DATA(control).cast::<libc::tpacket_auxdata>().read_unaligned();
                     tag = vlan_tag(aux.tp_status, aux.tp_vlan_tci, aux.tp_vlan_tpid);
                 }
                 control = libc::CMSG_NXTHDR(&raw const message, control);
             }
         }
-        Ok(Received::Frame { len: n.cast_unsigned() - self.vnet_header_len, tag })
+        Ok(Received::Frame { len: n.cast_unsigned() - HEADER_LEN, tag })
     }
 
     /// Frames that the kernel dropped for want of room since the last call.
@@ -215,7 +215,8 @@ impl PacketSocket {
     pub fn take_kernel_drops(&self) -> u64 {
         let mut stats = [0u32; 2];
         // tpacket_stats: packets, drops; reading clears both.
-        get(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut stats).map_or(0, |()| u64::from(stats[1]))
+        get(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut stats)
+            .map_or(0, |()| u64::from(stats[1]))
     }
 
     /// Sends the frames in order and tells for each, by index, whether the kernel took it.
@@ -223,7 +224,7 @@ impl PacketSocket {
     pub fn send(&mut self, frames: &[Outgoing<'_>], mut outcome: impl FnMut(usize, io::Result<()>)) {
         let mut sent = 0;
         for chunk in frames.chunks(BATCH_FRAMES) {
-            self.scratch.point_at(chunk, self.vnet_header_len);
+            self.scratch.point_at(chunk);
             let end = sent + chunk.len();
             let first = sent;
             while sent < end {
@@ -272,21 +273,17 @@ impl Scratch {
     }
 
     #[inline]
-    fn point_at(&mut self, frames: &[Outgoing<'_>], vnet_header_len: usize) {
+    fn point_at(&mut self, frames: &[Outgoing<'_>]) {
         let slots = self.messages.iter_mut().zip(self.vectors.iter_mut());
         for (frame, (message, vectors)) in frames.iter().zip(slots) {
             let used = match frame {
-                Outgoing::Whole { bytes, .. } if vnet_header_len == VNET_HDR_LEN => {
-                    vectors[0] = vector(bytes);
-                    1
-                }
                 Outgoing::Whole { bytes, .. } => {
-                    vectors[0] = vector(&bytes[..vnet_header_len]);
+                    vectors[0] = vector(&bytes[..HEADER_LEN]);
                     vectors[1] = vector(&bytes[VNET_HDR_LEN..]);
                     2
                 }
                 Outgoing::Pieces { header, addresses, tag, rest, .. } => {
-                    vectors[0] = vector(&header[..vnet_header_len]);
+                    vectors[0] = vector(&header[..HEADER_LEN]);
                     vectors[1] = vector(addresses);
                     vectors[2] = vector(tag.as_ref().map_or(&[], |tag| tag));
                     vectors[3] = vector(rest);
@@ -331,7 +328,12 @@ impl Ring {
     const BYTES: usize = SLOT_BYTES * SLOTS;
 
     fn new(fd: &OwnedFd) -> io::Result<Ring> {
-        set(fd, libc::SOL_PACKET, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
+        set(
+            fd,
+            libc::SOL_PACKET,
+            libc::PACKET_VERSION,
+            &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
+        )?;
         // Blocks of 64 KiB: few enough pages in a row that a fragmented machine still has them.
         let request = libc::tpacket_req {
             tp_block_size: 64 << 10,
@@ -354,7 +356,9 @@ impl Ring {
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(memory.cast()).map(|memory| Ring { memory, head: 0 }).ok_or_else(io::Error::last_os_error)
+        NonNull::new(memory.cast())
+            .map(|memory| Ring { memory, head: 0 })
+            .ok_or_else(io::Error::last_os_error)
     }
 
     fn status(&self) -> &AtomicU32 {
@@ -389,21 +393,21 @@ impl Drop for Ring {
 }
 
 impl Slot {
-    fn copy_to(&self, buffer: &mut [u8], vnet_header_len: usize) -> Received {
+    fn copy_to(&self, buffer: &mut [u8]) -> Received {
         // SAFETY: the acquire load of TP_STATUS_USER ordered the kernel's writes before this read of its header.
         let header = unsafe { self.memory.cast::<libc::tpacket2_hdr>().read() };
         let (at, len) = (usize::from(header.tp_mac), header.tp_snaplen as usize);
         if header.tp_len > header.tp_snaplen
-            || at < vnet_header_len
+            || at < HEADER_LEN
             || at + len > SLOT_BYTES
             || VNET_HDR_LEN + len > buffer.len()
         {
             return Received::Truncated;
         }
         // SAFETY: checked to lie within this slot, which is ours until released.
-        let slot = unsafe { std::slice::from_raw_parts(self.memory.add(at - vnet_header_len), vnet_header_len + len) };
-        buffer[..vnet_header_len].copy_from_slice(&slot[..vnet_header_len]);
-        buffer[VNET_HDR_LEN..VNET_HDR_LEN + len].copy_from_slice(&slot[vnet_header_len..]);
+        let slot = unsafe { std::slice::from_raw_parts(self.memory.add(at - HEADER_LEN), HEADER_LEN + len) };
+        buffer[..HEADER_LEN].copy_from_slice(&slot[..HEADER_LEN]);
+        buffer[VNET_HDR_LEN..VNET_HDR_LEN + len].copy_from_slice(&slot[HEADER_LEN..]);
         Received::Frame { len, tag: vlan_tag(self.status, header.tp_vlan_tci, header.tp_vlan_tpid) }
     }
 }

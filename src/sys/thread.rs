@@ -18,8 +18,7 @@ pub fn pin_to(cpu: usize) -> io::Result<()> {
 /// CPUs this process may run on.
 #[must_use]
 pub fn available_cpus() -> usize {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).map_or(0, |set| {
-        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count()
-    });
+    let allowed = sched_getaffinity(Pid::from_raw(0))
+        .map_or(0, |set| (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count());
     allowed.max(1)
 }

@@ -17,7 +17,11 @@ mod ioctl {
     nix::ioctl_write_int!(tun_set_iff, b'T', 202);
     nix::ioctl_write_int!(tun_set_offload, b'T', 208);
     // Declared with the size of an int, though it fills an ifreq.
-    nix::ioctl_read_bad!(tun_get_iff, nix::request_code_read!(b'T', 210, size_of::<libc::c_int>()), libc::ifreq);
+    nix::ioctl_read_bad!(
+        tun_get_iff,
+        nix::request_code_read!(b'T', 210, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
     nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
 }
 use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_vnet_hdr_size};
