@@ -1,0 +1,142 @@
+//! Keeping the host's own stack from answering on a packet port.
+//!
+//! What arrives on an interface goes first to packet sockets and then to tc's ingress hook, before IP, ARP and
+//! forwarding see it. A program of two instructions there drops everything: the switch still gets each frame and the
+//! host none. What the host itself sends out of the interface is not touched.
+//!
+//! The program is attached as a tcx *link* (Linux 6.6, `CONFIG_NET_XGRESS`), which lives as long as its descriptor: when
+//! the switch ends, however it ends, the host gets its interface back. Rejected: a classic `clsact` qdisc with a
+//! filter, which stays behind after a crash, and which others who use tc on the interface may remove; nftables' ingress
+//! hook, which needs modules and its own netlink dialect; taking the addresses away, which does not stop ARP for
+//! addresses of other interfaces.
+//!
+//! bpf(2) is called directly: two fixed commands do not justify a BPF library.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::netns::run_in;
+use super::{Error, Result};
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_TCX_INGRESS: u32 = 46;
+
+/// `struct bpf_insn` as the little- or big-endian machine lays it out: opcode, registers, offset, immediate.
+#[repr(C)]
+struct Instruction {
+    opcode: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+/// `BPF_ALU64 | BPF_MOV | BPF_K`: r0 = immediate.
+const MOV64_IMMEDIATE: u8 = 0xb7;
+/// `BPF_JMP | BPF_EXIT`
+const EXIT: u8 = 0x95;
+/// Verdict of tcx: free the frame, no program after us sees it.
+const TCX_DROP: i32 = 2;
+
+/// "Drop": the whole program.
+static DROP_ALL: [Instruction; 2] = [
+    Instruction { opcode: MOV64_IMMEDIATE, registers: 0, offset: 0, immediate: TCX_DROP },
+    Instruction { opcode: EXIT, registers: 0, offset: 0, immediate: 0 },
+];
+
+/// The part of `union bpf_attr` that BPF_PROG_LOAD needs (linux/bpf.h); what follows in newer kernels counts as zero.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_LINK_CREATE needs.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    padding: u32,
+    expected_revision: u64,
+}
+
+/// Drops everything that interface `ifindex` of namespace `ns` (`None`: the calling thread's) receives, after packet
+/// sockets have seen it, until the returned descriptor is closed.
+///
+/// # Errors
+/// ENODEV when there is no such interface, EPERM without CAP_BPF or CAP_NET_ADMIN, and on a kernel without tcx an
+/// error of kind Unsupported that says so.
+pub fn silence_host(ifindex: u32, ns: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    let program = load_drop_all().map_err(Error::on(|| {
+        format!("cannot load the program that silences the host on interface {ifindex}")
+    }))?;
+    let attached = run_in(ns, || attach(&program, ifindex)).and_then(|attached| attached);
+    attached.map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => Error::refused(
+            io::ErrorKind::Unsupported,
+            format!(
+                "cannot silence the host on interface {ifindex}: this kernel has no tcx \
+                 (Linux 6.6 or newer with CONFIG_NET_XGRESS)"
+            ),
+        ),
+        _ => Error::new(format!("cannot silence the host on interface {ifindex}"), error),
+    })
+}
+
+fn load_drop_all() -> io::Result<OwnedFd> {
+    let mut attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: 2,
+        insns: (&raw const DROP_ALL).addr() as u64,
+        license: c"Dual MIT/GPL".as_ptr().addr() as u64,
+        ..ProgLoad::default()
+    };
+    attr.prog_name[..12].copy_from_slice(b"vswitch_drop");
+    // SAFETY: a ProgLoad is laid out as BPF_PROG_LOAD expects; instructions and licence are static; there is no log.
+    unsafe { bpf(BPF_PROG_LOAD, &attr) }
+}
+
+fn attach(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_ifindex: ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        ..LinkCreate::default()
+    };
+    // SAFETY: a LinkCreate is laid out as BPF_LINK_CREATE expects and holds no pointers; `program` is open.
+    unsafe { bpf(BPF_LINK_CREATE, &attr) }
+}
+
+/// bpf(2), for commands that return a new descriptor (always close-on-exec).
+///
+/// # Safety
+/// `attr` must be what `command` expects, and any pointers in it valid for the call.
+unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of `attr`; the rest is the caller's promise.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const _: () =
+    assert!(size_of::<Instruction>() == 8 && size_of::<ProgLoad>() == 72 && size_of::<LinkCreate>() == 32);

@@ -1,0 +1,283 @@
+//! Interfaces: what they are, and changing, making and removing them (RTM_*LINK).
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::{Expect, Netlink, Refusal, each_attribute, number, text};
+use crate::addr::MacAddr;
+use crate::sys::{Result, check_ifname};
+
+/// Length of `struct ifinfomsg`.
+const IFINFO_BYTES: usize = 16;
+
+/// An interface as the kernel describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Its index in its namespace. It may change when the interface is moved to another one.
+    pub index: u32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// Its address, if it has one of six octets.
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes (without the Ethernet header).
+    pub mtu: u32,
+    /// Somebody switched it on (IFF_UP).
+    pub up: bool,
+    /// It can carry frames: up and with carrier (IFF_RUNNING, RFC 2863 ifOperStatus).
+    pub running: bool,
+    /// The driver's kind ("veth", "tun", "vxlan"); `None` for hardware.
+    pub kind: Option<String>,
+    /// IFLA_LINK: for a veth, the index of its peer in the peer's namespace.
+    pub link: Option<u32>,
+    /// What this namespace calls the namespace of `link`; `None` when it is the same one.
+    pub link_netnsid: Option<i32>,
+    /// Packets the kernel queues towards the device; for a TAP, towards the program that holds it.
+    pub txqlen: u32,
+}
+
+/// What to change about an interface; what is `None` stays.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct LinkChange<'a> {
+    /// Switch on or off.
+    pub up: Option<bool>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Address.
+    pub mac: Option<MacAddr>,
+    /// New name.
+    pub name: Option<&'a str>,
+    /// Queue length in packets.
+    pub txqlen: Option<u32>,
+    /// Namespace to move to.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+/// One end of a veth pair to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct VethEnd<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The namespace it is made in; `None` is that of the connection.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// Its address; `None` is a random one.
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes; `None` is 1500.
+    pub mtu: Option<u32>,
+    /// Whether it is switched on.
+    pub up: bool,
+}
+
+impl<'a> VethEnd<'a> {
+    /// An end that is switched on and otherwise as the kernel makes it.
+    #[must_use]
+    pub fn new(name: &'a str, netns: Option<BorrowedFd<'a>>) -> Self {
+        VethEnd { name, netns, mac: None, mtu: None, up: true }
+    }
+}
+
+impl Netlink {
+    /// The interface of that name, or `None`.
+    ///
+    /// # Errors
+    /// The name is not one, or the kernel's answer.
+    pub fn link(&self, name: &str) -> Result<Option<Link>> {
+        check_ifname(name)?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.one_link(message).map_err(|refusal| refusal.on(format!("cannot read interface '{name}'")))
+    }
+
+    /// The interface of that index, or `None`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn link_by_index(&self, index: u32) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.one_link(message).map_err(|refusal| refusal.on(format!("cannot read interface {index}")))
+    }
+
+    /// Every interface of the namespace.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn links(&self) -> Result<Vec<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        self.dump(&RouteNetlinkMessage::GetLink(message), |kind, body| {
+            (kind == libc::RTM_NEWLINK).then(|| Link::read(body)).flatten()
+        })
+        .map_err(|refusal| refusal.on("cannot list interfaces"))
+    }
+
+    /// Changes an interface, by one message.
+    ///
+    /// A move comes first, then address, MTU, name, up or down, queue length; the kernel stops at the first that it
+    /// refuses, and what came before stays done. A moved interface is down in its new namespace unless `up` is asked
+    /// for, keeps its name unless `name` is given, and keeps its index only if that is free there: look it up by name.
+    ///
+    /// # Errors
+    /// The new name is not one, or the kernel's answer with the interface's name and the change.
+    pub fn set_link(&self, index: u32, change: &LinkChange<'_>) -> Result<()> {
+        if let Some(name) = change.name {
+            check_ifname(name)?;
+        }
+        let message = change.message(index);
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+            .map_err(|refusal| refusal.on(format!("cannot set {change} on {}", self.describe(index))))
+    }
+
+    /// Makes a pair of virtual Ethernet interfaces, each directly in its namespace: both or none.
+    ///
+    /// # Errors
+    /// A name is not one, or the kernel's answer (EEXIST: one of the names is taken).
+    pub fn add_veth(&self, a: &VethEnd<'_>, b: &VethEnd<'_>) -> Result<()> {
+        check_ifname(a.name)?;
+        check_ifname(b.name)?;
+        // Said for both: what an end without a namespace falls back to has differed between kernels.
+        let here = self.netns()?;
+        let mut message = a.message(&here);
+        let peer = InfoData::Veth(InfoVeth::Peer(b.message(&here)));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]));
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|refusal| refusal.on(format!("cannot add veth pair '{}' and '{}'", a.name, b.name)))
+    }
+
+    /// Removes an interface; of a veth pair, both ends.
+    ///
+    /// # Errors
+    /// The kernel's answer with the interface's name.
+    pub fn del_link(&self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let what = self.describe(index);
+        self.change(RouteNetlinkMessage::DelLink(message), 0)
+            .map_err(|refusal| refusal.on(format!("cannot delete {what}")))
+    }
+
+    /// Answers a GETLINK that names one interface.
+    pub(super) fn one_link(&self, mut message: LinkMessage) -> std::result::Result<Option<Link>, Refusal> {
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let mut found = None;
+        let answer = self.talk(RouteNetlinkMessage::GetLink(message), 0, Expect::Ack, |kind, body| {
+            if kind == libc::RTM_NEWLINK {
+                found = Link::read(body);
+            }
+        });
+        match answer {
+            Err(refusal) if refusal.is_not_found() => Ok(None),
+            answer => answer.map(|()| found),
+        }
+    }
+
+    /// The interface's name, for error messages.
+    pub(super) fn describe(&self, index: u32) -> String {
+        match self.link_by_index(index) {
+            Ok(Some(link)) => format!("interface '{}'", link.name),
+            _ => format!("interface {index}"),
+        }
+    }
+}
+
+impl Link {
+    /// Reads the body of RTM_NEWLINK or RTM_DELLINK. `None` when it is not about an interface as such: with another
+    /// family than AF_UNSPEC it tells what, for instance, a kernel bridge thinks of its port, and "removed" then only
+    /// means removed from the bridge.
+    pub(super) fn read(body: &[u8]) -> Option<Link> {
+        let (header, attributes) = body.split_at_checked(IFINFO_BYTES)?;
+        if i32::from(header[0]) != libc::AF_UNSPEC {
+            return None;
+        }
+        let flags = LinkFlags::from_bits_retain(number(&header[8..12])?);
+        let mut link = Link {
+            index: number(&header[4..8])?,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::Up | LinkFlags::Running),
+            kind: None,
+            link: None,
+            link_netnsid: None,
+            txqlen: 0,
+        };
+        each_attribute(attributes, |kind, value| link.take(kind, value));
+        Some(link)
+    }
+
+    fn take(&mut self, kind: u16, value: &[u8]) {
+        match kind {
+            libc::IFLA_IFNAME => self.name = text(value).unwrap_or_default(),
+            libc::IFLA_ADDRESS => self.mac = value.try_into().ok().map(MacAddr),
+            libc::IFLA_MTU => self.mtu = number(value).unwrap_or_default(),
+            libc::IFLA_LINK => self.link = number(value).filter(|&index| index != 0),
+            libc::IFLA_LINK_NETNSID => self.link_netnsid = number(value).map(u32::cast_signed),
+            libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),
+            libc::IFLA_LINKINFO => each_attribute(value, |kind, value| {
+                if kind == libc::IFLA_INFO_KIND {
+                    self.kind = text(value);
+                }
+            }),
+            _ => {}
+        }
+    }
+}
+
+impl LinkChange<'_> {
+    fn message(&self, index: u32) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        if let Some(up) = self.up {
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        }
+        message.attributes.extend(
+            [
+                self.netns.map(|ns| LinkAttribute::NetNsFd(ns.as_raw_fd())),
+                self.name.map(|name| LinkAttribute::IfName(name.to_owned())),
+                self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
+                self.mtu.map(LinkAttribute::Mtu),
+                self.txqlen.map(LinkAttribute::TxQueueLen),
+            ]
+            .into_iter()
+            .flatten(),
+        );
+        message
+    }
+}
+
+impl fmt::Display for LinkChange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            self.netns.map(|_| "another namespace".to_owned()),
+            self.mac.map(|mac| format!("address {mac}")),
+            self.mtu.map(|mtu| format!("mtu {mtu}")),
+            self.name.map(|name| format!("name '{name}'")),
+            self.up.map(|up| if up { "up".to_owned() } else { "down".to_owned() }),
+            self.txqlen.map(|len| format!("txqueuelen {len}")),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl VethEnd<'_> {
+    fn message(&self, here: &OwnedFd) -> LinkMessage {
+        let change = LinkChange {
+            up: self.up.then_some(true),
+            mtu: self.mtu,
+            mac: self.mac,
+            name: Some(self.name),
+            txqlen: None,
+            netns: Some(self.netns.unwrap_or_else(|| here.as_fd())),
+        };
+        change.message(0)
+    }
+}
