@@ -64,8 +64,9 @@ impl Answer {
     /// # Errors
     /// It is another one than expected: the daemon is of another version.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Refused> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Refused(format!("vswitchd's answer is not understood (another version?): {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Refused(format!("vswitchd's answer is not understood (another version?): {error}"))
+        })
     }
 }
 
@@ -103,7 +104,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub fn ask(&self, method: Method, path: &Target, request: &impl Serialize) -> Result<Answer, Refused> {
-        let body = serde_json::to_vec(request).map_err(|error| Refused(format!("cannot write JSON: {error}")))?;
+        let body =
+            serde_json::to_vec(request).map_err(|error| Refused(format!("cannot write JSON: {error}")))?;
         self.send(method, path, body.into())
     }
 
@@ -191,7 +193,8 @@ impl Target {
     /// # Errors
     /// `query` is not made of names and plain values.
     pub fn query(mut self, query: &impl Serialize) -> Result<Target, Refused> {
-        let query = serde_urlencoded::to_string(query).map_err(|error| Refused(format!("cannot ask: {error}")))?;
+        let query =
+            serde_urlencoded::to_string(query).map_err(|error| Refused(format!("cannot ask: {error}")))?;
         if !query.is_empty() {
             self.0.push(if self.0.contains('?') { '&' } else { '?' });
             self.0.push_str(&query);

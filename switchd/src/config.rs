@@ -133,7 +133,8 @@ impl FromStr for CpuList {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("'{text}' is not a list of CPUs such as 0,2-3");
-        let number = |text: &str| text.trim().parse().ok().filter(|&cpu: &usize| cpu < 4096).ok_or_else(wrong);
+        let number =
+            |text: &str| text.trim().parse().ok().filter(|&cpu: &usize| cpu < 4096).ok_or_else(wrong);
         let mut cpus = Vec::new();
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -181,7 +182,10 @@ impl fmt::Display for Poll {
 }
 
 /// A number or a text that `FromStr` understands.
-fn text_or_numbers<'de, D: Deserializer<'de>>(deserializer: D, expecting: &'static str) -> Result<String, D::Error> {
+fn text_or_numbers<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expecting: &'static str,
+) -> Result<String, D::Error> {
     struct Text(&'static str);
     impl<'de> Visitor<'de> for Text {
         type Value = String;
@@ -213,7 +217,9 @@ impl<'de> Deserialize<'de> for Workers {
 
 impl<'de> Deserialize<'de> for CpuList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_numbers(deserializer, "CPUs: \"0,2-3\" or an array of numbers")?.parse().map_err(de::Error::custom)
+        text_or_numbers(deserializer, "CPUs: \"0,2-3\" or an array of numbers")?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -252,7 +258,8 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, String> {
         let name = path.display();
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(|error| format!("cannot read configuration {name}: {error}"))?;
+        let file = std::fs::File::open(path)
+            .map_err(|error| format!("cannot read configuration {name}: {error}"))?;
         file.take(SIZE_MAX_BYTES + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| format!("cannot read configuration {name}: {error}"))?;
@@ -270,12 +277,16 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(path: &Path, text: &str) -> Result<Config, String> {
-        let line_of = |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|&&b| b == b'\n').count();
+        let line_of =
+            |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|&&b| b == b'\n').count();
         let file: File = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| format!("{}:", line_of(span.start))).unwrap_or_default();
             format!("{}:{line} {}", path.display(), error.message().trim().replace('\n', "; "))
         })?;
-        let mut checker = Checker { config: Config { path: path.to_owned(), ..Config::default() }, interfaces: BTreeMap::new() };
+        let mut checker = Checker {
+            config: Config { path: path.to_owned(), ..Config::default() },
+            interfaces: BTreeMap::new(),
+        };
         checker.config.daemon = file.daemon;
         if let Some(log) = &checker.config.daemon.log {
             crate::log::filter(log).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -350,7 +361,9 @@ impl Checker {
         if let Some((netns, ifname)) = interface(&spec) {
             if let Some(other) = self.interfaces.insert((netns, ifname.clone()), spec.name.clone()) {
                 if other != spec.name {
-                    return Err(format!("{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"));
+                    return Err(format!(
+                        "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
+                    ));
                 }
             }
         }
@@ -371,8 +384,7 @@ impl Checker {
         };
         let vlan = entry_vlan(bridge, port, entry.vlan.map(|vid| vid.0.get()))
             .map_err(|error| format!("fdb entry {}: {error}", entry.mac))?;
-        let entry =
-            Entry { bridge: bridge.name.clone(), vlan, mac: entry.mac.0, port: entry.port.clone() };
+        let entry = Entry { bridge: bridge.name.clone(), vlan, mac: entry.mac.0, port: entry.port.clone() };
         self.place(crate::plan::Step::AddEntry(entry.clone()).to_string(), line)?;
         self.config.layout.entries.insert(entry);
         Ok(())

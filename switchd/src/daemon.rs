@@ -325,7 +325,9 @@ impl Daemon {
         let entry = Entry { bridge: bridge.name, vlan, mac, port: port.name };
         match self.find_entry(&entry)? {
             Some(existing) if existing.state == FdbState::Dynamic => {}
-            Some(existing) if existing.port == entry.port && existing.state == FdbState::Static && may_exist => {
+            Some(existing)
+                if existing.port == entry.port && existing.state == FdbState::Static && may_exist =>
+            {
                 return Ok(existing.into());
             }
             Some(existing) => {
@@ -431,7 +433,13 @@ impl Daemon {
                     adopted.push(format!("bridge '{}'", bridge.name));
                     now.bridges.push(bridge);
                 }
-                Some(other) => return Err(foreign(config, format!("bridge '{}'", other.name), &compare::bridges(&bridge, other))),
+                Some(other) => {
+                    return Err(foreign(
+                        config,
+                        format!("bridge '{}'", other.name),
+                        &compare::bridges(&bridge, other),
+                    ));
+                }
                 None => {}
             }
         }
@@ -443,7 +451,13 @@ impl Daemon {
                     adopted.push(format!("port '{}'", port.name));
                     now.ports.push(port);
                 }
-                Some(other) => return Err(foreign(config, format!("port '{}'", other.name), &compare::ports(&port, other))),
+                Some(other) => {
+                    return Err(foreign(
+                        config,
+                        format!("port '{}'", other.name),
+                        &compare::ports(&port, other),
+                    ));
+                }
                 None if record.bridges.contains(&port.bridge) && !wanted.0.contains(&port.bridge) => {
                     left_behind.push(port);
                 }
@@ -465,7 +479,9 @@ impl Daemon {
 
         let mut report = report(&steps);
         for object in adopted {
-            report.warnings.push(format!("{object} was added at run time; it is the configuration's from now on"));
+            report
+                .warnings
+                .push(format!("{object} was added at run time; it is the configuration's from now on"));
         }
         let differing = record.section.differing(&config.daemon);
         if !differing.is_empty() {
@@ -502,7 +518,9 @@ fn explain(config: &Config, refused: plan::Refused) -> Error {
         Error::Exists(text) => Error::Exists(format!("{place}{text}{left}")),
         Error::NotFound(text) => Error::NotFound(format!("{place}{text}{left}")),
         Error::Invalid(text) => Error::Invalid(format!("{place}{text}{left}")),
-        Error::System { what, source } if left.is_empty() => Error::System { what: format!("{place}{what}"), source },
+        Error::System { what, source } if left.is_empty() => {
+            Error::System { what: format!("{place}{what}"), source }
+        }
         error @ Error::System { .. } => Error::Invalid(format!("{place}{error}{left}")),
     }
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::str::FromStr;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -12,9 +12,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// # Errors
 /// One line when it is not one.
 pub fn filter(text: &str) -> Result<Targets, String> {
-    Targets::from_str(text).map_err(|error| {
-        format!("'{text}' is not a log filter such as info or info,vswitch=debug: {error}")
-    })
+    let wrong = || format!("'{text}' is not a log filter such as info or info,vswitch=debug");
+    // A bare word that is no level would silently become the name of a module, and everything else fall silent.
+    let stray = |part: &str| !part.contains('=') && LevelFilter::from_str(part).is_err();
+    if text.split(',').any(stray) {
+        return Err(wrong());
+    }
+    Targets::from_str(text).map_err(|error| format!("{}: {error}", wrong()))
 }
 
 /// Logs to standard error from now on.
@@ -28,5 +32,20 @@ pub fn start(filter: Targets) {
         tracing_subscriber::registry().with(lines.without_time()).with(filter).init();
     } else {
         tracing_subscriber::registry().with(lines).with(filter).init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_finger_is_not_a_module() {
+        for good in ["info", "off", "warn,vswitch=debug", "vswitch::sys=trace"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "", "info,", "!!", "info,vswitch=loud", "vswitch"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
     }
 }

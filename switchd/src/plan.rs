@@ -100,7 +100,9 @@ impl fmt::Display for Step {
             Step::AddBridge(spec) | Step::DelBridge(spec) | Step::SetBridge { to: spec, .. } => {
                 write!(f, "bridge '{}'", spec.name)
             }
-            Step::AddPort(PortSpec { name, .. }) | Step::DelPort(PortSpec { name, .. }) | Step::SetPort { name, .. } => {
+            Step::AddPort(PortSpec { name, .. })
+            | Step::DelPort(PortSpec { name, .. })
+            | Step::SetPort { name, .. } => {
                 write!(f, "port '{name}'")
             }
             Step::AddEntry(entry) | Step::DelEntry(entry) if entry.vlan == 0 => {
@@ -151,10 +153,12 @@ impl Step {
 #[must_use]
 pub fn plan(now: &Layout, then: &Layout) -> Vec<Step> {
     let old_bridges: BTreeMap<&str, &BridgeSpec> = now.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
-    let new_bridges: BTreeMap<&str, &BridgeSpec> = then.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
+    let new_bridges: BTreeMap<&str, &BridgeSpec> =
+        then.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
     let old_ports: BTreeMap<&str, &PortSpec> = now.ports.iter().map(|p| (p.name.as_str(), p)).collect();
     let new_ports: BTreeMap<&str, &PortSpec> = then.ports.iter().map(|p| (p.name.as_str(), p)).collect();
-    let mode = |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| bridges.get(name).map(|b| b.vlan_filtering);
+    let mode =
+        |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| bridges.get(name).map(|b| b.vlan_filtering);
 
     // A port that is only set keeps its device; one whose kind or bridge differs is another port.
     let stays = |old: &PortSpec| {
@@ -174,13 +178,15 @@ pub fn plan(now: &Layout, then: &Layout) -> Vec<Step> {
 
     let (mut set_before, mut set_after) = (Vec::new(), Vec::new());
     for new in &then.ports {
-        let Some(old) = old_ports.get(new.name.as_str()).filter(|old| stays(old) && old.settings != new.settings)
+        let Some(old) =
+            old_ports.get(new.name.as_str()).filter(|old| stays(old) && old.settings != new.settings)
         else {
             continue;
         };
         let step =
             Step::SetPort { name: new.name.clone(), from: old.settings.clone(), to: new.settings.clone() };
-        let becomes_unaware = mode(&old_bridges, &new.bridge) == Some(true) && mode(&new_bridges, &new.bridge) == Some(false);
+        let becomes_unaware =
+            mode(&old_bridges, &new.bridge) == Some(true) && mode(&new_bridges, &new.bridge) == Some(false);
         if becomes_unaware { set_before.push(step) } else { set_after.push(step) }
     }
 

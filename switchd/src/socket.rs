@@ -42,8 +42,9 @@ impl ControlSocket {
     pub fn open(path: &Path) -> Result<ControlSocket, String> {
         let named = |what: &str, error: &dyn std::fmt::Display| format!("{what} {}: {error}", path.display());
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder)
-                .map_err(|error| format!("cannot create {} for the control socket: {error}", folder.display()))?;
+            fs::create_dir_all(folder).map_err(|error| {
+                format!("cannot create {} for the control socket: {error}", folder.display())
+            })?;
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
@@ -97,7 +98,9 @@ fn lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, String> {
             Ok(locked) => locked,
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
                 let holder = match holder.trim() {
-                    pid if !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) => format!(" (pid {pid})"),
+                    pid if !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) => {
+                        format!(" (pid {pid})")
+                    }
                     _ => String::new(),
                 };
                 return Err(format!(
@@ -126,7 +129,10 @@ fn lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, String> {
 fn remove_stale(path: &Path) -> Result<(), String> {
     let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
-        return Err(format!("{} exists and is not a socket: remove it, or give another --socket", path.display()));
+        return Err(format!(
+            "{} exists and is not a socket: remove it, or give another --socket",
+            path.display()
+        ));
     }
     if UnixStream::connect(path).is_ok() {
         return Err(format!(
@@ -134,7 +140,8 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    fs::remove_file(path).map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
+    fs::remove_file(path)
+        .map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
 }
 
 /// Listens with [`SOCKET_MODE`] from the first moment: the mode of the unbound socket becomes the file's.

@@ -251,17 +251,23 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        let status = |bits: &str| format!("Name:\tvswitchd\nCapPrm:\t0000000000000000\nCapEff:\t{bits}\nSeccomp:\t0\n");
+        let status = |bits: &str| {
+            format!("Name:\tvswitchd\nCapPrm:\t0000000000000000\nCapEff:\t{bits}\nSeccomp:\t0\n")
+        };
         assert!(missing_capabilities(&status("000001ffffffffff")).is_empty());
         assert!(missing_capabilities(&status("0000000000003000")).is_empty());
-        assert_eq!(missing_capabilities(&status("0000000000001000")), ["CAP_NET_RAW (to receive and send frames)"]);
+        assert_eq!(
+            missing_capabilities(&status("0000000000001000")),
+            ["CAP_NET_RAW (to receive and send frames)"]
+        );
         assert_eq!(missing_capabilities(&status("0000000000000000")).len(), 2);
     }
 
     #[test]
     fn options_win_over_the_file() {
         let options = Options::try_parse_from(["vswitchd", "--workers", "2", "--cpus", "0,2-3"]).unwrap();
-        let file = DaemonSection { log: Some("debug".into()), workers: "1".parse().ok(), ..Default::default() };
+        let file =
+            DaemonSection { log: Some("debug".into()), workers: "1".parse().ok(), ..Default::default() };
         let settings = options.daemon.or(file);
         assert_eq!(settings.log.as_deref(), Some("debug"));
         assert_eq!(settings.options().workers, Some(2));

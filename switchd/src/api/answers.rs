@@ -129,7 +129,8 @@ impl VlanInfo {
     /// What `mode` comes to on `bridge`.
     #[must_use]
     pub fn new(mode: &VlanMode, bridge: Option<&BridgeSpec>) -> Self {
-        let none = VlanInfo { mode: VlanModeName::None, access: None, native: None, trunk: VlanList::default() };
+        let none =
+            VlanInfo { mode: VlanModeName::None, access: None, native: None, trunk: VlanList::default() };
         let Some(bridge) = bridge.filter(|bridge| bridge.vlan_filtering) else { return none };
         match mode {
             VlanMode::Default => {
@@ -244,7 +245,9 @@ impl PortInfo {
         let kind = spec.kind.name().to_owned();
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
-            | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => (Some(ifname), netns, addresses),
+            | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
+                (Some(ifname), netns, addresses)
+            }
             PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
             _ => (None, None, Vec::new()),
         };

@@ -3,7 +3,6 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use vswitch::status::FdbEntry;
 use vswitch::switch::FdbFilter;
 
 use super::values::{Mac, Vid};
@@ -33,7 +32,10 @@ impl FdbAdd {
         if self.mac.0.is_station() {
             return Ok(());
         }
-        Err(format!("{} is not a station's address: give an individual one such as 02:00:00:00:00:01", self.mac))
+        Err(format!(
+            "{} is not a station's address: give an individual one such as 02:00:00:00:00:01",
+            self.mac
+        ))
     }
 }
 
@@ -82,9 +84,4 @@ impl FdbSelect {
             vlan: self.vlan.map(|vid| vid.0.get()),
         }
     }
-}
-
-/// Name of an entry in messages.
-pub(crate) fn entry_name(entry: &FdbEntry) -> String {
-    if entry.vlan == 0 { entry.mac.to_string() } else { format!("{} in VLAN {}", entry.mac, entry.vlan) }
 }

@@ -18,11 +18,12 @@ mod port;
 pub mod values;
 
 pub use answers::{
-    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Origin, PeerInfo, PortInfo, ReloadReport, State,
-    Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
+    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Origin, PeerInfo, PortInfo,
+    ReloadReport, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
 };
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
+pub(crate) use port::check_netns;
 pub use port::{PortAdd, PortSet, PortType, VlanKeyword};
 
 /// Longest name of a bridge or port, in bytes.
@@ -38,7 +39,10 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
         "is longer than 63 bytes"
     } else if name.starts_with('-') {
         "begins with '-'"
-    } else if name == "." || name == ".." || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@+".contains(&b)) {
+    } else if name == "."
+        || name == ".."
+        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@+".contains(&b))
+    {
         "has characters other than letters, digits and -_.:@+"
     } else {
         return Ok(());
@@ -50,10 +54,15 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
 pub(crate) fn check_ifname(owner: &str, ifname: &str) -> Result<(), String> {
     let bad = |b: u8| b.is_ascii_whitespace() || b.is_ascii_control() || b"/:%".contains(&b);
     if ifname.is_empty() || ifname == "." || ifname == ".." || ifname.bytes().any(bad) {
-        return Err(format!("{owner}: '{}' cannot name an interface: give another --ifname", ifname.escape_debug()));
+        return Err(format!(
+            "{owner}: '{}' cannot name an interface: give another --ifname",
+            ifname.escape_debug()
+        ));
     }
     if ifname.len() > IFNAME_MAX {
-        return Err(format!("{owner}: interface name '{ifname}' is longer than 15 bytes: give a shorter --ifname"));
+        return Err(format!(
+            "{owner}: interface name '{ifname}' is longer than 15 bytes: give a shorter --ifname"
+        ));
     }
     Ok(())
 }

@@ -177,7 +177,9 @@ struct Vlans<'a> {
 impl Vlans<'_> {
     fn over(&self, port: &str, now: &VlanMode) -> Result<VlanMode, String> {
         if self.clear && (self.access.is_some() || self.trunk.is_some() || self.native.is_some()) {
-            return Err(format!("port '{port}': 'vlan default' clears the VLAN options: give none beside it"));
+            return Err(format!(
+                "port '{port}': 'vlan default' clears the VLAN options: give none beside it"
+            ));
         }
         match (self.access, self.trunk, self.native, now) {
             _ if self.clear => Ok(VlanMode::Default),
@@ -195,7 +197,9 @@ impl Vlans<'_> {
             (None, None, Some(native), VlanMode::Trunk { vids, .. }) => {
                 Ok(VlanMode::Trunk { vids: vids.clone(), native: Some(native.0) })
             }
-            (None, None, Some(_), _) => Err(format!("port '{port}': 'native' is for a trunk: give 'trunk' too")),
+            (None, None, Some(_), _) => {
+                Err(format!("port '{port}': 'native' is for a trunk: give 'trunk' too"))
+            }
         }
     }
 }
@@ -274,7 +278,9 @@ impl PortAdd {
 
     fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
         if let Some(Mac(mac)) = self.mac.filter(|mac| !mac.0.is_station()) {
-            return Err(format!("{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"));
+            return Err(format!(
+                "{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"
+            ));
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
             return Err(format!("{owner}: MTU {mtu} is not between 68 and 65535 bytes"));
@@ -283,14 +289,20 @@ impl PortAdd {
             return Err(format!("{owner}: {queues} queues: give 1 to 256"));
         }
         if self.no_offload && self.queues.is_some_and(|queues| queues > 1) {
-            return Err(format!("{owner}: a TAP without offload has one queue: leave out 'queues' or 'no-offload'"));
+            return Err(format!(
+                "{owner}: a TAP without offload has one queue: leave out 'queues' or 'no-offload'"
+            ));
         }
         if let Some(gateway) = self.gateway {
             if !self.address.iter().any(|cidr| cidr.address.is_ipv4() == gateway.is_ipv4()) {
-                return Err(format!("{owner}: gateway {gateway} cannot be reached without an address: give 'address' too"));
+                return Err(format!(
+                    "{owner}: gateway {gateway} cannot be reached without an address: give 'address' too"
+                ));
             }
         }
-        if let Some(twice) = self.address.iter().enumerate().find(|(i, cidr)| self.address[..*i].contains(cidr)) {
+        if let Some(twice) =
+            self.address.iter().enumerate().find(|(i, cidr)| self.address[..*i].contains(cidr))
+        {
             return Err(format!("{owner}: address {} is given twice", twice.1));
         }
         Ok(TapSpec {
@@ -309,7 +321,10 @@ impl PortAdd {
 /// A namespace's name or path, if it can be one.
 pub(crate) fn check_netns(owner: &str, netns: &str) -> Result<Netns, String> {
     if netns.is_empty() || netns.contains('\0') || netns == "." || netns == ".." || netns.len() > 4095 {
-        return Err(format!("{owner}: '{}' is neither a name under /run/netns nor a path", netns.escape_debug()));
+        return Err(format!(
+            "{owner}: '{}' is neither a name under /run/netns nor a path",
+            netns.escape_debug()
+        ));
     }
     Ok(Netns(netns.to_owned()))
 }

@@ -12,7 +12,9 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use vswitch::addr::{MacAddr, VlanId, VlanSet};
 
 /// A MAC address, written `02:00:00:00:00:01` (`-` is accepted as separator too).
@@ -35,8 +37,7 @@ impl fmt::Display for Mac {
 }
 
 /// An interface address with its prefix length, written `10.0.0.1/24` or `fd00::1/64`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ToSchema)]
-#[schema(value_type = String, examples("10.0.0.1/24"))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Cidr {
     /// The interface's own address.
     pub address: IpAddr,
@@ -44,11 +45,24 @@ pub struct Cidr {
     pub prefix_len: u8,
 }
 
+impl PartialSchema for Cidr {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("An interface address with its prefix length"))
+            .examples(["10.0.0.1/24"]);
+        text.into()
+    }
+}
+
+impl ToSchema for Cidr {}
+
 impl FromStr for Cidr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not an address with a prefix length, such as 10.0.0.1/24 or fd00::1/64");
+        let wrong =
+            || format!("'{text}' is not an address with a prefix length, such as 10.0.0.1/24 or fd00::1/64");
         let (address, length) = text.split_once('/').ok_or_else(wrong)?;
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         if length.is_empty() || !length.bytes().all(|b| b.is_ascii_digit()) {
@@ -329,7 +343,20 @@ mod tests {
 
     #[test]
     fn vlan_lists_refuse_nonsense() {
-        for bad in ["", ",", "0", "4095", "10-", "-10", "30-20", "1-2-3", "+5", "ten", "1,,2", "99999999999999999999"] {
+        for bad in [
+            "",
+            ",",
+            "0",
+            "4095",
+            "10-",
+            "-10",
+            "30-20",
+            "1-2-3",
+            "+5",
+            "ten",
+            "1,,2",
+            "99999999999999999999",
+        ] {
             assert!(bad.parse::<VlanList>().is_err(), "{bad}");
         }
         for bad in ["0", "-1", "4095", "1.5", "true", "{}", "[0]", "null", "[true]"] {
@@ -345,7 +372,16 @@ mod tests {
         for good in ["10.0.0.1/24", "fd00::1/64", "0.0.0.0/0", "::1/128"] {
             assert_eq!(good.parse::<Cidr>().unwrap().to_string(), good);
         }
-        for bad in ["10.0.0.1", "10.0.0.1/", "10.0.0.1/33", "fd00::1/129", "10.0.0/24", "10.0.0.1/+4", "10.0.0.1/-1", "/24"] {
+        for bad in [
+            "10.0.0.1",
+            "10.0.0.1/",
+            "10.0.0.1/33",
+            "fd00::1/129",
+            "10.0.0/24",
+            "10.0.0.1/+4",
+            "10.0.0.1/-1",
+            "/24",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
         let mac: Mac = "02-00-00-00-00-0A".parse().unwrap();

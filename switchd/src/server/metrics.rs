@@ -36,7 +36,9 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
     let worker_families: [Family<crate::api::WorkerInfo>; 3] = [
         ("vswitch_worker_busy_turns_total", "Loop turns that found a frame.", |w| w.busy_turns),
         ("vswitch_worker_sleeps_total", "Times the worker went to sleep.", |w| w.sleeps),
-        ("vswitch_worker_topology_generation", "Generation of the topology the worker runs on.", |w| w.generation),
+        ("vswitch_worker_topology_generation", "Generation of the topology the worker runs on.", |w| {
+            w.generation
+        }),
     ];
     for (name, help, value) in worker_families {
         page.family(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
@@ -70,12 +72,18 @@ impl Page {
 
     fn ports(&mut self, ports: &[PortInfo]) {
         let counters: [Family<PortInfo>; 6] = [
-            ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| p.counters.rx_frames),
-            ("vswitch_port_receive_bytes_total", "Bytes received, without FCS.", |p| p.counters.rx_bytes),
-            ("vswitch_port_receive_segments_total", "Frames on a wire that the received ones stand for.", |p| {
-                p.counters.rx_segments
+            ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| {
+                p.counters.rx_frames
             }),
-            ("vswitch_port_transmit_frames_total", "Frames sent; a GSO frame is one.", |p| p.counters.tx_frames),
+            ("vswitch_port_receive_bytes_total", "Bytes received, without FCS.", |p| p.counters.rx_bytes),
+            (
+                "vswitch_port_receive_segments_total",
+                "Frames on a wire that the received ones stand for.",
+                |p| p.counters.rx_segments,
+            ),
+            ("vswitch_port_transmit_frames_total", "Frames sent; a GSO frame is one.", |p| {
+                p.counters.tx_frames
+            }),
             ("vswitch_port_transmit_bytes_total", "Bytes sent, without FCS.", |p| p.counters.tx_bytes),
             ("vswitch_port_transmit_segments_total", "Frames on a wire that the sent ones stand for.", |p| {
                 p.counters.tx_segments

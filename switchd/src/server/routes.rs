@@ -130,7 +130,10 @@ where
         Ok(result) => Ok(Answer(status, result?)),
         Err(error) => {
             tracing::error!(%error, "a control request failed");
-            Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "the request failed inside vswitchd: see its log".to_owned()))
+            Err(Refusal(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the request failed inside vswitchd: see its log".to_owned(),
+            ))
         }
     }
 }
@@ -152,7 +155,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, text));
             }
             Ok(Err(error)) => {
-                return Err(Refusal(StatusCode::BAD_REQUEST, format!("the request's body broke off: {error}")));
+                return Err(Refusal(
+                    StatusCode::BAD_REQUEST,
+                    format!("the request's body broke off: {error}"),
+                ));
             }
             Err(_) => {
                 let secs = Duration::as_secs(&READ_TIMEOUT);
@@ -289,7 +295,8 @@ async fn del_bridge(
     Path(name): Path<String>,
     Query(how): Query<DelBridgeQuery>,
 ) -> Reply<Done> {
-    let work = move |daemon: &Daemon| daemon.del_bridge(&name, how.with_ports, how.if_exists).map(|()| Done {});
+    let work =
+        move |daemon: &Daemon| daemon.del_bridge(&name, how.with_ports, how.if_exists).map(|()| Done {});
     call(daemon, StatusCode::OK, work).await
 }
 
