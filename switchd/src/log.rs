@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub fn filter(text: &str) -> Result<Targets, String> {
     let wrong = || format!("'{text}' is not a log filter such as info or info,vswitch=debug");
     // A bare word that is no level would silently become the name of a module, and everything else fall silent.
-    let stray = |part: &str| !part.contains('=') && LevelFilter::from_str(part).is_err();
+    let stray = |part: &str| part.is_empty() || !part.contains('=') && LevelFilter::from_str(part).is_err();
     if text.split(',').any(stray) {
         return Err(wrong());
     }
