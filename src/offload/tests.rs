@@ -545,6 +545,7 @@ fn bad_descriptions_have_reasons() {
     };
     assert_eq!(with(0, [1, 3]), Some(BadOffload::UnknownGso(3)), "UDP fragmentation");
     assert_eq!(with(0, [1, 0x85]), Some(BadOffload::UnknownGso(0x85)), "ECN of UDP");
+    assert_eq!(with(0, [0, 0x80]), Some(BadOffload::UnknownGso(0x80)), "ECN of nothing");
     assert_eq!(with(4, [0, 0]), Some(BadOffload::GsoSize(0)));
     assert_eq!(with(4, [0xff, 0xff]), Some(BadOffload::GsoSize(0xffff)));
     assert_eq!(with(6, [13, 0]), Some(BadOffload::ChecksumRange));
