@@ -536,6 +536,11 @@ fn bad_descriptions_have_reasons() {
     assert_eq!(with(46, 0x40), Some(BadOffload::Headers), "TCP data offset 4");
     assert_eq!(with(14, 0x65), Some(BadOffload::Headers), "IP version 6 after an IPv4 EtherType");
 
+    let mut fragment = model(false, true, 5000);
+    fragment.extensions = vec![(44, vec![0, 8, 0, 0, 0, 1])];
+    let offload6 = fragment.offload(1448);
+    assert_eq!(check_headers(&fragment.build(Field::PseudoHeader), &offload6), Err(BadOffload::Fragment));
+
     let mut header = [0; VNET_HDR_LEN];
     offload.to_virtio(&mut header);
     let with = |at: usize, value: [u8; 2]| {
