@@ -1,0 +1,418 @@
+//! What an operator reads.
+//!
+//! Field names are a promise: more may be added, these stay. Clients read them back for their tables, so
+//! every type goes both ways; unknown fields are ignored there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
+use vswitch::status::{self, BridgeStatus, FdbEntry, PortCounters, PortStatus, SwitchStatus};
+
+use super::values::{Cidr, Mac, Vid, VlanList};
+
+/// Who asked for an object.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The configuration file; a reload may change or remove it.
+    Configuration,
+    /// A request; a reload leaves it alone.
+    Runtime,
+}
+
+/// Enums whose JSON word is also what tables show.
+macro_rules! shown_as_word {
+    ($type:ty { $($variant:ident => $word:literal),+ }) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(<$type>::$variant => $word),+ })
+            }
+        }
+    };
+}
+shown_as_word!(Origin { Configuration => "configuration", Runtime => "runtime" });
+shown_as_word!(State { Up => "up", Down => "down", Gone => "gone" });
+shown_as_word!(EntryState { Dynamic => "dynamic", Static => "static", Local => "local" });
+
+/// A bridge as it is now.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct BridgeInfo {
+    /// Its name.
+    pub name: String,
+    /// Seconds until a silent station is forgotten.
+    pub ageing_secs: u32,
+    /// Whether it looks at VLAN tags.
+    pub vlan_filtering: bool,
+    /// VLAN of ports without VLAN options, when filtering.
+    pub default_pvid: u16,
+    /// Most stations it remembers.
+    pub fdb_max: u32,
+    /// Stations it remembers now.
+    pub fdb_used: u32,
+    /// Names of its ports.
+    pub ports: Vec<String>,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+impl BridgeInfo {
+    /// From the data plane's account.
+    #[must_use]
+    pub fn new(status: BridgeStatus, origin: Origin) -> Self {
+        let BridgeStatus { spec, fdb_used, ports, .. } = status;
+        BridgeInfo {
+            name: spec.name,
+            ageing_secs: spec.ageing_secs,
+            vlan_filtering: spec.vlan_filtering,
+            default_pvid: spec.default_pvid.get(),
+            fdb_max: spec.fdb_max,
+            fdb_used,
+            ports,
+            origin,
+        }
+    }
+}
+
+/// Whether a port can carry frames.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It can.
+    Up,
+    /// Its interface is down.
+    Down,
+    /// Its interface does not exist.
+    Gone,
+}
+
+impl From<status::PortState> for State {
+    fn from(state: status::PortState) -> Self {
+        match state {
+            status::PortState::Up => State::Up,
+            status::PortState::Down => State::Down,
+            status::PortState::Gone => State::Gone,
+        }
+    }
+}
+
+/// How a port treats VLANs.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum VlanModeName {
+    /// Tags are payload: its bridge does not filter.
+    None,
+    /// Untagged, in one VLAN.
+    Access,
+    /// Tagged, in several.
+    Trunk,
+}
+
+/// The VLANs a port carries.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct VlanInfo {
+    /// `none` on a bridge that does not filter.
+    pub mode: VlanModeName,
+    /// The VLAN of an access port.
+    #[schema(value_type = Option<u16>)]
+    pub access: Option<Vid>,
+    /// The VLAN of untagged frames on a trunk.
+    #[schema(value_type = Option<u16>)]
+    pub native: Option<Vid>,
+    /// The VLANs of a trunk.
+    pub trunk: VlanList,
+}
+
+impl VlanInfo {
+    /// What `mode` comes to on `bridge`.
+    #[must_use]
+    pub fn new(mode: &VlanMode, bridge: Option<&BridgeSpec>) -> Self {
+        let none =
+            VlanInfo { mode: VlanModeName::None, access: None, native: None, trunk: VlanList::default() };
+        let Some(bridge) = bridge.filter(|bridge| bridge.vlan_filtering) else { return none };
+        match mode {
+            VlanMode::Default => {
+                VlanInfo { mode: VlanModeName::Access, access: Some(Vid(bridge.default_pvid)), ..none }
+            }
+            VlanMode::Access(vid) => VlanInfo { mode: VlanModeName::Access, access: Some(Vid(*vid)), ..none },
+            VlanMode::Trunk { vids, native } => VlanInfo {
+                mode: VlanModeName::Trunk,
+                native: native.map(Vid),
+                trunk: VlanList::from(vids),
+                ..none
+            },
+        }
+    }
+}
+
+/// The other end of a veth pair.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct PeerInfo {
+    /// Its index in its own namespace.
+    pub ifindex: u32,
+    /// Its name, where its namespace can be found.
+    pub ifname: Option<String>,
+    /// Its namespace; null when it is vswitchd's own or has no name.
+    pub netns: Option<String>,
+}
+
+/// What a port has seen.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Frames received; a GSO frame is one.
+    pub rx_frames: u64,
+    /// Bytes received, without FCS.
+    pub rx_bytes: u64,
+    /// Frames on a wire that the received ones stand for.
+    pub rx_segments: u64,
+    /// Frames sent; a GSO frame is one.
+    pub tx_frames: u64,
+    /// Bytes sent, without FCS.
+    pub tx_bytes: u64,
+    /// Frames on a wire that the sent ones stand for.
+    pub tx_segments: u64,
+    /// Frames dropped, by reason; only reasons that happened.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl From<PortCounters> for Counters {
+    fn from(counters: PortCounters) -> Self {
+        Counters {
+            rx_frames: counters.rx_frames,
+            rx_bytes: counters.rx_bytes,
+            rx_segments: counters.rx_segments,
+            tx_frames: counters.tx_frames,
+            tx_bytes: counters.tx_bytes,
+            tx_segments: counters.tx_segments,
+            drops: counters.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        }
+    }
+}
+
+/// A port as it is now.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: String,
+    /// The bridge it belongs to.
+    pub bridge: String,
+    /// What kind of port: `tap`, `packet`, `internal`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Name of the interface behind it.
+    pub ifname: Option<String>,
+    /// Its index in its namespace; null while it is gone.
+    pub ifindex: Option<u32>,
+    /// Its namespace; null is vswitchd's own.
+    pub netns: Option<String>,
+    /// Address of the interface.
+    #[schema(value_type = Option<String>)]
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Whether it can carry frames.
+    pub state: State,
+    /// Receive queues.
+    pub queues: usize,
+    /// The VLANs it carries.
+    pub vlan: VlanInfo,
+    /// Source addresses are remembered.
+    pub learning: bool,
+    /// Unknown unicast leaves by it.
+    pub flood: bool,
+    /// It exchanges no frames with other isolated ports.
+    pub isolated: bool,
+    /// A frame may leave by the port it came in.
+    pub hairpin: bool,
+    /// The other end of a veth pair.
+    pub peer: Option<PeerInfo>,
+    /// Addresses it was given.
+    #[schema(value_type = Vec<String>)]
+    pub address: Vec<Cidr>,
+    /// Who asked for it.
+    pub origin: Origin,
+    /// What it has seen.
+    pub counters: Counters,
+}
+
+impl PortInfo {
+    /// From the data plane's account; `bridge` is the port's own.
+    #[must_use]
+    pub fn new(status: PortStatus, bridge: Option<&BridgeSpec>, origin: Origin) -> Self {
+        let spec = status.spec;
+        let kind = spec.kind.name().to_owned();
+        let (ifname, netns, address) = match spec.kind {
+            PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
+            | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
+                (Some(ifname), netns, addresses)
+            }
+            PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
+            _ => (None, None, Vec::new()),
+        };
+        PortInfo {
+            vlan: VlanInfo::new(&spec.settings.vlan, bridge),
+            name: spec.name,
+            bridge: spec.bridge,
+            kind,
+            ifname: status.ifname.or(ifname),
+            ifindex: status.ifindex,
+            netns: netns.map(|netns| netns.0),
+            mac: status.mac.map(Mac),
+            mtu: status.mtu,
+            state: status.state.into(),
+            queues: status.queues,
+            learning: spec.settings.learning,
+            flood: spec.settings.flood,
+            isolated: spec.settings.isolated,
+            hairpin: spec.settings.hairpin,
+            peer: status.peer.map(|peer| PeerInfo {
+                ifindex: peer.ifindex,
+                ifname: peer.ifname,
+                netns: peer.netns.map(|netns| netns.0),
+            }),
+            address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
+            origin,
+            counters: status.counters.into(),
+        }
+    }
+}
+
+/// How a station came to be known.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryState {
+    /// Learned; moves and ages.
+    Dynamic,
+    /// Configured; does neither.
+    Static,
+    /// The address of an `internal` port.
+    Local,
+}
+
+/// A station a bridge knows.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct FdbInfo {
+    /// Its address.
+    #[schema(value_type = String)]
+    pub mac: Mac,
+    /// Its VLAN; 0 on a bridge that does not filter.
+    pub vlan: u16,
+    /// The bridge.
+    pub bridge: String,
+    /// The port it is behind.
+    pub port: String,
+    /// How it came to be known.
+    pub state: EntryState,
+    /// Seconds since it was last heard; 0 for static and local entries.
+    pub age_secs: u32,
+}
+
+impl From<FdbEntry> for FdbInfo {
+    fn from(entry: FdbEntry) -> Self {
+        FdbInfo {
+            mac: Mac(entry.mac),
+            vlan: entry.vlan,
+            bridge: entry.bridge,
+            port: entry.port,
+            state: match entry.state {
+                status::FdbState::Dynamic => EntryState::Dynamic,
+                status::FdbState::Static => EntryState::Static,
+                status::FdbState::Local => EntryState::Local,
+            },
+            age_secs: entry.age_secs,
+        }
+    }
+}
+
+/// The counters of one port.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// Name of the port.
+    pub port: String,
+    /// What it has seen.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// The daemon and its workers.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Debug)]
+pub struct StatusInfo {
+    /// Version of vswitchd.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_secs: u64,
+    /// The control socket.
+    pub socket: String,
+    /// The configuration file in use.
+    pub config: Option<String>,
+    /// How workers wait: `adaptive`, `busy` or `wait`.
+    pub poll: String,
+    /// Number of bridges.
+    pub bridges: usize,
+    /// Number of ports.
+    pub ports: usize,
+    /// One entry a worker.
+    pub workers: Vec<WorkerInfo>,
+}
+
+/// One worker thread.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct WorkerInfo {
+    /// CPU it is pinned to.
+    pub cpu: Option<usize>,
+    /// Loop turns that found at least one frame.
+    pub busy_turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Generation of the topology it runs on.
+    pub generation: u64,
+}
+
+impl WorkerInfo {
+    /// From the data plane's account.
+    #[must_use]
+    pub fn all(status: &SwitchStatus) -> Vec<WorkerInfo> {
+        let info = |worker: &status::WorkerStatus| WorkerInfo {
+            cpu: worker.cpu,
+            busy_turns: worker.busy_turns,
+            sleeps: worker.sleeps,
+            generation: worker.generation,
+        };
+        status.workers.iter().map(info).collect()
+    }
+}
+
+/// What a reload did.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReloadReport {
+    /// Objects added, such as `port 'p1'`.
+    pub added: Vec<String>,
+    /// Objects changed without being taken down.
+    pub changed: Vec<String>,
+    /// Objects removed.
+    pub removed: Vec<String>,
+    /// What the operator should know, such as settings that need a restart.
+    pub warnings: Vec<String>,
+}
+
+/// How many entries were forgotten.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flushed {
+    /// Number of entries.
+    pub flushed: usize,
+}
+
+/// Nothing more to say.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Done {}
+
+/// Why a request was refused.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// One line that names the object and the remedy.
+    pub error: String,
+}

@@ -1,0 +1,330 @@
+//! Ports as asked for.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, VlanMode};
+
+use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many};
+use super::{check_ifname, check_name};
+
+/// What kind of port.
+#[derive(ValueEnum, Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortType {
+    /// A TAP device that vswitchd creates, for a container or a test host
+    Tap,
+    /// An interface that exists already: a veth end, a NIC, a VF, a tap that QEMU holds
+    Packet,
+    /// A TAP device that gives the host itself an interface on the bridge
+    Internal,
+}
+
+impl PortType {
+    /// As written on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            PortType::Tap => "tap",
+            PortType::Packet => "packet",
+            PortType::Internal => "internal",
+        }
+    }
+}
+
+/// The only word `vlan` takes.
+#[derive(ValueEnum, Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum VlanKeyword {
+    /// No VLAN options: an access port of the bridge's default PVID
+    Default,
+}
+
+/// A request with the port settings, after the fields that are its own.
+macro_rules! with_port_settings {
+    ($(#[$meta:meta])* pub struct $name:ident { $($own:tt)* }) => {
+        $(#[$meta])*
+        #[derive(Args, Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($own)*
+            /// Access port: untagged frames are in this VLAN, tagged ones are dropped
+            #[arg(long, value_name = "VID", help_heading = "VLANs (the bridge needs --vlan-filtering on)")]
+            #[arg(conflicts_with_all = ["trunk", "native"])]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub access: Option<Vid>,
+            /// Trunk port: carries these VLANs tagged, such as 10,20-30; untagged frames are dropped
+            #[arg(long, value_name = "VIDS", help_heading = "VLANs (the bridge needs --vlan-filtering on)")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub trunk: Option<VlanList>,
+            /// On a trunk: untagged frames are in this VLAN
+            #[arg(long, value_name = "VID", help_heading = "VLANs (the bridge needs --vlan-filtering on)")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub native: Option<Vid>,
+            /// 'default' removes every VLAN option
+            #[arg(long, value_name = "default", help_heading = "VLANs (the bridge needs --vlan-filtering on)")]
+            #[arg(conflicts_with_all = ["access", "trunk", "native"], hide_possible_values = true)]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub vlan: Option<VlanKeyword>,
+            /// Remember source addresses [default: on]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub learning: Option<bool>,
+            /// Send unknown unicast out of this port [default: on]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub flood: Option<bool>,
+            /// Exchange no frames with other isolated ports [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub isolated: Option<bool>,
+            /// Let a frame leave by the port it came in [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub hairpin: Option<bool>,
+        }
+
+        impl $name {
+            /// What is given here, and the rest as it was in `settings`.
+            fn over(&self, port: &str, settings: &PortSettings) -> Result<PortSettings, String> {
+                let asked = Vlans {
+                    access: self.access,
+                    trunk: self.trunk.as_ref(),
+                    native: self.native,
+                    clear: self.vlan.is_some(),
+                };
+                Ok(PortSettings {
+                    vlan: asked.over(port, &settings.vlan)?,
+                    learning: self.learning.unwrap_or(settings.learning),
+                    flood: self.flood.unwrap_or(settings.flood),
+                    isolated: self.isolated.unwrap_or(settings.isolated),
+                    hairpin: self.hairpin.unwrap_or(settings.hairpin),
+                })
+            }
+        }
+    };
+}
+
+with_port_settings! {
+    /// A port to add.
+    pub struct PortAdd {
+        /// Name of the port
+        #[arg(value_name = "NAME")]
+        pub name: String,
+        /// Bridge it belongs to
+        #[arg(long, value_name = "BR")]
+        pub bridge: String,
+        /// What kind of port
+        #[arg(long = "type", value_name = "TYPE")]
+        #[serde(rename = "type")]
+        pub kind: PortType,
+        /// Name of the interface [default: NAME]
+        #[arg(long, value_name = "IF")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub ifname: Option<String>,
+        /// Network namespace of the interface: a name under /run/netns or a path [default: vswitchd's own]
+        #[arg(long, value_name = "NS")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub netns: Option<String>,
+        /// Address of the created interface [default: the kernel's choice]
+        #[arg(long, value_name = "MAC")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub mac: Option<Mac>,
+        /// MTU of the created interface, in bytes [default: 1500]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 68, maximum = 65535)]
+        pub mtu: Option<u32>,
+        /// Address of the created interface with prefix length; may be repeated
+        #[arg(long, value_name = "CIDR")]
+        #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+        pub address: Vec<Cidr>,
+        /// Next hop of the default route in the interface's namespace
+        #[arg(long, value_name = "IP")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub gateway: Option<IpAddr>,
+        /// Queues of the created interface [default: one a worker]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 1, maximum = 256)]
+        pub queues: Option<u16>,
+        /// No checksum and segmentation offload: a plain single-queue TAP
+        #[arg(long)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub no_offload: bool,
+    }
+}
+
+with_port_settings! {
+    /// Settings of a port to change; what is not given stays as it is.
+    ///
+    /// VLAN options are one unit: `access` or `trunk` replaces all of them, `native` alone changes that of a trunk.
+    #[derive(Default)]
+    pub struct PortSet {}
+}
+
+/// VLAN options as given.
+struct Vlans<'a> {
+    access: Option<Vid>,
+    trunk: Option<&'a VlanList>,
+    native: Option<Vid>,
+    clear: bool,
+}
+
+impl Vlans<'_> {
+    fn over(&self, port: &str, now: &VlanMode) -> Result<VlanMode, String> {
+        if self.clear && (self.access.is_some() || self.trunk.is_some() || self.native.is_some()) {
+            return Err(format!(
+                "port '{port}': 'vlan default' clears the VLAN options: give none beside it"
+            ));
+        }
+        match (self.access, self.trunk, self.native, now) {
+            _ if self.clear => Ok(VlanMode::Default),
+            (None, None, None, now) => Ok(now.clone()),
+            (Some(vid), None, None, _) => Ok(VlanMode::Access(vid.0)),
+            (Some(_), _, _, _) => {
+                Err(format!("port '{port}': 'access' excludes 'trunk' and 'native': give one or the other"))
+            }
+            (None, Some(list), _, _) if list.is_empty() => {
+                Err(format!("port '{port}': 'trunk' is empty: name at least one VLAN, or 'vlan default'"))
+            }
+            (None, Some(list), native, _) => {
+                Ok(VlanMode::Trunk { vids: list.to_set(), native: native.map(|vid| vid.0) })
+            }
+            (None, None, Some(native), VlanMode::Trunk { vids, .. }) => {
+                Ok(VlanMode::Trunk { vids: vids.clone(), native: Some(native.0) })
+            }
+            (None, None, Some(_), _) => {
+                Err(format!("port '{port}': 'native' is for a trunk: give 'trunk' too"))
+            }
+        }
+    }
+}
+
+impl PortSet {
+    /// `settings` of the port called `port`, with what is given changed.
+    ///
+    /// # Errors
+    /// One line when the options contradict each other.
+    pub fn change(&self, port: &str, settings: &PortSettings) -> Result<PortSettings, String> {
+        self.over(port, settings)
+    }
+
+    /// Whether nothing is asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == PortSet::default()
+    }
+}
+
+impl PortAdd {
+    /// As the data plane wants it, with defaults for what is not given.
+    ///
+    /// # Errors
+    /// One line when a name or option is impossible, or does not fit the port's type.
+    pub fn to_spec(&self) -> Result<PortSpec, String> {
+        check_name("port", &self.name)?;
+        check_name("bridge", &self.bridge)?;
+        let owner = format!("port '{}'", self.name);
+        let ifname = self.ifname.clone().unwrap_or_else(|| self.name.clone());
+        check_ifname(&owner, &ifname)?;
+        self.check_fitting(&owner)?;
+        let netns = self.netns.as_deref().map(|netns| check_netns(&owner, netns)).transpose()?;
+        let kind = match self.kind {
+            PortType::Packet => PortKind::Packet(PacketSpec { ifname, netns }),
+            PortType::Tap => PortKind::Tap(self.tap(&owner, ifname, netns)?),
+            PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
+        };
+        Ok(PortSpec {
+            name: self.name.clone(),
+            bridge: self.bridge.clone(),
+            kind,
+            settings: self.over(&self.name, &PortSettings::default())?,
+        })
+    }
+
+    /// Whether it has a VLAN option, which needs a filtering bridge.
+    #[must_use]
+    pub fn has_vlan_options(&self) -> bool {
+        self.access.is_some() || self.trunk.is_some() || self.native.is_some()
+    }
+
+    /// Refuses options that mean nothing for this type, rather than ignore them.
+    fn check_fitting(&self, owner: &str) -> Result<(), String> {
+        let given = [
+            ("netns", self.netns.is_some(), &[PortType::Tap, PortType::Packet] as &[PortType]),
+            ("mac", self.mac.is_some(), &[PortType::Tap, PortType::Internal]),
+            ("mtu", self.mtu.is_some(), &[PortType::Tap, PortType::Internal]),
+            ("address", !self.address.is_empty(), &[PortType::Tap, PortType::Internal]),
+            ("gateway", self.gateway.is_some(), &[PortType::Tap]),
+            ("queues", self.queues.is_some(), &[PortType::Tap]),
+            ("no-offload", self.no_offload, &[PortType::Tap]),
+        ];
+        for (option, given, fits) in given {
+            if given && !fits.contains(&self.kind) {
+                let fits: Vec<&str> = fits.iter().map(|kind| kind.name()).collect();
+                return Err(format!(
+                    "{owner}: '{option}' is for {} ports, not for {}: leave it out",
+                    fits.join(" and "),
+                    self.kind.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
+        if let Some(Mac(mac)) = self.mac.filter(|mac| !mac.0.is_station()) {
+            return Err(format!(
+                "{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"
+            ));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
+            return Err(format!("{owner}: MTU {mtu} is not between 68 and 65535 bytes"));
+        }
+        if let Some(queues) = self.queues.filter(|queues| !(1..=256).contains(queues)) {
+            return Err(format!("{owner}: {queues} queues: give 1 to 256"));
+        }
+        if self.no_offload && self.queues.is_some_and(|queues| queues > 1) {
+            return Err(format!(
+                "{owner}: a TAP without offload has one queue: leave out 'queues' or 'no-offload'"
+            ));
+        }
+        if let Some(gateway) = self.gateway {
+            if !self.address.iter().any(|cidr| cidr.address.is_ipv4() == gateway.is_ipv4()) {
+                return Err(format!(
+                    "{owner}: gateway {gateway} cannot be reached without an address: give 'address' too"
+                ));
+            }
+        }
+        if let Some(twice) =
+            self.address.iter().enumerate().find(|(i, cidr)| self.address[..*i].contains(cidr))
+        {
+            return Err(format!("{owner}: address {} is given twice", twice.1));
+        }
+        Ok(TapSpec {
+            ifname,
+            netns,
+            mac: self.mac.map(|mac| mac.0),
+            mtu: self.mtu,
+            addresses: self.address.iter().map(|cidr| (cidr.address, cidr.prefix_len)).collect(),
+            gateway: self.gateway,
+            queues: self.queues,
+            offload: !self.no_offload,
+        })
+    }
+}
+
+/// A namespace's name or path, if it can be one.
+pub(crate) fn check_netns(owner: &str, netns: &str) -> Result<Netns, String> {
+    if netns.is_empty() || netns.contains('\0') || netns == "." || netns == ".." || netns.len() > 4095 {
+        return Err(format!(
+            "{owner}: '{}' is neither a name under /run/netns nor a path",
+            netns.escape_debug()
+        ));
+    }
+    Ok(Netns(netns.to_owned()))
+}

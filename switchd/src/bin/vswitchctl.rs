@@ -1,0 +1,5 @@
+//! The command line. See [`switchd::ctl`].
+
+fn main() -> std::process::ExitCode {
+    switchd::ctl::main()
+}

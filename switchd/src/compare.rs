@@ -1,0 +1,110 @@
+//! In what two bridges or ports of one name differ, in the command line's words.
+
+use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, VlanMode};
+
+use crate::api::values::{VlanList, on_off_text};
+
+/// Refuses a bridge that exists, unless it may and is the same.
+pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
+    let remedy = format!("'vswitchctl bridge set {}'", asked.name);
+    verdict(&format!("bridge '{}'", asked.name), may_exist, &bridges(existing, asked), &remedy)
+}
+
+/// Refuses a port that exists, unless it may and is the same.
+pub(crate) fn same_port(existing: &PortSpec, asked: &PortSpec, may_exist: bool) -> Result<(), String> {
+    let remedy = if existing.kind == asked.kind && existing.bridge == asked.bridge {
+        format!("'vswitchctl port set {}'", asked.name)
+    } else {
+        format!("'vswitchctl port del {}' first", asked.name)
+    };
+    verdict(&format!("port '{}'", asked.name), may_exist, &ports(existing, asked), &remedy)
+}
+
+fn verdict(object: &str, may_exist: bool, differences: &[String], remedy: &str) -> Result<(), String> {
+    match (may_exist, differences) {
+        (true, []) => Ok(()),
+        (false, []) => Err(format!("{object} exists already: use --may-exist if that is fine")),
+        (_, _) => Err(format!(
+            "{object} exists already with other attributes ({}): change it with {remedy}",
+            differences.join(", ")
+        )),
+    }
+}
+
+/// Collects `name: old, not new` where they differ.
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn add<T: PartialEq>(&mut self, name: &str, old: &T, new: &T, show: impl Fn(&T) -> String) {
+        if old != new {
+            self.0.push(format!("{name} is {}, not {}", show(old), show(new)));
+        }
+    }
+}
+
+fn or_default<T: ToString>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(|| "default".to_owned(), T::to_string)
+}
+
+fn switch(value: &bool) -> String {
+    on_off_text(*value).to_owned()
+}
+
+/// In what `asked` differs from `existing`.
+pub(crate) fn bridges(existing: &BridgeSpec, asked: &BridgeSpec) -> Vec<String> {
+    let mut all = Differences(Vec::new());
+    all.add("ageing", &existing.ageing_secs, &asked.ageing_secs, u32::to_string);
+    all.add("fdb-max", &existing.fdb_max, &asked.fdb_max, u32::to_string);
+    all.add("vlan-filtering", &existing.vlan_filtering, &asked.vlan_filtering, switch);
+    all.add("default-pvid", &existing.default_pvid, &asked.default_pvid, ToString::to_string);
+    all.0
+}
+
+/// In what `asked` differs from `existing`.
+pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
+    let mut all = Differences(Vec::new());
+    all.add("bridge", &existing.bridge, &asked.bridge, String::clone);
+    match (&existing.kind, &asked.kind) {
+        (PortKind::Tap(old), PortKind::Tap(new)) | (PortKind::Internal(old), PortKind::Internal(new)) => {
+            taps(&mut all, old, new);
+        }
+        (PortKind::Packet(old), PortKind::Packet(new)) => {
+            all.add("ifname", &old.ifname, &new.ifname, String::clone);
+            all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
+        }
+        (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
+    }
+    let (old, new) = (&existing.settings, &asked.settings);
+    all.add("vlan", &old.vlan, &new.vlan, vlan);
+    all.add("learning", &old.learning, &new.learning, switch);
+    all.add("flood", &old.flood, &new.flood, switch);
+    all.add("isolated", &old.isolated, &new.isolated, switch);
+    all.add("hairpin", &old.hairpin, &new.hairpin, switch);
+    all.0
+}
+
+fn taps(all: &mut Differences, old: &TapSpec, new: &TapSpec) {
+    let addresses = |list: &Vec<(std::net::IpAddr, u8)>| match list.as_slice() {
+        [] => "none".to_owned(),
+        list => list.iter().map(|(ip, length)| format!("{ip}/{length}")).collect::<Vec<_>>().join(" "),
+    };
+    all.add("ifname", &old.ifname, &new.ifname, String::clone);
+    all.add("netns", &old.netns, &new.netns, or_default);
+    all.add("mac", &old.mac, &new.mac, or_default);
+    all.add("mtu", &old.mtu, &new.mtu, or_default);
+    all.add("address", &old.addresses, &new.addresses, addresses);
+    all.add("gateway", &old.gateway, &new.gateway, or_default);
+    all.add("queues", &old.queues, &new.queues, or_default);
+    all.add("offload", &old.offload, &new.offload, switch);
+}
+
+fn vlan(mode: &VlanMode) -> String {
+    match mode {
+        VlanMode::Default => "default".to_owned(),
+        VlanMode::Access(vid) => format!("access {vid}"),
+        VlanMode::Trunk { vids, native: None } => format!("trunk {}", VlanList::from(vids)),
+        VlanMode::Trunk { vids, native: Some(native) } => {
+            format!("trunk {} native {native}", VlanList::from(vids))
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The switch as the daemon sees it.
+//!
+//! A trait over exactly the methods of [`Switch`], for one reason: what is built on top (reconciliation with
+//! roll-back, origins, the HTTP layer) is tested against a model in memory, without devices and privileges.
+
+use vswitch::addr::MacAddr;
+use vswitch::spec::{BridgeSpec, PortSettings, PortSpec};
+use vswitch::status::{BridgeStatus, FdbEntry, PortStatus, SwitchStatus};
+use vswitch::switch::{Error, FdbFilter, Missing, Switch};
+
+/// See the methods of the same names of [`Switch`].
+#[allow(missing_docs, clippy::missing_errors_doc)]
+pub trait Control: Send + Sync {
+    fn status(&self) -> SwitchStatus;
+    fn add_bridge(&self, spec: BridgeSpec) -> Result<(), Error>;
+    fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error>;
+    fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error>;
+    fn bridges(&self) -> Vec<BridgeStatus>;
+    fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error>;
+    fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error>;
+    fn del_port(&self, name: &str) -> Result<(), Error>;
+    fn ports(&self) -> Vec<PortStatus>;
+    fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error>;
+    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error>;
+    fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
+    fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error>;
+    fn stop(self: Box<Self>);
+}
+
+impl Control for Switch {
+    fn status(&self) -> SwitchStatus {
+        Switch::status(self)
+    }
+    fn add_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        Switch::add_bridge(self, spec)
+    }
+    fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        Switch::set_bridge(self, spec)
+    }
+    fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error> {
+        Switch::del_bridge(self, name, with_ports)
+    }
+    fn bridges(&self) -> Vec<BridgeStatus> {
+        Switch::bridges(self)
+    }
+    fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
+        Switch::add_port(self, spec, missing)
+    }
+    fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
+        Switch::set_port(self, name, settings)
+    }
+    fn del_port(&self, name: &str) -> Result<(), Error> {
+        Switch::del_port(self, name)
+    }
+    fn ports(&self) -> Vec<PortStatus> {
+        Switch::ports(self)
+    }
+    fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
+        Switch::fdb(self, filter)
+    }
+    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
+        Switch::fdb_add(self, mac, port, vlan)
+    }
+    fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        Switch::fdb_del(self, mac, bridge, vlan)
+    }
+    fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
+        Switch::fdb_flush(self, filter)
+    }
+    fn stop(self: Box<Self>) {
+        Switch::stop(*self);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod model;

@@ -1,0 +1,317 @@
+//! The rules of the switch, in memory and without frames: what is built on [`Control`] is tested against it.
+//!
+//! It refuses everything the switch refuses and is stricter in one place, so that a plan cannot lean on the
+//! switch's kindness: a bridge with static stations does not change its VLAN mode.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Mutex, MutexGuard};
+
+use vswitch::addr::MacAddr;
+use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
+use vswitch::status::{
+    BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus, SwitchStatus, WorkerStatus,
+};
+use vswitch::switch::{Error, FdbFilter, Missing};
+
+use super::Control;
+use crate::config::interface;
+use crate::plan::{Entry, Layout};
+
+#[derive(Debug, Default)]
+pub(crate) struct Model(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Inner {
+    pub(crate) layout: Layout,
+    /// Learned stations.
+    pub(crate) learned: BTreeSet<Entry>,
+    /// Names of ports whose device was made or removed.
+    pub(crate) devices_touched: Vec<String>,
+    /// Interfaces for packet ports.
+    pub(crate) interfaces: BTreeSet<String>,
+    /// Changes that still succeed; then one is refused by the "kernel".
+    pub(crate) fails_after: Option<usize>,
+}
+
+fn unaware_refusal(port: &str, bridge: &str) -> Error {
+    Error::Invalid(format!("port '{port}' has VLAN options, but bridge '{bridge}' does not filter VLANs"))
+}
+
+impl Inner {
+    /// One change; fails when it is its turn to.
+    fn change(&mut self, object: &str) -> Result<(), Error> {
+        match &mut self.fails_after {
+            Some(0) => {
+                self.fails_after = None;
+                Err(Error::System { what: object.to_owned(), source: io::Error::from_raw_os_error(28) })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn bridge(&mut self, name: &str) -> Result<&mut BridgeSpec, Error> {
+        let found = self.layout.bridges.iter_mut().find(|bridge| bridge.name == name);
+        found.ok_or_else(|| Error::NotFound(format!("no bridge '{name}'")))
+    }
+
+    fn port(&mut self, name: &str) -> Result<&mut PortSpec, Error> {
+        let found = self.layout.ports.iter_mut().find(|port| port.name == name);
+        found.ok_or_else(|| Error::NotFound(format!("no port '{name}'")))
+    }
+
+    fn drop_port(&mut self, name: &str) {
+        self.layout.ports.retain(|port| port.name != name);
+        self.layout.entries.retain(|entry| entry.port != name);
+        self.learned.retain(|entry| entry.port != name);
+        self.devices_touched.push(name.to_owned());
+    }
+}
+
+impl Model {
+    pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Control for Model {
+    fn status(&self) -> SwitchStatus {
+        SwitchStatus {
+            workers: vec![WorkerStatus { cpu: Some(1), busy_turns: 10, sleeps: 2, generation: 3 }],
+        }
+    }
+
+    fn add_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        let mut inner = self.inner();
+        if inner.bridge(&spec.name).is_ok() {
+            return Err(Error::Exists(format!("bridge '{}' exists", spec.name)));
+        }
+        inner.change("bridge")?;
+        inner.layout.bridges.push(spec);
+        Ok(())
+    }
+
+    fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let mode = inner.bridge(&spec.name)?.vlan_filtering;
+        if mode != spec.vlan_filtering {
+            if inner.layout.entries.iter().any(|entry| entry.bridge == spec.name) {
+                return Err(Error::Invalid(format!("bridge '{}' has static stations", spec.name)));
+            }
+            let ports = inner.layout.ports.iter();
+            for port in
+                ports.filter(|port| port.bridge == spec.name && port.settings.vlan != VlanMode::Default)
+            {
+                return Err(unaware_refusal(&port.name, &spec.name));
+            }
+            inner.learned.retain(|entry| entry.bridge != spec.name);
+        }
+        inner.change("bridge")?;
+        let place = inner.bridge(&spec.name)?;
+        *place = spec;
+        Ok(())
+    }
+
+    fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.bridge(name)?;
+        let ports: Vec<String> =
+            inner.layout.ports.iter().filter(|p| p.bridge == name).map(|p| p.name.clone()).collect();
+        if !ports.is_empty() && !with_ports {
+            return Err(Error::Invalid(format!("bridge '{name}' has ports")));
+        }
+        inner.change("bridge")?;
+        ports.iter().for_each(|port| inner.drop_port(port));
+        inner.layout.bridges.retain(|bridge| bridge.name != name);
+        Ok(())
+    }
+
+    fn bridges(&self) -> Vec<BridgeStatus> {
+        let inner = self.inner();
+        let status = |spec: &BridgeSpec| BridgeStatus {
+            spec: spec.clone(),
+            fdb_used: 0,
+            ports: inner
+                .layout
+                .ports
+                .iter()
+                .filter(|p| p.bridge == spec.name)
+                .map(|p| p.name.clone())
+                .collect(),
+        };
+        inner.layout.bridges.iter().map(status).collect()
+    }
+
+    fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
+        let mut inner = self.inner();
+        if inner.port(&spec.name).is_ok() {
+            return Err(Error::Exists(format!("port '{}' exists", spec.name)));
+        }
+        if !inner.bridge(&spec.bridge)?.vlan_filtering && spec.settings.vlan != VlanMode::Default {
+            return Err(unaware_refusal(&spec.name, &spec.bridge));
+        }
+        if let Some(other) = inner.layout.ports.iter().find(|other| interface(other) == interface(&spec)) {
+            return Err(Error::Exists(format!(
+                "port '{}': interface is that of '{}'",
+                spec.name, other.name
+            )));
+        }
+        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing) {
+            if !inner.interfaces.contains(&packet.ifname) {
+                return Err(Error::NotFound(format!(
+                    "port '{}': no interface '{}'",
+                    spec.name, packet.ifname
+                )));
+            }
+        }
+        inner.change("port")?;
+        inner.devices_touched.push(spec.name.clone());
+        inner.layout.ports.push(spec);
+        Ok(())
+    }
+
+    fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let bridge = inner.port(name)?.bridge.clone();
+        if !inner.bridge(&bridge)?.vlan_filtering && settings.vlan != VlanMode::Default {
+            return Err(unaware_refusal(name, &bridge));
+        }
+        inner.change("port")?;
+        inner.port(name)?.settings = settings;
+        Ok(())
+    }
+
+    fn del_port(&self, name: &str) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.port(name)?;
+        inner.change("port")?;
+        inner.drop_port(name);
+        Ok(())
+    }
+
+    fn ports(&self) -> Vec<PortStatus> {
+        let inner = self.inner();
+        let status = |spec: &PortSpec| PortStatus {
+            spec: spec.clone(),
+            ifname: interface(spec).map(|(_, ifname)| ifname),
+            ifindex: Some(7),
+            mac: None,
+            mtu: Some(1500),
+            state: PortState::Up,
+            queues: 1,
+            peer: None,
+            counters: PortCounters {
+                rx_frames: 3,
+                drops: [("no_destination", 2)].into(),
+                ..PortCounters::default()
+            },
+        };
+        inner.layout.ports.iter().map(status).collect()
+    }
+
+    fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
+        let inner = self.inner();
+        let stations = inner.layout.entries.iter().map(|entry| (entry, FdbState::Static));
+        let stations = stations.chain(inner.learned.iter().map(|entry| (entry, FdbState::Dynamic)));
+        let wanted = |entry: &Entry| {
+            filter.bridge.as_ref().is_none_or(|bridge| *bridge == entry.bridge)
+                && filter.port.as_ref().is_none_or(|port| *port == entry.port)
+                && filter.vlan.is_none_or(|vlan| vlan == entry.vlan)
+        };
+        let entry = |(entry, state): (&Entry, FdbState)| FdbEntry {
+            mac: entry.mac,
+            vlan: entry.vlan,
+            bridge: entry.bridge.clone(),
+            port: entry.port.clone(),
+            state,
+            age_secs: 0,
+        };
+        Ok(stations.filter(|(entry, _)| wanted(entry)).map(entry).collect())
+    }
+
+    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let bridge = inner.port(port)?.bridge.clone();
+        if inner.bridge(&bridge)?.vlan_filtering != vlan.is_some() {
+            return Err(Error::Invalid(format!("{mac}: a VLAN is for filtering bridges")));
+        }
+        inner.change("entry")?;
+        let entry = Entry { bridge, vlan: vlan.unwrap_or(0), mac, port: port.to_owned() };
+        let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
+        inner.layout.entries.retain(|e| !same(e));
+        inner.learned.retain(|e| !same(e));
+        inner.layout.entries.insert(entry);
+        Ok(())
+    }
+
+    fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.bridge(bridge)?;
+        inner.change("entry")?;
+        let before = inner.layout.entries.len() + inner.learned.len();
+        let same = |e: &Entry| (e.bridge.as_str(), e.vlan, e.mac) == (bridge, vlan.unwrap_or(0), mac);
+        inner.layout.entries.retain(|e| !same(e));
+        inner.learned.retain(|e| !same(e));
+        if inner.layout.entries.len() + inner.learned.len() == before {
+            return Err(Error::NotFound(format!("no entry {mac} on bridge '{bridge}'")));
+        }
+        Ok(())
+    }
+
+    fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
+        let mut inner = self.inner();
+        let before = inner.learned.len();
+        inner.learned.retain(|entry| filter.bridge.as_ref().is_some_and(|bridge| *bridge != entry.bridge));
+        Ok(before - inner.learned.len())
+    }
+
+    fn stop(self: Box<Self>) {}
+}
+
+/// So that a test keeps a view of what it gave away.
+impl Control for std::sync::Arc<Model> {
+    fn status(&self) -> SwitchStatus {
+        Model::status(self)
+    }
+    fn add_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        Model::add_bridge(self, spec)
+    }
+    fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
+        Model::set_bridge(self, spec)
+    }
+    fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error> {
+        Model::del_bridge(self, name, with_ports)
+    }
+    fn bridges(&self) -> Vec<BridgeStatus> {
+        Model::bridges(self)
+    }
+    fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
+        Model::add_port(self, spec, missing)
+    }
+    fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
+        Model::set_port(self, name, settings)
+    }
+    fn del_port(&self, name: &str) -> Result<(), Error> {
+        Model::del_port(self, name)
+    }
+    fn ports(&self) -> Vec<PortStatus> {
+        Model::ports(self)
+    }
+    fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
+        Model::fdb(self, filter)
+    }
+    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
+        Model::fdb_add(self, mac, port, vlan)
+    }
+    fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        Model::fdb_del(self, mac, bridge, vlan)
+    }
+    fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
+        Model::fdb_flush(self, filter)
+    }
+    fn stop(self: Box<Self>) {}
+}

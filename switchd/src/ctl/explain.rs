@@ -1,0 +1,95 @@
+//! `port explain`: what a port does, in words, and what to type at its other end.
+
+use std::fmt::Write as _;
+
+use super::show;
+use crate::api::{PortInfo, State, VlanModeName};
+
+/// Some sentences about `port`.
+pub(super) fn port(port: &PortInfo) -> String {
+    let ifname = port.ifname.as_deref().unwrap_or("?");
+    let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
+    let mut text =
+        format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port.state));
+    // Writing to a String cannot fail.
+    let _ = match port.kind.as_str() {
+        "tap" => writeln!(
+            text,
+            "vswitchd created the TAP interface '{ifname}'{place} and holds its other side: what uses that\n\
+             interface is the station. It disappears with the port. It is the fast way for a container or a\n\
+             test host; a QEMU guest cannot use it, because the switch has the end that QEMU needs."
+        ),
+        "internal" => writeln!(
+            text,
+            "vswitchd created the interface '{ifname}' as the host's own place on the bridge: its addresses are\n\
+             the host's, and its MAC is a local entry in 'vswitchctl fdb show'."
+        ),
+        "packet" => writeln!(
+            text,
+            "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
+             packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
+             stays and waits."
+        ),
+        other => writeln!(text, "It is of type '{other}'."),
+    };
+    if let Some(peer) = &port.peer {
+        let name = peer
+            .ifname
+            .as_deref()
+            .map_or_else(|| format!("interface {}", peer.ifindex), |n| format!("'{n}'"));
+        let place = peer.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
+        let _ =
+            writeln!(text, "It is one end of a veth pair; the station is behind the other, {name}{place}.");
+    }
+    text.push('\n');
+    text.push_str(&vlans(port));
+    behaviour(&mut text, port);
+    if port.kind == "packet" {
+        let mtu =
+            port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
+        let _ = writeln!(
+            text,
+            "\nIf '{ifname}' is to be a QEMU guest's tap, make it once and let QEMU hold it:\n\
+             \x20 ip tuntap add dev {ifname} mode tap vnet_hdr && ip link set {ifname} up\n\
+             \x20 qemu-system-x86_64 … -netdev tap,id=net0,ifname={ifname},script=no,downscript=no \\\n\
+             \x20   -device virtio-net-pci,netdev=net0{mtu}"
+        );
+    }
+    text
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Up => "up",
+        State::Down => "down (its interface is switched off or has no carrier)",
+        State::Gone => "gone (its interface does not exist)",
+    }
+}
+
+fn vlans(port: &PortInfo) -> String {
+    match port.vlan.mode {
+        VlanModeName::None => "The bridge does not look at VLAN tags: they pass as payload.\n".to_owned(),
+        VlanModeName::Access => format!(
+            "VLANs: {}. Untagged frames are in that VLAN and leave untagged; tagged ones are dropped.\n",
+            show::vlan(&port.vlan)
+        ),
+        VlanModeName::Trunk => format!(
+            "VLANs: {}. Those pass tagged; untagged frames are {}.\n",
+            show::vlan(&port.vlan),
+            port.vlan.native.map_or_else(|| "dropped".to_owned(), |native| format!("in VLAN {native}"))
+        ),
+    }
+}
+
+fn behaviour(text: &mut String, port: &PortInfo) {
+    let unusual = [
+        (!port.learning, "It does not learn: stations behind it are reached by flooding or static entries."),
+        (!port.flood, "Unknown unicast is not sent to it."),
+        (port.isolated, "It is isolated: it exchanges no frames with other isolated ports."),
+        (port.hairpin, "Hairpin: frames may leave by it that came in by it."),
+    ];
+    for (_, sentence) in unusual.iter().filter(|(is, _)| *is) {
+        text.push_str(sentence);
+        text.push('\n');
+    }
+}

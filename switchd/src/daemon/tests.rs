@@ -1,0 +1,275 @@
+//! Requests and reloads against the model of the switch.
+
+use std::fs;
+use std::sync::Arc;
+
+use vswitch::addr::MacAddr;
+
+use super::*;
+use crate::control::model::Model;
+
+/// A daemon, and a view into its switch.
+fn daemon() -> (Daemon, Arc<Model>) {
+    let model = Arc::new(Model::default());
+    model.inner().interfaces.extend(["veth0", "veth1"].map(str::to_owned));
+    (Daemon::new(Box::new(Arc::clone(&model)), &DaemonSection::default()), model)
+}
+
+fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+macro_rules! request {
+    ($($json:tt)+) => { json(serde_json::json!($($json)+)) };
+}
+
+fn with_bridge() -> (Daemon, Arc<Model>) {
+    let (daemon, model) = daemon();
+    daemon.add_bridge(&request!({"name": "br0"}), false).unwrap();
+    (daemon, model)
+}
+
+#[test]
+fn what_exists_is_added_only_if_it_may_and_is_the_same() {
+    let (daemon, _) = with_bridge();
+    let add =
+        |request: serde_json::Value, may| daemon.add_bridge(&json(request), may).map_err(|e| e.to_string());
+    let plain = serde_json::json!({"name": "br0"});
+    let other = serde_json::json!({"name": "br0", "ageing_secs": 5});
+    assert!(add(plain.clone(), false).unwrap_err().contains("bridge 'br0' exists already: use --may-exist"));
+    add(plain, true).unwrap();
+    let refused = add(other, true).unwrap_err();
+    assert!(refused.contains("ageing is 300, not 5") && refused.contains("bridge set br0"), "{refused}");
+
+    let port: PortAdd = request!({"name": "p", "bridge": "br0", "type": "tap", "address": "10.0.0.1/24"});
+    let bare: PortAdd = request!({"name": "p", "bridge": "br0", "type": "tap"});
+    daemon.add_port(&port, false).unwrap();
+    assert!(matches!(daemon.add_port(&port, false), Err(Error::Exists(_))));
+    daemon.add_port(&port, true).unwrap();
+    let refused = daemon.add_port(&bare, true).unwrap_err().to_string();
+    assert!(
+        refused.contains("address is 10.0.0.1/24, not none") && refused.contains("port del p"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn what_is_absent_is_removed_only_if_it_need_not_exist() {
+    let (daemon, _) = with_bridge();
+    assert_eq!(
+        daemon.del_bridge("br9", false, false).unwrap_err().to_string(),
+        "no bridge 'br9'; existing: br0"
+    );
+    daemon.del_bridge("br9", false, true).unwrap();
+    assert!(matches!(daemon.del_port("p", false), Err(Error::NotFound(_))));
+    daemon.del_port("p", true).unwrap();
+    let mac: Mac = "02:00:00:00:00:01".parse().unwrap();
+    let key: FdbKey = request!({"bridge": "br0"});
+    assert!(daemon.fdb_del(mac, &key, false).unwrap_err().to_string().contains("fdb show --bridge br0"));
+    daemon.fdb_del(mac, &key, true).unwrap();
+}
+
+#[test]
+fn a_packet_port_of_run_time_needs_its_interface() {
+    let (daemon, _) = with_bridge();
+    let add =
+        |ifname: &str| daemon.add_port(&request!({"name": ifname, "bridge": "br0", "type": "packet"}), false);
+    assert!(matches!(add("nothing"), Err(Error::NotFound(_))));
+    assert_eq!(add("veth0").unwrap().origin, Origin::Runtime);
+    assert_eq!(daemon.ports().len(), 1, "the refused one is not there");
+}
+
+#[test]
+fn static_stations_are_in_the_ports_vlan() {
+    let (daemon, model) = daemon();
+    daemon.add_bridge(&request!({"name": "br0", "vlan_filtering": true, "default_pvid": 7}), false).unwrap();
+    daemon.add_port(&request!({"name": "a", "bridge": "br0", "type": "tap", "access": 10}), false).unwrap();
+    daemon.add_port(&request!({"name": "d", "bridge": "br0", "type": "tap"}), false).unwrap();
+    daemon
+        .add_port(&request!({"name": "t", "bridge": "br0", "type": "tap", "trunk": "10-20"}), false)
+        .unwrap();
+    let add = |port: &str, vlan: Option<u16>, may| {
+        daemon.fdb_add(&request!({"mac": "02:00:00:00:00:01", "port": port, "vlan": vlan}), may)
+    };
+    assert_eq!(add("a", None, false).unwrap().vlan, 10);
+    assert_eq!(add("d", None, false).unwrap().vlan, 7);
+    assert!(add("t", None, false).unwrap_err().to_string().contains("say which VLAN"));
+    assert!(matches!(add("t", Some(10), false), Err(Error::Exists(_))), "it is behind port a");
+    assert!(matches!(add("t", Some(10), true), Err(Error::Exists(_))));
+    assert!(matches!(add("a", None, false), Err(Error::Exists(_))));
+    assert_eq!(add("a", Some(10), true).unwrap().port, "a");
+
+    let learned =
+        Entry { bridge: "br0".into(), vlan: 11, mac: MacAddr([2, 0, 0, 0, 0, 1]), port: "t".into() };
+    model.inner().learned.insert(learned);
+    assert_eq!(
+        add("t", Some(11), false).unwrap().state,
+        crate::api::EntryState::Static,
+        "a learned one becomes static"
+    );
+
+    let mac: Mac = "02:00:00:00:00:01".parse().unwrap();
+    daemon.fdb_del(mac, &request!({"bridge": "br0"}), false).unwrap();
+    let refused = daemon.fdb_del(mac, &request!({"bridge": "br0"}), false).unwrap_err().to_string();
+    assert!(refused.contains("in VLAN 7") && refused.contains("name its VLAN"), "{refused}");
+    daemon.fdb_del(mac, &request!({"bridge": "br0", "vlan": 10}), false).unwrap();
+    assert_eq!(model.inner().layout.entries.len(), 1);
+}
+
+#[test]
+fn a_bridge_without_vlans_takes_none() {
+    let (daemon, _) = with_bridge();
+    daemon.add_port(&request!({"name": "p", "bridge": "br0", "type": "tap"}), false).unwrap();
+    let mac: Mac = "02:00:00:00:00:01".parse().unwrap();
+    let refused =
+        daemon.fdb_add(&request!({"mac": mac, "port": "p", "vlan": 5}), false).unwrap_err().to_string();
+    assert!(refused.contains("bridge set br0 --vlan-filtering on"), "{refused}");
+    assert!(matches!(
+        daemon.fdb_del(mac, &request!({"bridge": "br0", "vlan": 5}), false),
+        Err(Error::Invalid(_))
+    ));
+    assert!(matches!(daemon.fdb(&request!({"bridge": "br9"})), Err(Error::NotFound(_))));
+    assert!(matches!(daemon.fdb_flush(&request!({"port": "x"})), Err(Error::NotFound(_))));
+    assert!(matches!(daemon.stats(Some("x")), Err(Error::NotFound(_))));
+}
+
+const TWO_PORTS: &str = r#"
+[[bridge]]
+name = "br0"
+[[port]]
+name = "p1"
+bridge = "br0"
+type = "tap"
+[[port]]
+name = "p2"
+bridge = "br0"
+type = "packet"
+ifname = "not-there-yet"
+[[fdb]]
+mac = "02:00:00:00:00:01"
+port = "p1"
+"#;
+
+/// A daemon started with `text` as its configuration, and the file.
+fn configured(text: &str) -> (Daemon, Arc<Model>, tempfile::NamedTempFile) {
+    let (daemon, model) = daemon();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    daemon.configure(&Config::read(file.path()).unwrap()).unwrap();
+    model.inner().devices_touched.clear();
+    (daemon, model, file)
+}
+
+#[test]
+fn a_reload_touches_only_what_changed() {
+    let (daemon, model, file) = configured(TWO_PORTS);
+    daemon.add_port(&request!({"name": "mine", "bridge": "br0", "type": "tap"}), false).unwrap();
+    assert_eq!(daemon.port("mine").unwrap().origin, Origin::Runtime);
+    assert_eq!(daemon.port("p2").unwrap().origin, Origin::Configuration);
+    assert_eq!(daemon.status().config, Some(file.path().display().to_string()));
+    model.inner().devices_touched.clear();
+
+    assert_eq!(daemon.reload().unwrap(), ReloadReport::default(), "nothing to do");
+
+    let changed = TWO_PORTS
+        .replace("name = \"p2\"", "name = \"p3\"")
+        .replace("type = \"tap\"", "type = \"tap\"\nhairpin = true");
+    fs::write(file.path(), changed).unwrap();
+    let report = daemon.reload().unwrap();
+    assert_eq!((report.added, report.removed), (vec!["port 'p3'".to_owned()], vec!["port 'p2'".to_owned()]));
+    assert_eq!(report.changed, ["port 'p1'"]);
+    assert_eq!(
+        model.inner().devices_touched,
+        ["p2", "p3"],
+        "p1 keeps its device, 'mine' is nobody's business"
+    );
+    assert!(daemon.port("p1").unwrap().hairpin && daemon.port("mine").is_ok());
+}
+
+#[test]
+fn a_reload_brings_back_what_was_changed_at_run_time() {
+    let (daemon, _, _file) = configured(TWO_PORTS);
+    daemon.set_port("p1", &request!({"learning": false})).unwrap();
+    daemon.del_port("p2", false).unwrap();
+    daemon.reload().unwrap();
+    assert!(daemon.port("p1").unwrap().learning);
+    assert_eq!(daemon.port("p2").unwrap().origin, Origin::Configuration);
+}
+
+#[test]
+fn a_refused_reload_changes_nothing() {
+    let (daemon, model, file) = configured(TWO_PORTS);
+    let before = format!("{:?}", model.inner().layout);
+    let same = |daemon: &Daemon| {
+        assert_eq!(format!("{:?}", model.inner().layout), before);
+        fs::write(file.path(), TWO_PORTS).unwrap();
+        assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+    };
+
+    fs::write(file.path(), format!("{TWO_PORTS}[[bridge]]\nname = \"br1\"\ncolour = 1")).unwrap();
+    assert!(matches!(daemon.reload(), Err(Error::Invalid(_))));
+    same(&daemon);
+
+    fs::write(
+        file.path(),
+        format!(
+            "{TWO_PORTS}[[bridge]]\nname = \"br1\"\n[[port]]\nname = \"q\"\nbridge = \"br1\"\ntype = \"tap\""
+        ),
+    )
+    .unwrap();
+    model.inner().fails_after = Some(1);
+    let refused = daemon.reload().unwrap_err().to_string();
+    let place = format!("{}:18: port", file.path().display());
+    assert!(refused.starts_with(&place), "{refused} does not start with {place}");
+    same(&daemon);
+
+    fs::remove_file(file.path()).unwrap();
+    assert!(daemon.reload().unwrap_err().to_string().contains("cannot read configuration"));
+    same(&daemon);
+}
+
+#[test]
+fn names_taken_at_run_time_are_not_taken_away() {
+    let (daemon, _, file) = configured(TWO_PORTS);
+    daemon.add_port(&request!({"name": "q", "bridge": "br0", "type": "tap"}), false).unwrap();
+    let with_q = format!("{TWO_PORTS}[[port]]\nname = \"q\"\nbridge = \"br0\"\ntype = \"tap\"\n");
+    fs::write(file.path(), format!("{with_q}mtu = 9000")).unwrap();
+    let refused = daemon.reload().unwrap_err().to_string();
+    assert!(
+        refused.contains(":16: port 'q' was added at run time")
+            && refused.contains("mtu is default, not 9000"),
+        "{refused}"
+    );
+
+    fs::write(file.path(), with_q).unwrap();
+    assert!(daemon.reload().unwrap().warnings[0].contains("port 'q'"), "the same port is taken over");
+    assert_eq!(daemon.port("q").unwrap().origin, Origin::Configuration);
+}
+
+#[test]
+fn a_bridge_with_ports_of_run_time_is_not_taken_away() {
+    let (daemon, _, file) = configured(TWO_PORTS);
+    daemon.add_port(&request!({"name": "q", "bridge": "br0", "type": "tap"}), false).unwrap();
+    fs::write(file.path(), "").unwrap();
+    let refused = daemon.reload().unwrap_err().to_string();
+    assert!(refused.contains("bridge 'br0'") && refused.contains("port 'q'"), "{refused}");
+    daemon.del_port("q", false).unwrap();
+    assert_eq!(daemon.reload().unwrap().removed.len(), 4);
+    assert!(daemon.bridges().is_empty());
+}
+
+#[test]
+fn settings_of_the_daemon_need_a_restart() {
+    let (daemon, _, file) = configured(TWO_PORTS);
+    fs::write(file.path(), format!("[daemon]\nworkers = 3\npoll = \"busy\"\n{TWO_PORTS}")).unwrap();
+    let warnings = daemon.reload().unwrap().warnings;
+    assert_eq!(warnings, ["[daemon] workers, poll changed: restart vswitchd for it to take effect"]);
+}
+
+#[test]
+fn without_a_configuration_there_is_nothing_to_reload() {
+    let (daemon, _) = daemon();
+    if !Path::new(DEFAULT_CONFIG).exists() {
+        assert!(daemon.reload().unwrap_err().to_string().contains(DEFAULT_CONFIG));
+    }
+}

@@ -1,2 +1,0 @@
-//! placeholder until the daemon lands
-fn main() {}

@@ -1,0 +1,240 @@
+//! From what is to what shall be: the steps of a reload, and the way back.
+//!
+//! A [`Layout`] is a set of bridges, ports and static stations as plain values. [`plan`] compares two and
+//! yields the fewest steps between them; objects that are equal in both get no step, so their frames never
+//! notice. [`apply`] takes the steps on a running switch; when one is refused it takes those already taken
+//! back, in reverse order, so a reload happens as a whole or not at all. (What a roll-back cannot return is
+//! what a re-created interface lost: learned stations, and addresses set from outside.)
+//!
+//! Order matters, because every step must be acceptable by itself:
+//!
+//! 1. static stations go, then ports (interfaces may be wanted under another name);
+//! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware;
+//! 3. bridges change, go, come;
+//! 4. the other ports change (their bridge filters by now), new ones come, then static stations.
+//!
+//! Rejected: tearing everything down and building it anew (loses frames on ports that did not change), and
+//! a transaction inside the switch (every step would need a second form there that only this uses).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use vswitch::addr::MacAddr;
+use vswitch::spec::{BridgeSpec, PortSettings, PortSpec, VlanMode};
+use vswitch::switch::{Error, Missing};
+
+use crate::control::Control;
+
+/// Bridges, ports and static stations as plain values, in the order of their creation.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// Names are unique.
+    pub bridges: Vec<BridgeSpec>,
+    /// Names are unique; every port's bridge exists.
+    pub ports: Vec<PortSpec>,
+    /// Every entry's port exists and belongs to the entry's bridge.
+    pub entries: BTreeSet<Entry>,
+}
+
+/// A static station.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Entry {
+    /// Bridge of the port.
+    pub bridge: String,
+    /// VLAN; 0 on a bridge that does not filter.
+    pub vlan: u16,
+    /// Address.
+    pub mac: MacAddr,
+    /// Port it is behind.
+    pub port: String,
+}
+
+impl Entry {
+    /// The VLAN as the data plane's calls want it.
+    #[must_use]
+    pub fn vlan_option(&self) -> Option<u16> {
+        (self.vlan != 0).then_some(self.vlan)
+    }
+}
+
+/// The VLAN of a static station behind `port` when `asked` for `vlan`.
+///
+/// # Errors
+/// When a VLAN is given on a bridge that does not filter, or none on a trunk without native VLAN.
+pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16>) -> Result<u16, String> {
+    let owner = &port.name;
+    match (bridge.vlan_filtering, asked, &port.settings.vlan) {
+        (false, None, _) => Ok(0),
+        (false, Some(vlan), _) => Err(format!(
+            "VLAN {vlan}: bridge '{0}' of port '{owner}' does not filter VLANs: leave the VLAN out, or 'bridge set {0} --vlan-filtering on'",
+            bridge.name
+        )),
+        (true, Some(vlan), _) => Ok(vlan),
+        (true, None, VlanMode::Default) => Ok(bridge.default_pvid.get()),
+        (true, None, VlanMode::Access(vid)) => Ok(vid.get()),
+        (true, None, VlanMode::Trunk { native: Some(vid), .. }) => Ok(vid.get()),
+        (true, None, VlanMode::Trunk { native: None, .. }) => {
+            Err(format!("port '{owner}' is a trunk without native VLAN: say which VLAN the station is in"))
+        }
+    }
+}
+
+/// One change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the names say it; `from` is for the way back")]
+pub enum Step {
+    DelEntry(Entry),
+    DelPort(PortSpec),
+    SetBridge { from: BridgeSpec, to: BridgeSpec },
+    DelBridge(BridgeSpec),
+    AddBridge(BridgeSpec),
+    SetPort { name: String, from: PortSettings, to: PortSettings },
+    AddPort(PortSpec),
+    AddEntry(Entry),
+}
+
+impl fmt::Display for Step {
+    /// The object that it changes, such as `port 'p1'`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::AddBridge(spec) | Step::DelBridge(spec) | Step::SetBridge { to: spec, .. } => {
+                write!(f, "bridge '{}'", spec.name)
+            }
+            Step::AddPort(PortSpec { name, .. })
+            | Step::DelPort(PortSpec { name, .. })
+            | Step::SetPort { name, .. } => {
+                write!(f, "port '{name}'")
+            }
+            Step::AddEntry(entry) | Step::DelEntry(entry) if entry.vlan == 0 => {
+                write!(f, "fdb entry {} on bridge '{}'", entry.mac, entry.bridge)
+            }
+            Step::AddEntry(entry) | Step::DelEntry(entry) => {
+                write!(f, "fdb entry {} in VLAN {} on bridge '{}'", entry.mac, entry.vlan, entry.bridge)
+            }
+        }
+    }
+}
+
+impl Step {
+    /// The step that takes this one back.
+    fn inverse(&self) -> Step {
+        match self.clone() {
+            Step::DelEntry(entry) => Step::AddEntry(entry),
+            Step::AddEntry(entry) => Step::DelEntry(entry),
+            Step::DelPort(spec) => Step::AddPort(spec),
+            Step::AddPort(spec) => Step::DelPort(spec),
+            Step::DelBridge(spec) => Step::AddBridge(spec),
+            Step::AddBridge(spec) => Step::DelBridge(spec),
+            Step::SetBridge { from, to } => Step::SetBridge { from: to, to: from },
+            Step::SetPort { name, from, to } => Step::SetPort { name, from: to, to: from },
+        }
+    }
+
+    /// Takes it.
+    fn take(&self, switch: &dyn Control) -> Result<(), Error> {
+        match self.clone() {
+            Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, entry.vlan_option()),
+            Step::DelEntry(entry) => match switch.fdb_del(entry.mac, &entry.bridge, entry.vlan_option()) {
+                // It went with a change of its bridge or port.
+                Err(Error::NotFound(_)) => Ok(()),
+                result => result,
+            },
+            Step::AddPort(spec) => switch.add_port(spec, Missing::Wait),
+            Step::DelPort(spec) => switch.del_port(&spec.name),
+            Step::AddBridge(spec) => switch.add_bridge(spec),
+            Step::DelBridge(spec) => switch.del_bridge(&spec.name, false),
+            Step::SetBridge { to, .. } => switch.set_bridge(to),
+            Step::SetPort { name, to, .. } => switch.set_port(&name, to),
+        }
+    }
+}
+
+/// The steps from `now` to `then`.
+#[must_use]
+pub fn plan(now: &Layout, then: &Layout) -> Vec<Step> {
+    let old_bridges: BTreeMap<&str, &BridgeSpec> = now.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
+    let new_bridges: BTreeMap<&str, &BridgeSpec> =
+        then.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
+    let old_ports: BTreeMap<&str, &PortSpec> = now.ports.iter().map(|p| (p.name.as_str(), p)).collect();
+    let new_ports: BTreeMap<&str, &PortSpec> = then.ports.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mode =
+        |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| bridges.get(name).map(|b| b.vlan_filtering);
+
+    // A port that is only set keeps its device; one whose kind or bridge differs is another port.
+    let stays = |old: &PortSpec| {
+        new_ports.get(old.name.as_str()).is_some_and(|new| new.kind == old.kind && new.bridge == old.bridge)
+    };
+    let stays_by_name = |name: &str| old_ports.get(name).is_some_and(|old| stays(old));
+    let entry_stays = |entry: &Entry| {
+        now.entries.contains(entry)
+            && then.entries.contains(entry)
+            && stays_by_name(&entry.port)
+            && mode(&old_bridges, &entry.bridge) == mode(&new_bridges, &entry.bridge)
+    };
+
+    let mut first = Vec::new();
+    first.extend(now.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::DelEntry));
+    first.extend(now.ports.iter().rev().filter(|p| !stays(p)).cloned().map(Step::DelPort));
+
+    let (mut set_before, mut set_after) = (Vec::new(), Vec::new());
+    for new in &then.ports {
+        let Some(old) =
+            old_ports.get(new.name.as_str()).filter(|old| stays(old) && old.settings != new.settings)
+        else {
+            continue;
+        };
+        let step =
+            Step::SetPort { name: new.name.clone(), from: old.settings.clone(), to: new.settings.clone() };
+        let becomes_unaware =
+            mode(&old_bridges, &new.bridge) == Some(true) && mode(&new_bridges, &new.bridge) == Some(false);
+        if becomes_unaware { set_before.push(step) } else { set_after.push(step) }
+    }
+
+    let mut steps = first;
+    steps.append(&mut set_before);
+    for new in &then.bridges {
+        if let Some(old) = old_bridges.get(new.name.as_str()).filter(|old| **old != new) {
+            steps.push(Step::SetBridge { from: (*old).clone(), to: new.clone() });
+        }
+    }
+    let gone = now.bridges.iter().rev().filter(|b| !new_bridges.contains_key(b.name.as_str()));
+    steps.extend(gone.cloned().map(Step::DelBridge));
+    let come = then.bridges.iter().filter(|b| !old_bridges.contains_key(b.name.as_str()));
+    steps.extend(come.cloned().map(Step::AddBridge));
+    steps.append(&mut set_after);
+    steps.extend(then.ports.iter().filter(|p| !stays_by_name(&p.name)).cloned().map(Step::AddPort));
+    steps.extend(then.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::AddEntry));
+    steps
+}
+
+/// A refused step.
+#[derive(Debug)]
+pub struct Refused {
+    /// The object the step was about, such as `port 'p1'`.
+    pub object: String,
+    /// What the switch said.
+    pub error: Error,
+    /// What could not be taken back; empty when everything is as before.
+    pub left: Vec<String>,
+}
+
+/// Takes the steps, all or none.
+///
+/// # Errors
+/// The first refusal; what had been done by then is undone.
+pub fn apply(switch: &dyn Control, steps: &[Step]) -> Result<(), Refused> {
+    for (taken, step) in steps.iter().enumerate() {
+        let Err(error) = step.take(switch) else { continue };
+        let mut left = Vec::new();
+        for done in steps[..taken].iter().rev() {
+            if let Err(error) = done.inverse().take(switch) {
+                left.push(format!("{done}: {error}"));
+            }
+        }
+        return Err(Refused { object: step.to_string(), error, left });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Any layout to any other, all or none, untouched where nothing changed.
+
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use vswitch::addr::VlanId;
+use vswitch::spec::{PacketSpec, PortKind, TapSpec};
+
+use super::*;
+use crate::control::model::Model;
+
+fn bridges() -> impl Strategy<Value = Vec<BridgeSpec>> {
+    let one = (0..3u32, any::<bool>(), 1..4u16).prop_map(|(ageing_secs, vlan_filtering, pvid)| BridgeSpec {
+        ageing_secs,
+        vlan_filtering,
+        default_pvid: VlanId::new(pvid).unwrap(),
+        ..BridgeSpec::new("")
+    });
+    btree_map(prop::sample::select(vec!["a", "b", "c"]), one, 0..=3).prop_map(|map| {
+        map.into_iter().map(|(name, spec)| BridgeSpec { name: name.to_owned(), ..spec }).collect()
+    })
+}
+
+fn vlan_mode() -> impl Strategy<Value = VlanMode> {
+    let vid = (1..5u16).prop_map(|vid| VlanId::new(vid).unwrap());
+    prop_oneof![
+        Just(VlanMode::Default),
+        vid.clone().prop_map(VlanMode::Access),
+        (vec(vid.clone(), 1..3), prop::option::of(vid))
+            .prop_map(|(vids, native)| VlanMode::Trunk { vids: vids.into_iter().collect(), native }),
+    ]
+}
+
+/// A valid layout: raw choices, made to fit.
+fn layout() -> impl Strategy<Value = Layout> {
+    let port = (any::<prop::sample::Index>(), any::<bool>(), vlan_mode(), any::<bool>(), 0..2u32);
+    let ports = btree_map(0..5usize, port, 0..=5);
+    let interfaces = Just(vec!["i0", "i1", "i2", "i3", "i4"]).prop_shuffle();
+    let entries = vec((0..3u8, any::<prop::sample::Index>(), prop::option::of(1..5u16)), 0..4);
+    (bridges(), ports, interfaces, entries).prop_map(|(bridges, raw, interfaces, entries)| {
+        let mut layout = Layout { bridges, ..Layout::default() };
+        if layout.bridges.is_empty() {
+            return layout;
+        }
+        for (number, (bridge, packet, vlan, hairpin, mtu)) in raw {
+            let bridge = bridge.get(&layout.bridges);
+            let ifname = interfaces[number].to_owned();
+            let kind = if packet {
+                PortKind::Packet(PacketSpec { ifname, netns: None })
+            } else {
+                PortKind::Tap(TapSpec { mtu: Some(1500 + mtu), ..TapSpec::new(ifname) })
+            };
+            let vlan = if bridge.vlan_filtering { vlan } else { VlanMode::Default };
+            let settings = PortSettings { vlan, hairpin, ..PortSettings::default() };
+            layout.ports.push(PortSpec {
+                name: format!("p{number}"),
+                bridge: bridge.name.clone(),
+                kind,
+                settings,
+            });
+        }
+        for (mac, port, vlan) in entries.into_iter().filter(|_| !layout.ports.is_empty()) {
+            let port = port.get(&layout.ports);
+            let bridge = layout.bridges.iter().find(|bridge| bridge.name == port.bridge).unwrap();
+            let entry = Entry {
+                bridge: bridge.name.clone(),
+                vlan: if bridge.vlan_filtering { vlan.unwrap_or(1) } else { 0 },
+                mac: MacAddr([2, 0, 0, 0, 0, mac]),
+                port: port.name.clone(),
+            };
+            let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
+            if !layout.entries.iter().any(same) {
+                layout.entries.insert(entry);
+            }
+        }
+        layout
+    })
+}
+
+/// A layout without the order of creation.
+fn sorted(layout: &Layout) -> String {
+    let mut layout = layout.clone();
+    layout.bridges.sort_by(|a, b| a.name.cmp(&b.name));
+    layout.ports.sort_by(|a, b| a.name.cmp(&b.name));
+    format!("{layout:#?}")
+}
+
+fn built(layout: &Layout) -> Model {
+    let model = Model::default();
+    apply(&model, &plan(&Layout::default(), layout)).unwrap();
+    model.inner().devices_touched.clear();
+    model
+}
+
+proptest! {
+    #[test]
+    fn any_layout_becomes_any_other(a in layout(), b in layout()) {
+        let model = built(&a);
+        let steps = plan(&a, &b);
+        apply(&model, &steps).map_err(|refused| TestCaseError::fail(format!("{refused:?}\n{steps:#?}")))?;
+        prop_assert_eq!(sorted(&model.inner().layout), sorted(&b));
+
+        for port in &a.ports {
+            let same_device = b.ports.iter().any(|p| p.name == port.name && p.kind == port.kind && p.bridge == port.bridge);
+            prop_assert_eq!(model.inner().devices_touched.contains(&port.name), !same_device, "{}", port.name);
+        }
+        prop_assert!(plan(&b, &b).is_empty());
+    }
+
+    #[test]
+    fn a_refused_plan_leaves_everything_as_it_was(a in layout(), b in layout(), at: prop::sample::Index) {
+        let steps = plan(&a, &b);
+        prop_assume!(!steps.is_empty());
+        let model = built(&a);
+        model.inner().fails_after = Some(at.index(steps.len()));
+        let refused = apply(&model, &steps).unwrap_err();
+        prop_assert!(refused.left.is_empty(), "{:?}", refused);
+        prop_assert_eq!(sorted(&model.inner().layout), sorted(&a));
+    }
+}

@@ -1,0 +1,212 @@
+//! The control socket's file: one daemon a socket, nothing stale in the way.
+//!
+//! Whether a daemon runs is decided by a lock (`flock`) on `<socket>.lock`, which the kernel releases however
+//! the daemon ends. So a socket file found while holding the lock is a leftover and is removed; a crash or
+//! SIGKILL leaves nothing that stops the next start. (Asking the socket itself, by connecting, cannot tell a
+//! daemon that is about to listen from a dead one.)
+//!
+//! The lock file is removed at the end too. That is a race on its own (somebody may have opened the file and
+//! be about to lock what is then nobody's), so whoever gets the lock checks that the file is still the one of
+//! that name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
+
+/// Mode of the socket: its owner and its group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// The control socket, listening; both files go when it is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    lock_path: PathBuf,
+    _lock: Flock<File>,
+    /// Whether the socket's file is ours.
+    bound: bool,
+    listener: Option<std::os::unix::net::UnixListener>,
+}
+
+impl ControlSocket {
+    /// Takes the lock, removes what a dead daemon left, and listens.
+    ///
+    /// # Errors
+    /// One line: another daemon has the socket, or the files cannot be made.
+    pub fn open(path: &Path) -> Result<ControlSocket, String> {
+        let named = |what: &str, error: &dyn std::fmt::Display| format!("{what} {}: {error}", path.display());
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|error| {
+                format!("cannot create {} for the control socket: {error}", folder.display())
+            })?;
+        }
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
+        let lock = lock(path, &lock_path)?;
+        // From here on the lock's file is ours to remove, also when the rest fails.
+        let mut socket =
+            ControlSocket { path: path.to_owned(), lock_path, _lock: lock, bound: false, listener: None };
+        remove_stale(path)?;
+        socket.listener = Some(listen_at(path).map_err(|error| named("cannot listen at", &error))?);
+        socket.bound = true;
+        Ok(socket)
+    }
+
+    /// The listener, once; non-blocking.
+    ///
+    /// # Errors
+    /// It was taken already.
+    pub fn take_listener(&mut self) -> io::Result<std::os::unix::net::UnixListener> {
+        self.listener.take().ok_or_else(|| io::Error::other("the listener was taken already"))
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Under the lock both are ours; what somebody else removed need not be removed.
+        if self.bound && self.path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
+            let _ = fs::remove_file(&self.path);
+        }
+        let _ = fs::remove_file(&self.lock_path);
+    }
+}
+
+/// Locks the file at `lock_path` for the daemon of `socket` and writes the process id into it.
+fn lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, String> {
+    let failed = |error: io::Error| format!("cannot lock {}: {error}", lock_path.display());
+    // Each turn somebody else ended in between; nobody can do that forever.
+    for _ in 0..100 {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(lock_path)
+            .map_err(failed)?;
+        let mut holder = String::new();
+        let _ = (&mut file).take(32).read_to_string(&mut holder);
+        let mut locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => locked,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let holder = match holder.trim() {
+                    pid if !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) => {
+                        format!(" (pid {pid})")
+                    }
+                    _ => String::new(),
+                };
+                return Err(format!(
+                    "vswitchd{holder} is running already on {}: stop it first, or give this one another --socket",
+                    socket.display()
+                ));
+            }
+            Err((_, error)) => return Err(failed(error.into())),
+        };
+        let ours = locked.metadata().map_err(failed)?;
+        let named = fs::symlink_metadata(lock_path);
+        if !named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
+            continue;
+        }
+        let written = locked
+            .set_len(0)
+            .and_then(|()| locked.rewind())
+            .and_then(|()| writeln!(locked, "{}", std::process::id()));
+        written.map_err(failed)?;
+        return Ok(locked);
+    }
+    Err(format!("cannot lock {}: it is replaced again and again", lock_path.display()))
+}
+
+/// Removes the socket of a daemon that is gone; refuses to remove anything else.
+fn remove_stale(path: &Path) -> Result<(), String> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        return Err(format!(
+            "{} exists and is not a socket: remove it, or give another --socket",
+            path.display()
+        ));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(format!(
+            "another program listens at {}: stop it, or give another --socket",
+            path.display()
+        ));
+    }
+    fs::remove_file(path)
+        .map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
+}
+
+/// Listens with [`SOCKET_MODE`] from the first moment: the mode of the unbound socket becomes the file's.
+fn listen_at(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    fchmod(&fd, Mode::from_bits_truncate(SOCKET_MODE))?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    // A strict umask took bits away from it.
+    fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
+    listen(&fd, Backlog::new(128)?)?;
+    Ok(std::os::unix::net::UnixListener::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_daemon_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/ctl.sock");
+        let first = ControlSocket::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
+        let refused = ControlSocket::open(&path).unwrap_err();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(UnixStream::connect(&path).is_ok(), "the second try must not take the first one's socket");
+        drop(first);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left behind");
+        drop(ControlSocket::open(&path).unwrap());
+    }
+
+    #[test]
+    fn what_a_crash_left_is_no_obstacle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ctl.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        fs::write(folder.path().join("ctl.sock.lock"), "4194304\n").unwrap();
+        let mut socket = ControlSocket::open(&path).unwrap();
+        let _listener = socket.take_listener().unwrap();
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn other_peoples_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        fs::write(&path, "text").unwrap();
+        assert!(ControlSocket::open(&path).unwrap_err().contains("is not a socket"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+
+        let path = folder.path().join("theirs.sock");
+        let _theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(ControlSocket::open(&path).unwrap_err().contains("another program"));
+        assert!(UnixStream::connect(&path).is_ok(), "still theirs");
+    }
+
+    #[test]
+    fn a_path_too_long_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x".repeat(120));
+        assert!(ControlSocket::open(&path).unwrap_err().starts_with("cannot listen at"));
+    }
+}

@@ -1,0 +1,279 @@
+//! vswitchd: start, signals, end.
+//!
+//! Start: read and check the configuration, take the control socket, start the switch, build what the
+//! configuration says, tell systemd, serve. End (SIGTERM, SIGINT): stop serving, let requests finish, remove
+//! what was created. SIGHUP reloads. The frames have threads of their own; this one only answers requests.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use vswitch::switch::{Error, Switch};
+
+use crate::api::ReloadReport;
+use crate::config::{Config, DEFAULT_CONFIG, DaemonSection};
+use crate::daemon::Daemon;
+use crate::server;
+use crate::socket::ControlSocket;
+
+/// Userspace virtual Ethernet switch
+///
+/// vswitchd switches frames between interfaces: TAP devices that it creates and interfaces that exist, such as
+/// veth ends. It stays in the foreground and logs to standard error. It starts with or without a
+/// configuration and is driven by vswitchctl(1) over its control socket.
+///
+/// SIGHUP reads the configuration again and applies the difference. SIGTERM and SIGINT remove what was created
+/// and end it.
+#[derive(Parser, Debug)]
+#[command(name = "vswitchd", version, max_term_width = 100)]
+pub struct Options {
+    /// Configuration file [default: /etc/vswitchd/vswitchd.toml, if it exists]
+    #[arg(long, value_name = "F")]
+    pub config: Option<PathBuf>,
+    /// Settings that the configuration may have too; these win.
+    #[command(flatten)]
+    pub daemon: DaemonSection,
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "vswitchd: {}", error.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), String> {
+    let config = match &options.config {
+        Some(path) => Some(Config::read(path)?),
+        None if Path::new(DEFAULT_CONFIG).exists() => Some(Config::read(Path::new(DEFAULT_CONFIG))?),
+        None => None,
+    };
+    let from_file = config.as_ref().map(|config| config.daemon.clone()).unwrap_or_default();
+    let settings = options.daemon.or(from_file);
+    let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
+    if options.check {
+        return check(config.as_ref());
+    }
+    crate::log::start(filter);
+    need_capabilities()?;
+    raise_file_limit();
+    let socket = ControlSocket::open(settings.socket())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .build()
+        .map_err(|error| format!("cannot start the control thread: {error}"))?;
+    // Before anything is created, so that a signal from now on ends in removing it again.
+    let signals = {
+        let _in_runtime = runtime.enter();
+        Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?
+    };
+    let switch = Switch::start(settings.options()).map_err(|error| error.to_string())?;
+    let daemon = Daemon::new(Box::new(switch), &settings);
+    if let Some(config) = &config {
+        match daemon.configure(config) {
+            Ok(report) => log_report("configured", &report),
+            Err(error) => {
+                daemon.stop();
+                return Err(error.to_string());
+            }
+        }
+    }
+    serve(runtime, Arc::new(daemon), socket, signals, &settings)
+}
+
+fn check(config: Option<&Config>) -> Result<(), String> {
+    let Some(config) = config else {
+        return Err(format!("there is no configuration to check: no --config, and no {DEFAULT_CONFIG}"));
+    };
+    let layout = &config.layout;
+    let summary = format!(
+        "{}: good: bridges: {}, ports: {}, static stations: {}",
+        config.path.display(),
+        layout.bridges.len(),
+        layout.ports.len(),
+        layout.entries.len()
+    );
+    writeln!(std::io::stdout(), "{summary}").map_err(|error| format!("cannot write: {error}"))
+}
+
+/// The signals that the daemon minds.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Reloads at every SIGHUP; ready when the daemon shall end.
+    async fn until_end(mut self, daemon: Arc<Daemon>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = self.hangup.recv() => {
+                    let daemon = Arc::clone(&daemon);
+                    // Its outcome is in the log.
+                    tokio::task::spawn_blocking(move || drop(reload(&daemon)));
+                }
+            }
+        }
+        tracing::info!("ending");
+        notify(&[NotifyState::Stopping]);
+    }
+}
+
+fn serve(
+    runtime: tokio::runtime::Runtime,
+    daemon: Arc<Daemon>,
+    mut socket: ControlSocket,
+    signals: Signals,
+    settings: &DaemonSection,
+) -> Result<(), String> {
+    let router = server::router(Arc::clone(&daemon));
+    let end = signals.until_end(Arc::clone(&daemon));
+    let served = runtime.block_on(async {
+        let listener = tokio::net::UnixListener::from_std(socket.take_listener()?)?;
+        notify(&[NotifyState::Ready, NotifyState::Status("switching")]);
+        tracing::info!(socket = %settings.socket().display(), "ready");
+        server::serve(listener, router, end).await;
+        Ok(())
+    });
+    // Waits for changes under way; they hold the daemon too.
+    runtime.shutdown_timeout(Duration::from_secs(30));
+    match Arc::try_unwrap(daemon) {
+        Ok(daemon) => daemon.stop(),
+        Err(_) => return Err("a change did not finish; what it created may be left".to_owned()),
+    }
+    drop(socket);
+    served.map_err(|error: std::io::Error| format!("cannot serve the control socket: {error}"))
+}
+
+/// Reloads the configuration; says so in the log and to systemd.
+///
+/// # Errors
+/// As [`Daemon::reload`].
+pub fn reload(daemon: &Daemon) -> Result<ReloadReport, Error> {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    let result = daemon.reload();
+    match &result {
+        Ok(report) => log_report("reloaded", report),
+        Err(error) => tracing::error!("reload refused, everything stays as it was: {error}"),
+    }
+    notify(&[NotifyState::Ready]);
+    result
+}
+
+fn log_report(what: &str, report: &ReloadReport) {
+    let count = |objects: &[String]| objects.len();
+    tracing::info!(
+        added = count(&report.added),
+        changed = count(&report.changed),
+        removed = count(&report.removed),
+        "{what}"
+    );
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Tells systemd, if it started us.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "cannot notify the service manager");
+    }
+}
+
+/// Ports need a file descriptor a queue and worker: take what we may.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Capabilities without which nothing works: bit in `CapEff` (`capabilities(7)`), name, what for.
+const NEEDED: [(u32, &str, &str); 2] =
+    [(12, "CAP_NET_ADMIN", "to create interfaces"), (13, "CAP_NET_RAW", "to receive and send frames")];
+
+fn need_capabilities() -> Result<(), String> {
+    let status = std::fs::read_to_string("/proc/self/status")
+        .map_err(|error| format!("cannot read /proc/self/status: {error}"))?;
+    let missing = missing_capabilities(&status);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "missing {}: start vswitchd as root, by its systemd unit, or in a user and network namespace ('unshare -rn')",
+        missing.join(" and ")
+    ))
+}
+
+/// What of [`NEEDED`] a process with this `/proc/self/status` lacks.
+fn missing_capabilities(status: &str) -> Vec<String> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0);
+    let lacks = NEEDED.iter().filter(|(bit, ..)| effective >> bit & 1 == 0);
+    lacks.map(|(_, name, what_for)| format!("{name} ({what_for})")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let status = |bits: &str| {
+            format!("Name:\tvswitchd\nCapPrm:\t0000000000000000\nCapEff:\t{bits}\nSeccomp:\t0\n")
+        };
+        assert!(missing_capabilities(&status("000001ffffffffff")).is_empty());
+        assert!(missing_capabilities(&status("0000000000003000")).is_empty());
+        assert_eq!(
+            missing_capabilities(&status("0000000000001000")),
+            ["CAP_NET_RAW (to receive and send frames)"]
+        );
+        assert_eq!(missing_capabilities(&status("0000000000000000")).len(), 2);
+    }
+
+    #[test]
+    fn options_win_over_the_file() {
+        let options = Options::try_parse_from(["vswitchd", "--workers", "2", "--cpus", "0,2-3"]).unwrap();
+        let file =
+            DaemonSection { log: Some("debug".into()), workers: "1".parse().ok(), ..Default::default() };
+        let settings = options.daemon.or(file);
+        assert_eq!(settings.log.as_deref(), Some("debug"));
+        assert_eq!(settings.options().workers, Some(2));
+        assert_eq!(settings.options().cpus, [0, 2, 3]);
+        for wrong in [["--workers", "0"], ["--cpus", "3-1"], ["--cpus", "1,1"], ["--poll", "never"]] {
+            assert!(Options::try_parse_from(["vswitchd"].iter().chain(&wrong)).is_err(), "{wrong:?}");
+        }
+    }
+}
