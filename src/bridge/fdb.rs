@@ -154,18 +154,17 @@ impl Fdb {
     #[must_use]
     pub fn new(max: u32) -> Fdb {
         let random = RandomState::new();
-        Fdb::build(max, MIN_BUCKETS, [random.hash_one(1), random.hash_one(2)])
+        Fdb::build(max, buckets_for(max), [random.hash_one(1), random.hash_one(2)])
     }
 
     /// The same with a known seed, for tests that must repeat. Whoever knows the seed can fill a bucket.
     #[must_use]
     pub fn with_seed(max: u32, seed: u64) -> Fdb {
-        Fdb::build(max, MIN_BUCKETS, spread(seed))
+        Fdb::build(max, buckets_for(max), spread(seed))
     }
 
-    fn build(max: u32, least_buckets: usize, seed: [u64; 2]) -> Fdb {
+    fn build(max: u32, buckets: usize, seed: [u64; 2]) -> Fdb {
         let max = max.clamp(1, MAX);
-        let buckets = (max as usize).next_power_of_two().max(least_buckets);
         Fdb { table: Table::new(buckets, seed), max, ports: Ports::new(max), stats: Stats::default() }
     }
 
@@ -444,6 +443,11 @@ impl Fdb {
         }
         done
     }
+}
+
+/// One for each station at least, a power of two.
+fn buckets_for(max: u32) -> usize {
+    (max.clamp(1, MAX) as usize).next_power_of_two().max(MIN_BUCKETS)
 }
 
 /// Two words from one (`SplitMix64`).

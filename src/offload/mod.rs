@@ -20,6 +20,9 @@ pub mod checksum;
 pub mod segment;
 mod virtio;
 
+#[cfg(test)]
+mod tests;
+
 pub use virtio::VNET_HDR_LEN;
 
 use crate::wire::layers::{Layers, protocol};

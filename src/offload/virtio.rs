@@ -47,7 +47,7 @@ impl Offload {
             std::array::from_fn(|i| u16::from_le_bytes([fields[2 * i], fields[2 * i + 1]]));
         let ecn = gso_type & GSO_ECN != 0;
         let (gso, gso_csum_offset) = match gso_type & !GSO_ECN {
-            0 => (Gso::None, 0),
+            0 if !ecn => (Gso::None, 0),
             1 => (Gso::Tcp4, tcp::CHECKSUM_OFFSET),
             4 => (Gso::Tcp6, tcp::CHECKSUM_OFFSET),
             5 if !ecn => (Gso::Udp, udp::CHECKSUM_OFFSET),

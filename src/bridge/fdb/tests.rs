@@ -1,5 +1,12 @@
+//! One thread against the specification; `tests/model.rs` against a model, `tests/stress.rs` with many threads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
+
 use super::*;
 use crate::addr::MacAddr;
+
+mod model;
+mod stress;
 
 fn key(n: u64) -> Key {
     Key::new(MacAddr::from_u64(0x0200_0000_0000 + n), 0)
@@ -12,6 +19,19 @@ impl Fdb {
 
     fn at(&self, n: u64) -> Option<u16> {
         self.lookup(key(n), self.hash(key(n))).map(|entry| entry.port.0)
+    }
+
+    /// No key twice, and all counts agree with what is there. Only while nobody changes anything.
+    fn check(&self) {
+        let mut entries: Vec<_> = self.iter().collect();
+        entries.sort_by_key(|(key, _)| *key);
+        assert!(entries.windows(2).all(|pair| pair[0].0 != pair[1].0), "a key twice");
+        assert_eq!(self.len() as usize, entries.len());
+        assert!(self.len() <= self.max());
+        for port in 0..16 {
+            let count = entries.iter().filter(|(_, entry)| entry.port.0 == port).count();
+            assert_eq!(self.port_len(PortId(port)) as usize, count, "port {port}");
+        }
     }
 }
 
@@ -27,9 +47,159 @@ fn a_station_is_learned_refreshed_moved_aged_and_forgotten() {
     assert_eq!((fdb.at(1), fdb.len()), (Some(2), 1));
     assert_eq!((fdb.port_len(PortId(1)), fdb.port_len(PortId(2))), (0, 1));
     assert_eq!(fdb.hear(2, 1, 20), Learned::Added);
-    assert_eq!(fdb.expire(Tick(30), 15), 1);
+    assert_eq!(fdb.expire(Tick(30), 20), 0, "19 seconds are not 20");
+    assert_eq!(fdb.expire(Tick(30), 19), 1, "19 seconds are 19");
     assert_eq!((fdb.at(1), fdb.at(2), fdb.len()), (None, Some(1), 1));
     assert!(fdb.remove(key(2)) && !fdb.remove(key(2)));
     assert!(fdb.is_empty() && fdb.iter().next().is_none());
     assert_eq!(fdb.counters(), Counters { moves: 1, ..Counters::default() });
+}
+
+#[test]
+fn the_same_address_in_two_vlans_is_two_stations() {
+    let fdb = Fdb::new(10);
+    let keys = [1, 2].map(|vid| Key::new(MacAddr([2, 0, 0, 0, 0, 1]), vid));
+    for (key, port) in keys.into_iter().zip([PortId(1), PortId(2)]) {
+        assert_eq!(fdb.learn(key, fdb.hash(key), port, Tick(0)), Learned::Added);
+    }
+    let ports = keys.map(|key| fdb.lookup(key, fdb.hash(key)).map(|entry| entry.port));
+    assert_eq!(ports, [Some(PortId(1)), Some(PortId(2))]);
+    assert_eq!(fdb.flush(|key, _| key.vid() == 1), 1);
+    assert!(fdb.remove(keys[1]));
+}
+
+#[test]
+fn fixed_entries_neither_move_nor_age_nor_go() {
+    let fdb = Fdb::new(4);
+    assert_eq!(fdb.hear(1, 1, 0), Learned::Added);
+    let heard = Entry { port: PortId(1), kind: Kind::Dynamic, last_seen: Tick(0) };
+    assert_eq!(fdb.insert_static(key(1), PortId(2)), Ok(Some(heard)));
+    assert_eq!(fdb.insert_local(key(2), PortId(3)), Ok(None));
+    assert_eq!(fdb.hear(1, 1, 1), Learned::Refused(Kind::Static));
+    assert_eq!(fdb.hear(2, 1, 1), Learned::Refused(Kind::Local));
+    assert_eq!(fdb.hear(1, 2, 1), Learned::Known);
+    assert_eq!(fdb.expire(Tick(9_999), 0), 0);
+    assert_eq!(fdb.insert_static(key(2), PortId(1)), Err(InsertError::Local));
+    assert!(matches!(fdb.insert_local(key(1), PortId(1)), Ok(Some(Entry { kind: Kind::Static, .. }))));
+    assert_eq!(fdb.counters().conflicts, 2);
+    // The third and fourth place go to static entries, at the cost of what was learned.
+    assert_eq!([fdb.hear(3, 1, 5), fdb.hear(4, 1, 6)], [Learned::Added; 2]);
+    assert_eq!(fdb.insert_static(key(5), PortId(1)), Ok(None));
+    assert_eq!((fdb.at(3), fdb.at(4)), (None, Some(1)), "the older one went");
+    assert_eq!(fdb.insert_static(key(6), PortId(1)), Ok(None));
+    assert_eq!(fdb.insert_static(key(7), PortId(1)), Err(InsertError::Full));
+    assert_eq!(fdb.hear(8, 1, 6), Learned::Full);
+    assert_eq!(fdb.insert_static(Key::from_raw(0), PortId(1)), Err(InsertError::NotAStation));
+    assert_eq!(fdb.learn(Key::from_raw(0), fdb.hash(Key::from_raw(0)), PortId(1), Tick(0)), Learned::Full);
+    fdb.check();
+}
+
+#[test]
+fn nobody_over_their_share_nobody_gives() {
+    let fdb = Fdb::new(8);
+    fdb.set_ports(2);
+    (0..4).for_each(|n| assert_eq!(fdb.hear(n, 1, 0), Learned::Added));
+    (4..8).for_each(|n| assert_eq!(fdb.hear(n, 2, 0), Learned::Added));
+    assert_eq!(fdb.hear(8, 1, 1), Learned::Full);
+    assert_eq!(fdb.hear(9, 3, 1), Learned::Full);
+    assert_eq!(fdb.counters(), Counters { full: 2, ..Counters::default() });
+    // A third port makes the others' shares smaller: now they are over it.
+    fdb.set_ports(3);
+    assert_eq!(fdb.hear(9, 3, 2), Learned::Added);
+    assert_eq!(fdb.counters().evictions, 1);
+    fdb.check();
+}
+
+#[test]
+fn a_port_that_floods_a_million_addresses_pushes_out_nobody_else() {
+    let fdb = Fdb::new(65_536);
+    fdb.set_ports(4);
+    let base = |port: u64| port << 32;
+    for port in 1..4 {
+        (0..1_000).for_each(|n| assert_eq!(fdb.hear(base(port) + n, port as u16, 0), Learned::Added));
+    }
+    for n in 0..1_000_000 {
+        let learned = fdb.hear(n, 0, 1 + (n / 100_000) as u32);
+        assert_eq!(learned, Learned::Added, "it finds its own entries to recycle");
+    }
+    assert_eq!(fdb.len(), 65_536);
+    for port in 1..4 {
+        (0..1_000).for_each(|n| assert_eq!(fdb.at(base(port) + n), Some(port as u16)));
+    }
+    // Meanwhile others still learn, up to their share (16,384).
+    for n in 0..16_000 {
+        fdb.hear(1_000_000 + n, 0, 20);
+        let learned = fdb.hear(base(1) + n, 1, 20);
+        assert_ne!(learned, Learned::Full, "station {n}");
+    }
+    (0..16_000).for_each(|n| assert_eq!(fdb.at(base(1) + n), Some(1)));
+    fdb.check();
+}
+
+#[test]
+fn the_oldest_go_first_when_a_port_recycles_its_own() {
+    let fdb = Fdb::new(1_024);
+    fdb.set_ports(2);
+    let stations = 1_000_000..1_000_100;
+    let mut lost = 0;
+    for second in 0..60 {
+        for n in stations.clone() {
+            lost += u32::from(second > 0 && fdb.hear(n, 0, second) == Learned::Added);
+        }
+        // A new address every five milliseconds: each lives for about four seconds.
+        (0..200).for_each(|n| _ = fdb.hear(u64::from(second * 200 + n), 0, second));
+    }
+    assert!(fdb.counters().evictions > 10_000);
+    assert!(lost <= 100 + 60, "of 100 stations that talk every second, {lost} were forgotten in a minute");
+}
+
+#[test]
+fn moves_are_bounded_for_each_port() {
+    let fdb = Fdb::new(10_000);
+    (0..5_000).for_each(|n| _ = fdb.hear(n, 1, 7));
+    let moved =
+        |to, now| (0..5_000).filter(|&n| matches!(fdb.hear(n, to, now), Learned::Moved { .. })).count();
+    assert_eq!(moved(2, 7), fair::MOVES_PER_TICK as usize);
+    assert_eq!(fdb.counters().moves_limited, 5_000 - u64::from(fair::MOVES_PER_TICK));
+    assert_eq!(moved(2, 7), 0);
+    assert_eq!(moved(2, 6), 0, "a clock behind brings no second budget");
+    assert_eq!(moved(1, 7), fair::MOVES_PER_TICK as usize, "they can all go home");
+    assert_eq!(moved(2, 8), fair::MOVES_PER_TICK as usize);
+    fdb.check();
+}
+
+#[test]
+fn a_table_is_copied_into_a_bigger_and_a_smaller_one() {
+    let fdb = Fdb::new(100);
+    fdb.set_ports(2);
+    (0..80).for_each(|n| _ = fdb.hear(n, 0, n as u32));
+    (80..90).for_each(|n| _ = fdb.hear(n, 1, 0));
+    fdb.insert_static(key(200), PortId(1)).expect("room");
+    let sorted = |fdb: &Fdb| {
+        let mut entries: Vec<_> = fdb.iter().collect();
+        entries.sort_by_key(|(key, _)| *key);
+        entries
+    };
+    let bigger = Fdb::new(1_000);
+    assert_eq!(fdb.copy_to(&bigger), 0);
+    assert_eq!(sorted(&bigger), sorted(&fdb));
+    let smaller = Fdb::new(30);
+    fdb.copy_to(&smaller);
+    assert_eq!(smaller.len(), 30);
+    assert_eq!(smaller.at(200), Some(1));
+    assert!((80..90).all(|n| smaller.at(n) == Some(1)), "port 1 is within its share there too");
+    smaller.check();
+}
+
+#[test]
+fn every_size_holds_as_many_as_it_says() {
+    for max in [1, 2, 3, 16, 17, 1_000, 4_096] {
+        for seed in 0..20 {
+            let fdb = Fdb::with_seed(max, seed);
+            for n in 0..u64::from(max) {
+                assert_eq!(fdb.hear(n, 0, 0), Learned::Added, "{n} of {max}, seed {seed}");
+            }
+            assert_eq!(fdb.hear(u64::from(max), 0, 0), Learned::Full);
+        }
+    }
 }

@@ -1,0 +1,47 @@
+//! Header views against etherparse's parser of whole packets.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use common::Input;
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use vswitch::wire::ethernet::Ethernet;
+use vswitch::wire::layers::{Layers, protocol};
+
+/// Never a panic; never an offset outside; the same answer from a header window as from the whole frame; and
+/// etherparse's, where it has one.
+#[test]
+fn layers_are_where_etherparse_sees_them() {
+    bolero::check!().with_type::<Input>().with_iterations(5000).for_each(|input| {
+        let frame = common::frame(input);
+        if let Some(ethernet) = Ethernet::new_checked(&frame) {
+            let _ = (ethernet.dst(), ethernet.src(), ethernet.tag());
+            assert!(ethernet.payload().is_none_or(|(_, at)| at <= frame.len()));
+        }
+        let Some(layers) = Layers::parse(&frame) else { return };
+        assert!(layers.l3 < layers.l4 && layers.l4 <= frame.len(), "{layers:?}");
+        assert_eq!(Layers::parse(&frame[..layers.l4]), Some(layers), "from a window");
+        compare(&frame, &layers);
+    });
+}
+
+fn compare(frame: &[u8], layers: &Layers) {
+    let Ok(packet) = SlicedPacket::from_ethernet(frame) else { return };
+    let (ipv4, fragment, protocol) = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => (true, ip.payload().fragmented, ip.payload_ip_number()),
+        Some(NetSlice::Ipv6(ip)) => (false, ip.payload().fragmented, ip.payload().ip_number),
+        _ => return,
+    };
+    assert_eq!((layers.ipv4, layers.fragment), (ipv4, fragment), "{layers:?}");
+    let (transport, expected) = match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.slice(), protocol::TCP),
+        Some(TransportSlice::Udp(udp)) => (udp.slice(), protocol::UDP),
+        _ => return,
+    };
+    assert_eq!(protocol.0, expected);
+    // etherparse also steps over IPv4's authentication header, which stays a protocol of its own here.
+    if layers.protocol == expected {
+        assert_eq!(frame[layers.l4..].as_ptr(), transport.as_ptr(), "{layers:?}");
+    }
+}
