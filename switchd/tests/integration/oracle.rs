@@ -25,7 +25,9 @@ struct Case {
 }
 
 fn linux_bridge(bridge: &Ns, stations: &Ns) -> Vec<Raw> {
-    bridge.ip("link add br0 type bridge mcast_snooping 0 stp_state 0 forward_delay 0; link set br0 mtu 9000 up");
+    bridge.ip(
+        "link add br0 type bridge mcast_snooping 0 stp_state 0 forward_delay 0; link set br0 mtu 9000 up",
+    );
     let raws = (0..PORTS).map(|port| {
         let (here, there) = (format!("k{port}"), format!("e{port}"));
         bridge.veth(&here, stations, &there, MTU);
@@ -119,8 +121,12 @@ fn collect_as_many(ours: &[Raw], expected: &Outputs) -> Outputs {
         for (raw, got) in ours.iter().zip(&mut got) {
             got.extend(raw.drain().into_iter().map(|seen| seen.bytes));
         }
-        let missing: Vec<&Raw> =
-            ours.iter().enumerate().filter(|(i, _)| got[*i].len() < expected[*i].len()).map(|(_, raw)| raw).collect();
+        let missing: Vec<&Raw> = ours
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| got[*i].len() < expected[*i].len())
+            .map(|(_, raw)| raw)
+            .collect();
         if missing.is_empty() || began.elapsed() > PATIENCE {
             return got;
         }
@@ -134,7 +140,11 @@ fn difference(expected: &Result<Outputs, i32>, got: &Result<Outputs, i32>) -> Op
         return None;
     }
     let (Ok(expected), Ok(got)) = (expected, got) else {
-        return Some(format!("Linux's station says {:?}, ours {:?}", expected.as_ref().err(), got.as_ref().err()));
+        return Some(format!(
+            "Linux's station says {:?}, ours {:?}",
+            expected.as_ref().err(),
+            got.as_ref().err()
+        ));
     };
     let mut text = String::new();
     for (port, (expected, got)) in expected.iter().zip(got).enumerate().filter(|(_, (a, b))| a != b) {
@@ -197,8 +207,14 @@ fn cases(mut random: Random) -> Vec<Case> {
     let destinations = (0..=0x11)
         .map(|last| [0x01, 0x80, 0xc2, 0, 0, last])
         .chain(
-            ["01:80:c2:00:01:00", "01:80:c2:00:00:20", "01:00:0c:cc:cc:cc", "01:00:5e:00:00:01", "01:00:5e:7f:ff:fa"]
-                .map(mac),
+            [
+                "01:80:c2:00:01:00",
+                "01:80:c2:00:00:20",
+                "01:00:0c:cc:cc:cc",
+                "01:00:5e:00:00:01",
+                "01:00:5e:7f:ff:fa",
+            ]
+            .map(mac),
         )
         .chain(["33:33:00:00:00:01", "33:33:ff:12:34:56", "00:00:00:00:00:00", "02:77:00:00:00:01"].map(mac))
         .chain(["00:00:00:00:00:01", "ff:ff:ff:ff:ff:fe", "fe:ff:ff:ff:ff:ff"].map(mac))
@@ -216,8 +232,14 @@ fn cases(mut random: Random) -> Vec<Case> {
     }
 
     // Sources that must not be learned, nor passed; then a frame to each.
-    for from in ["00:00:00:00:00:00", "01:00:5e:00:00:05", "33:33:00:00:00:02", "ff:ff:ff:ff:ff:ff", "03:00:00:00:00:01"]
-        .map(mac)
+    for from in [
+        "00:00:00:00:00:00",
+        "01:00:5e:00:00:05",
+        "33:33:00:00:00:02",
+        "ff:ff:ff:ff:ff:ff",
+        "03:00:00:00:00:01",
+    ]
+    .map(mac)
     {
         for to in [BROADCAST, stations[0], station(0x00ee_0002)] {
             add(1, frame(to, from, &[], TEST, b"who am I"));
@@ -225,7 +247,9 @@ fn cases(mut random: Random) -> Vec<Case> {
         add(3, frame(from, stations[7], &[], TEST, b"back to you"));
     }
     // Sources learned from frames that go nowhere: link-local ones and to oneself. A pause frame's is not.
-    for (n, to) in ["01:80:c2:00:00:0e", "01:80:c2:00:00:01", "01:80:c2:00:00:00"].map(mac).into_iter().enumerate() {
+    for (n, to) in
+        ["01:80:c2:00:00:0e", "01:80:c2:00:00:01", "01:80:c2:00:00:00"].map(mac).into_iter().enumerate()
+    {
         let me = station(0x2000 + n as u32);
         add(2, frame(to, me, &[], 0x88cc, b"hello neighbour"));
         add(0, frame(me, stations[0], &[], TEST, b"are you known?"));
@@ -279,8 +303,9 @@ fn cases(mut random: Random) -> Vec<Case> {
 
     // EtherTypes that kernels have opinions about, with payloads that contradict them.
     for (number, ethertype) in [
-        0x0000, 0x0001, 0x002e, 0x05dc, 0x05dd, 0x05ff, 0x0600, 0x0800, 0x0806, 0x0842, 0x8035, 0x80f3, 0x86dd, 0x8808,
-        0x8809, 0x8847, 0x8863, 0x888e, 0x88a2, 0x88cc, 0x88e5, 0x88f7, 0x8906, 0x892f, 0x9000, 0x9100, 0xffff,
+        0x0000, 0x0001, 0x002e, 0x05dc, 0x05dd, 0x05ff, 0x0600, 0x0800, 0x0806, 0x0842, 0x8035, 0x80f3,
+        0x86dd, 0x8808, 0x8809, 0x8847, 0x8863, 0x888e, 0x88a2, 0x88cc, 0x88e5, 0x88f7, 0x8906, 0x892f,
+        0x9000, 0x9100, 0xffff,
     ]
     .into_iter()
     .enumerate()

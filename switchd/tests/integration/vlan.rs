@@ -58,7 +58,8 @@ impl PortPlan {
             None => (vec![(Q, self.tagged[0])], self.tagged[0]),
         };
         let me: *const PortPlan = self;
-        let reaches = PORTS.iter().enumerate().filter(|(_, port)| port.carries(vid) && !std::ptr::eq(*port, me));
+        let reaches =
+            PORTS.iter().enumerate().filter(|(_, port)| port.carries(vid) && !std::ptr::eq(*port, me));
         Fence { tags, reaches: reaches.map(|(index, _)| index).collect() }
     }
 
@@ -105,10 +106,12 @@ const DIFFERENCES: &[Difference] = &[
         concerns: |case| case.bytes[..6] == [0x01, 0x80, 0xc2, 0, 0, 0],
         // Asked about a multicast address that it floods, which is then put back.
         asked: |case| [&FLOODED, &case.bytes[6..]].concat(),
-        expected: |_, outputs| map(outputs, |_, mut bytes| {
-            bytes[..6].copy_from_slice(&[0x01, 0x80, 0xc2, 0, 0, 0]);
-            Some(bytes)
-        }),
+        expected: |_, outputs| {
+            map(outputs, |_, mut bytes| {
+                bytes[..6].copy_from_slice(&[0x01, 0x80, 0xc2, 0, 0, 0]);
+                Some(bytes)
+            })
+        },
     },
     Difference {
         name: "Cisco's and Extreme's group addresses are like any other; Open vSwitch keeps some of them",
@@ -136,8 +139,11 @@ const DIFFERENCES: &[Difference] = &[
 ];
 
 const FLOODED: Mac = [0x01, 0x00, 0x5e, 0x01, 0x01, 0x01];
-const VENDORS: [&[u8]; 3] =
-    [&[0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc], &[0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd], &[0x00, 0xe0, 0x2b, 0, 0, 0]];
+const VENDORS: [&[u8]; 3] = [
+    &[0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc],
+    &[0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd],
+    &[0x00, 0xe0, 0x2b, 0, 0, 0],
+];
 
 /// The VLAN of an admitted frame whose own tag hides another one.
 fn inner_tag_in(case: &Case) -> Option<u16> {
@@ -149,7 +155,9 @@ fn nothing(outputs: &Outputs) -> Outputs {
 }
 
 fn map(outputs: Outputs, mut change: impl FnMut(usize, Vec<u8>) -> Option<Vec<u8>>) -> Outputs {
-    let one = |(port, frames): (usize, Vec<Vec<u8>>)| frames.into_iter().filter_map(|bytes| change(port, bytes)).collect();
+    let one = |(port, frames): (usize, Vec<Vec<u8>>)| {
+        frames.into_iter().filter_map(|bytes| change(port, bytes)).collect()
+    };
     outputs.into_iter().enumerate().map(one).collect()
 }
 
@@ -191,7 +199,9 @@ pub fn as_open_vswitch() -> Outcome {
         if expected != got {
             let list = |outputs: &Outputs| -> String {
                 let lines = outputs.iter().enumerate().flat_map(|(port, frames)| {
-                    frames.iter().map(move |bytes| format!("\n    port {port} ({}): {}", PORTS[port].ours, show(bytes)))
+                    frames.iter().map(move |bytes| {
+                        format!("\n    port {port} ({}): {}", PORTS[port].ours, show(bytes))
+                    })
                 });
                 lines.collect()
             };
@@ -268,7 +278,12 @@ fn cases(mut random: Random) -> Vec<Case> {
     // Every tag at every port, to each kind of destination.
     let vids = [0, 1, 2, 10, 20, 30, 40, 4093, 4094, 4095];
     for port in 0..PORTS.len() {
-        for to in [BROADCAST, station(0x00ee_0001), homes[(port + 2) % PORTS.len()], homes[(port + 3) % PORTS.len()]] {
+        for to in [
+            BROADCAST,
+            station(0x00ee_0001),
+            homes[(port + 2) % PORTS.len()],
+            homes[(port + 3) % PORTS.len()],
+        ] {
             add(port, to, homes[port], &[], b"untagged");
             for vid in vids {
                 let priority = (random.next() as u16) & 0xe000;

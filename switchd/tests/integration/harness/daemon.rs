@@ -209,7 +209,8 @@ impl Daemon {
     #[track_caller]
     pub fn json(&self, line: &str) -> Value {
         let text = self.ctl(&format!("--json {line}"));
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("vswitchctl --json {line}: {error}: {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("vswitchctl --json {line}: {error}: {text}"))
     }
 
     /// A command that is refused: exit code 1, nothing on stdout, one line on stderr, which is returned.
@@ -316,7 +317,12 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- vswitchd's log\n{}\n---", lines[lines.len().saturating_sub(25)..].join("\n"));
+            let stats = self.try_ctl(&["stats"]).stdout;
+            eprintln!(
+                "--- vswitchd's log and counters\n{}\n{}---",
+                lines[lines.len().saturating_sub(25)..].join("\n"),
+                String::from_utf8_lossy(&stats)
+            );
         }
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(libc::SIGTERM);

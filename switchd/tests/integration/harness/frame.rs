@@ -63,7 +63,9 @@ pub fn show(bytes: &[u8]) -> String {
         }
         let rest = bytes.get(at..).unwrap_or_default();
         let _ = write!(text, " type {ethertype:04x}, {} bytes, payload", bytes.len());
-        rest.iter().take(16).for_each(|byte| drop(write!(text, " {byte:02x}")));
+        for byte in rest.iter().take(16) {
+            let _ = write!(text, " {byte:02x}");
+        }
     } else {
         let _ = write!(text, "runt of {} bytes", bytes.len());
     }
@@ -102,9 +104,9 @@ pub fn check_ip(bytes: &[u8]) -> Result<Transport, String> {
                 return Err(format!("IPv4 header checksum is wrong: {header:02x?}"));
             }
             let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-            let segment = packet.get(header_len..total).ok_or_else(|| {
-                format!("IPv4 total length {total}, but {} bytes are there", packet.len())
-            })?;
+            let segment = packet
+                .get(header_len..total)
+                .ok_or_else(|| format!("IPv4 total length {total}, but {} bytes are there", packet.len()))?;
             if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
                 return Ok(Transport::Other);
             }
@@ -113,9 +115,9 @@ pub fn check_ip(bytes: &[u8]) -> Result<Transport, String> {
         0x86dd => {
             let header = packet.get(..40).ok_or("IPv6 header is cut")?;
             let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            let segment = packet.get(40..40 + len).ok_or_else(|| {
-                format!("IPv6 payload length {len}, but {} bytes are there", packet.len())
-            })?;
+            let segment = packet
+                .get(40..40 + len)
+                .ok_or_else(|| format!("IPv6 payload length {len}, but {} bytes are there", packet.len()))?;
             (header[6], sum(0, &header[8..40]), segment)
         }
         _ => return Ok(Transport::Other),

@@ -3,12 +3,15 @@
 //! Nothing outside a test's own namespaces is touched, so tests run beside each other. Everything that is made is undone
 //! when its value is dropped, in a panic too; what a killed run left is removed by the next ([`net::sweep`]).
 
+pub mod board;
+pub mod count;
 pub mod daemon;
 pub mod frame;
 pub mod net;
 pub mod ovs;
 pub mod raw;
 pub mod rig;
+pub mod stream;
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +35,9 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[("vlan::as_open_vswitch", "Open vS
 pub fn conclude(name: &str, outcome: Outcome) -> Result<Completion, Failed> {
     match outcome {
         Ok(()) => Ok(Completion::Completed),
-        Err(Skip(missing)) if EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && missing.starts_with(what)) => {
+        Err(Skip(missing))
+            if EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && missing.starts_with(what)) =>
+        {
             Ok(Completion::ignored_with(format!("missing: {missing}")))
         }
         Err(Skip(missing)) => Err(format!("may not be skipped, but this is missing: {missing}").into()),

@@ -101,7 +101,11 @@ impl Ns {
             stdin.write_all(lines.as_bytes()).map_err(|error| error.to_string())?;
         }
         let output = child.wait_with_output().map_err(|error| error.to_string())?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
     /// A program inside the namespace; its standard output.
@@ -125,7 +129,8 @@ impl Ns {
 
     /// What /sys says about an interface, such as "mtu" or "carrier"; `None` when there is none of that name.
     pub fn link(&self, ifname: &str) -> Option<serde_json::Value> {
-        let text = try_run("ip", &["-n", &self.name, "-json", "-details", "link", "show", "dev", ifname]).ok()?;
+        let text =
+            try_run("ip", &["-n", &self.name, "-json", "-details", "link", "show", "dev", ifname]).ok()?;
         let links: Vec<serde_json::Value> = serde_json::from_str(&text).ok()?;
         links.into_iter().next()
     }

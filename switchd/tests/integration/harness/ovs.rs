@@ -42,7 +42,12 @@ impl Ovs {
         ovs.serve(
             ns,
             "ovsdb-server",
-            &[&database, &format!("--remote=punix:{socket}"), &format!("--unixctl={control}"), "-vconsole:warn"],
+            &[
+                &database,
+                &format!("--remote=punix:{socket}"),
+                &format!("--unixctl={control}"),
+                "-vconsole:warn",
+            ],
         );
         eventually("ovsdb-server listens", || Path::new(&socket).exists());
         ovs.vsctl(ns, "--no-wait init");

@@ -36,8 +36,10 @@ pub type Outputs = Vec<Vec<Vec<u8>>>;
 impl Rig {
     /// `fences`: one a port, or empty where every port's untagged broadcast reaches all others.
     pub fn new(name: &'static str, stations: Vec<Raw>, fences: Vec<Fence>) -> Rig {
-        let all_others =
-            |port: usize| Fence { tags: Vec::new(), reaches: (0..stations.len()).filter(|p| *p != port).collect() };
+        let all_others = |port: usize| Fence {
+            tags: Vec::new(),
+            reaches: (0..stations.len()).filter(|p| *p != port).collect(),
+        };
         let fences = if fences.is_empty() { (0..stations.len()).map(all_others).collect() } else { fences };
         let mut rig = Rig { name, stations, fences, sent: 0 };
         rig.wait_for_ports();
