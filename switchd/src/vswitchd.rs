@@ -82,7 +82,7 @@ fn run(options: Options) -> Result<(), String> {
         let _in_runtime = runtime.enter();
         Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?
     };
-    let switch = Switch::start(settings.options()).map_err(|error| error.to_string())?;
+    let switch = Switch::start(&settings.options()).map_err(|error| error.to_string())?;
     let daemon = Daemon::new(Box::new(switch), &settings);
     if let Some(config) = &config {
         match daemon.configure(config) {
