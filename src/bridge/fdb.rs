@@ -25,8 +25,11 @@
 //! nothing") and port ids that must not be reused while a worker may still learn from them: the caller's.
 //!
 //! Rejected: `hashbrown` behind a lock or sharded locks (every frame writes the lock's line), epoch-based maps (a garbage
-//! collector for 16-byte entries), RCU copies (a flood of new stations copies the table each time). The bench compares
-//! with single-threaded `hashbrown`, the fastest a table could be if it did not have to be shared.
+//! collector for 16-byte entries), RCU copies (a flood of new stations copies the table each time). `benches/fdb.rs`
+//! keeps the comparison. On a virtual EPYC core, learning one warm address and looking up another took 9 ns together
+//! (64 stations; 14 ns in batches among 64 Ki, the table full), which is twice what single-threaded `hashbrown` takes; but
+//! with two threads it stays so, where `hashbrown` under a read-write lock goes from 9 to 55 ns for the lookup alone.
+//! A flooding port costs 0.2 µs an address.
 
 mod fair;
 mod table;
@@ -37,8 +40,10 @@ mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use self::fair::{Newcomer, Ports, Scope};
@@ -151,21 +156,31 @@ impl fmt::Debug for Fdb {
 
 impl Fdb {
     /// An empty table for `max` stations (taken into 1…[`MAX`]), with a secret seed.
-    #[must_use]
-    pub fn new(max: u32) -> Fdb {
+    ///
+    /// # Errors
+    /// No memory: 64 bytes a station, rounded up to a power of two, of which only what is used is ever touched.
+    pub fn try_new(max: u32) -> io::Result<Fdb> {
         let random = RandomState::new();
         Fdb::build(max, buckets_for(max), [random.hash_one(1), random.hash_one(2)])
     }
 
-    /// The same with a known seed, for tests that must repeat. Whoever knows the seed can fill a bucket.
+    /// The same for sizes that are not somebody else's choice: without memory it ends the process.
+    #[must_use]
+    pub fn new(max: u32) -> Fdb {
+        Fdb::try_new(max).unwrap_or_else(|_| handle_alloc_error(Layout::new::<Fdb>()))
+    }
+
+    /// With a known seed, for tests that must repeat. Whoever knows the seed can fill a bucket.
     #[must_use]
     pub fn with_seed(max: u32, seed: u64) -> Fdb {
         Fdb::build(max, buckets_for(max), spread(seed))
+            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Fdb>()))
     }
 
-    fn build(max: u32, buckets: usize, seed: [u64; 2]) -> Fdb {
+    fn build(max: u32, buckets: usize, seed: [u64; 2]) -> io::Result<Fdb> {
         let max = max.clamp(1, MAX);
-        Fdb { table: Table::new(buckets, seed), max, ports: Ports::new(max), stats: Stats::default() }
+        let table = Table::new(buckets, seed)?;
+        Ok(Fdb { table, max, ports: Ports::new(max)?, stats: Stats::default() })
     }
 
     /// Where in this table a key belongs. Worth computing once a frame.
@@ -185,17 +200,17 @@ impl Fdb {
     #[inline]
     #[must_use]
     pub fn lookup(&self, key: Key, hash: Hash) -> Option<Entry> {
-        self.table.find(key, hash).map(|(_, value)| value.entry())
+        self.table.get(key, hash).map(Value::entry)
     }
 
     /// A frame from station `key` came in by `port`. The caller has checked that it is a station's address.
     #[inline]
     pub fn learn(&self, key: Key, hash: Hash, port: PortId, now: Tick) -> Learned {
         let value = Value::new(port, Kind::Dynamic, now, hash.fingerprint());
-        match self.table.find(key, hash) {
-            Some((_, found)) if found == value => Learned::Known,
-            _ => self.learn_news(key, hash, value),
+        if self.table.get(key, hash) == Some(value) {
+            return Learned::Known;
         }
+        self.learn_news(key, hash, value)
     }
 
     #[cold]

@@ -17,6 +17,7 @@
 //! of others would spend it, and their owners could not take them back. So each port has its own, and what a thief can take
 //! in a second one victim can take back in the same second. It is no defence against spoofing, only a bound on its cost.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Fdb;
@@ -55,8 +56,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn new(max: u32) -> Ports {
-        Ports { ports: Zeroed::new(1 << 16), max, number: AtomicU32::new(1) }
+    pub(super) fn new(max: u32) -> io::Result<Ports> {
+        Ok(Ports { ports: Zeroed::new(1 << 16)?, max, number: AtomicU32::new(1) })
     }
 
     pub(super) fn number(&self) -> u32 {

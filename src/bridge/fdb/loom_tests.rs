@@ -23,7 +23,7 @@ fn key(n: u64) -> Key {
 }
 
 fn table(max: u32, buckets: usize) -> Arc<Fdb> {
-    Arc::new(Fdb::build(max, buckets, spread(1)))
+    Arc::new(Fdb::build(max, buckets, spread(1)).unwrap())
 }
 
 fn hear(fdb: &Fdb, n: u64, port: u16, now: Tick) -> Learned {

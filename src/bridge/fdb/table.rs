@@ -24,6 +24,8 @@
 //!   one waits for the later to withdraw. "The later position withdraws" alone would not do: the later one may
 //!   have looked before the earlier reserved, and publish.
 
+use std::io;
+
 use super::value::{Key, Value};
 use crate::bridge::sync::{AtomicU64, Ordering, fence, spin_loop};
 use crate::sys::mem;
@@ -123,6 +125,22 @@ impl Bucket {
         mask
     }
 
+    /// More than one slot matches only while one of them is reserved or dying.
+    #[inline(always)]
+    fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
+        let mut mask = self.matches(key);
+        while mask != 0 {
+            let slot = &self.0[mask.trailing_zeros() as usize % WAYS];
+            if let Some(value) = slot.value()
+                && value.fingerprint() == hash.fingerprint()
+            {
+                return Some((slot, value));
+            }
+            mask &= mask - 1;
+        }
+        None
+    }
+
     fn used(&self) -> usize {
         self.0.iter().filter(|slot| slot.key.load(Ordering::Relaxed) != 0).count()
     }
@@ -160,10 +178,10 @@ pub(super) struct Table {
 
 impl Table {
     /// `buckets` is a power of two.
-    pub(super) fn new(buckets: usize, seed: [u64; 2]) -> Table {
+    pub(super) fn new(buckets: usize, seed: [u64; 2]) -> io::Result<Table> {
         debug_assert!(buckets.is_power_of_two());
         #[cfg(not(loom))]
-        let buckets = mem::Zeroed::new(buckets);
+        let buckets = mem::Zeroed::new(buckets)?;
         #[cfg(loom)]
         let buckets = (0..buckets)
             .map(|_| {
@@ -171,7 +189,7 @@ impl Table {
             })
             .collect();
         // An even multiplier would lose bits of the key.
-        Table { buckets, seed: [seed[0], seed[1] | 1] }
+        Ok(Table { buckets, seed: [seed[0], seed[1] | 1] })
     }
 
     /// A folded multiplication: all bits of the 128-bit product of two secrets and the key.
@@ -188,7 +206,7 @@ impl Table {
         &self.buckets[hash.0 as usize & (self.buckets.len() - 1)]
     }
 
-    /// Differs from the first (an odd number is added without carry) unless the table has a single bucket.
+    /// Differs from the first in the lowest bit at least, unless the table has a single bucket.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "masked")]
     fn second(&self, hash: Hash) -> &Bucket {
@@ -201,26 +219,23 @@ impl Table {
         mem::prefetch(self.first(hash));
     }
 
-    /// The live slot of a key and its value at this moment.
+    /// The value of a key at this moment. The second bucket is out of line: nine in ten are in the first.
     #[inline]
-    pub(super) fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
-        self.find_in(self.first(hash), key, hash).or_else(|| self.find_in(self.second(hash), key, hash))
+    pub(super) fn get(&self, key: Key, hash: Hash) -> Option<Value> {
+        match self.first(hash).find(key, hash) {
+            Some((_, value)) => Some(value),
+            None => self.get_second(key, hash),
+        }
     }
 
-    #[inline]
-    #[expect(clippy::unused_self, reason = "reads better beside `find`")]
-    fn find_in<'a>(&self, bucket: &'a Bucket, key: Key, hash: Hash) -> Option<(&'a Slot, Value)> {
-        let mut mask = bucket.matches(key);
-        while mask != 0 {
-            let slot = &bucket.0[mask.trailing_zeros() as usize % WAYS];
-            if let Some(value) = slot.value()
-                && value.fingerprint() == hash.fingerprint()
-            {
-                return Some((slot, value));
-            }
-            mask &= mask - 1;
-        }
-        None
+    #[inline(never)]
+    fn get_second(&self, key: Key, hash: Hash) -> Option<Value> {
+        self.second(hash).find(key, hash).map(|(_, value)| value)
+    }
+
+    /// The live slot of a key and its value at this moment.
+    pub(super) fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
+        self.first(hash).find(key, hash).or_else(|| self.second(hash).find(key, hash))
     }
 
     /// Makes `key` live with `value`, unless somebody else has it.
