@@ -1,8 +1,10 @@
-//! The forwarding database beside `hashbrown`, single-threaded: what sharing it without a lock costs, or does not.
+//! The forwarding database beside `hashbrown`, single-threaded: what sharing it without a lock costs, or does
+//! not.
 //!
-//! Every element is one operation on one station, in random order. `frame` is what a bridge does for a frame, learn its
-//! source and look up its destination; `batch` is the same for 64 frames at a time, hashed and prefetched first as the
-//! pipeline does. hashbrown has no prefetch, and a lock or a shard around it would come on top.
+//! Every element is one operation on one station, in random order. `frame` is what a bridge does for a frame,
+//! learn its source and look up its destination; `batch` is the same for 64 frames at a time, hashed and
+//! prefetched first as the pipeline does. hashbrown has no prefetch, and a lock or a shard around it would
+//! come on top.
 
 #![allow(missing_docs, reason = "a bench")]
 
@@ -245,8 +247,8 @@ fn slow(c: &mut Criterion) {
     group.finish();
 }
 
-/// The same work by one and by two threads on one table; the best of both shows what sharing costs. Beside it the
-/// plain answer, `hashbrown` behind a read-write lock, which every lookup has to write to.
+/// The same work by one and by two threads on one table; the best of both shows what sharing costs. Beside it
+/// the plain answer, `hashbrown` behind a read-write lock, which every lookup has to write to.
 fn shared(c: &mut Criterion) {
     let mut group = c.benchmark_group("shared");
     let order = order(65_536);

@@ -1,15 +1,17 @@
 //! Memory the kernel hands out zeroed, and cache hints.
 //!
 //! Big shared tables are mapped rather than allocated: their pages cost nothing until they are touched, and
-//! all-zero bytes are their valid empty state, so a table of a million stations exists at once and an idle one
-//! stays small. (`alloc_zeroed` with an alignment above 16 writes the zeros itself and so touches every page.)
+//! all-zero bytes are their valid empty state, so a table of a million stations exists at once and an idle
+//! one stays small. (`alloc_zeroed` with an alignment above 16 writes the zeros itself and so touches every
+//! page.)
 
 use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched longer.
+/// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched
+/// longer.
 const HUGE_FROM_BYTES: usize = 16 << 20;
 
 /// A type of which all-zero bytes are a valid value.
@@ -64,8 +66,8 @@ impl<T: Zeroable> Deref for Zeroed<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `new` mapped `len` values, page aligned, zeroed (valid by `Zeroable`), and they live as long as
-        // `self`; no `&mut` to them is ever made.
+        // SAFETY: `new` mapped `len` values, page aligned, zeroed (valid by `Zeroable`), and they live as
+        // long as `self`; no `&mut` to them is ever made.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

@@ -11,18 +11,19 @@
 //! ```
 //!
 //! Invariants:
-//! - A slot with a key and no value has exactly one owner, the thread whose CAS made it so; nobody else writes to
-//!   it. A live entry never changes its slot, so whoever looks for a key that is there finds it.
-//! - Two words tear. A reader may see the key of one entry and the value of the one that took its place, so every
-//!   value carries 20 bits of the key's hash and readers compare them. Changes of a live entry are CAS on the
-//!   whole value, so a change meant for the entry before fails too. What is left is a collision of 20 bits and of
-//!   port, kind and tick, inside one slot, inside the few nanoseconds between a read and a CAS: harmless (one
-//!   station is looked up wrongly or learned again), and nobody outside can aim for it, the hash being seeded.
-//! - A key is live in one slot at most. Who reserved a slot looks through both buckets for the same key before
-//!   publishing. Between the reservation and that look there is a `SeqCst` fence, so of two threads at least one
-//!   sees the other (Dekker). Seeing a *live* rival, or a reserved one in an earlier slot, withdraws; the earlier
-//!   one waits for the later to withdraw. "The later position withdraws" alone would not do: the later one may
-//!   have looked before the earlier reserved, and publish.
+//! - A slot with a key and no value has exactly one owner, the thread whose CAS made it so; nobody else
+//!   writes to it. A live entry never changes its slot, so whoever looks for a key that is there finds it.
+//! - Two words tear. A reader may see the key of one entry and the value of the one that took its place, so
+//!   every value carries 20 bits of the key's hash and readers compare them. Changes of a live entry are CAS
+//!   on the whole value, so a change meant for the entry before fails too. What is left is a collision of 20
+//!   bits and of port, kind and tick, inside one slot, inside the few nanoseconds between a read and a CAS:
+//!   harmless (one station is looked up wrongly or learned again), and nobody outside can aim for it, the
+//!   hash being seeded.
+//! - A key is live in one slot at most. Who reserved a slot looks through both buckets for the same key
+//!   before publishing. Between the reservation and that look there is a `SeqCst` fence, so of two threads at
+//!   least one sees the other (Dekker). Seeing a *live* rival, or a reserved one in an earlier slot,
+//!   withdraws; the earlier one waits for the later to withdraw. "The later position withdraws" alone would
+//!   not do: the later one may have looked before the earlier reserved, and publish.
 
 use std::io;
 
@@ -33,9 +34,10 @@ use crate::sys::mem;
 /// Slots of a bucket: as many as fit a cache line. (loom's exhaustive search wants a small world.)
 const WAYS: usize = if cfg!(loom) { 2 } else { 4 };
 
-/// A key goes to its first bucket while that has fewer than this many entries. Measured by simulation of a full
-/// table (4 slots a station): nine in ten entries are found in the first bucket and none fails to find room in
-/// sixty fills of 131,072 stations; 3 gives 98% but loses a station in thirty fills, plain two-choice gives 77%.
+/// A key goes to its first bucket while that has fewer than this many entries. Measured by simulation of a
+/// full table (4 slots a station): nine in ten entries are found in the first bucket and none fails to find
+/// room in sixty fills of 131,072 stations; 3 gives 98% but loses a station in thirty fills, plain two-choice
+/// gives 77%.
 const FIRST_WHILE_BELOW: usize = WAYS / 2;
 
 /// How often an earlier reservation looks whether the later rival has withdrawn, before it withdraws too. The
@@ -114,8 +116,8 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 unsafe impl mem::Zeroable for Bucket {}
 
 impl Bucket {
-    /// Bit i is set if slot i holds `key`. Without branches: which slot it is cannot be predicted, that there is
-    /// one can.
+    /// Bit i is set if slot i holds `key`. Without branches: which slot it is cannot be predicted, that there
+    /// is one can.
     #[inline]
     fn matches(&self, key: Key) -> u32 {
         let mut mask = 0;
@@ -297,7 +299,8 @@ impl Table {
         self.buckets.iter().flat_map(|bucket| &bucket.0)
     }
 
-    /// Key and value of a slot if it is live, never of two entries. `None` too when the slot keeps changing hands.
+    /// Key and value of a slot if it is live, never of two entries. `None` too when the slot keeps changing
+    /// hands.
     pub(super) fn read(&self, slot: &Slot) -> Option<(Key, Value)> {
         for _ in 0..PATIENCE {
             let key = Key::from_raw(slot.key.load(Ordering::Acquire));
