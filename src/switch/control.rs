@@ -191,11 +191,10 @@ impl Control {
                 spec.name, port.spec.bridge
             )));
         }
-        if let Some(taken) = interface(&spec.kind) {
-            if let Some(port) = self.ports.values().find(|port| port.interface() == Some(taken.clone())) {
-                let what = format!("interface '{}' is port '{}' already", taken.1, port.spec.name);
-                return Err(Error::Exists(what));
-            }
+        let taken = interface(&spec.kind);
+        let same = |port: &&Port| taken.is_some() && port.interface() == taken;
+        if let (Some(port), Some((_, ifname))) = (self.ports.values().find(same), &taken) {
+            return Err(Error::Exists(format!("interface '{ifname}' is port '{}' already", port.spec.name)));
         }
         let id = self.free_id()?;
         let opened = match port::open(&spec.kind, self.crew.len()) {
@@ -307,7 +306,15 @@ impl Control {
             state: port.state(),
             queues: port.queues,
             peer,
-            counters: counters(&port.shared, link),
+            counters: {
+                let mut counters = counters(&port.shared);
+                let tap = matches!(port.spec.kind, PortKind::Tap(_) | PortKind::Internal(_));
+                if let (true, Some(link), Some(netlink)) = (tap, link, netlink) {
+                    // What overflowed the TAP's queue towards us was lost before any worker could count it.
+                    count(&mut counters, DropReason::RxMissed, netlink.tx_dropped(link.index).unwrap_or(0));
+                }
+                counters
+            },
         }
     }
 
@@ -338,10 +345,10 @@ impl Control {
                 spec.name
             )));
         }
-        if let VlanMode::Trunk { vids, native } = &settings.vlan {
-            if vids.is_empty() && native.is_none() {
-                return Err(Error::Invalid(format!("port '{port}': a trunk needs at least one VLAN")));
-            }
+        if let VlanMode::Trunk { vids, native: None } = &settings.vlan
+            && vids.is_empty()
+        {
+            return Err(Error::Invalid(format!("port '{port}': a trunk needs at least one VLAN")));
         }
         Ok(())
     }
@@ -503,8 +510,14 @@ impl Control {
         self.regain();
     }
 
+    /// Workers found the devices of these ports gone. An id may stand for another port by now, whose device is not.
+    pub(super) fn lose_if_gone(&mut self, mut ids: Vec<PortId>) {
+        ids.retain(|id| self.ports.get(id).is_some_and(|port| port.shared.is_gone()));
+        self.lose(ids);
+    }
+
     /// Devices of these ports are gone.
-    pub(super) fn lose(&mut self, ids: Vec<PortId>) {
+    fn lose(&mut self, ids: Vec<PortId>) {
         let mut lost = Vec::new();
         let mut keep = Vec::new();
         for id in ids {
@@ -677,8 +690,8 @@ impl Bridge {
     }
 }
 
-/// Sums the workers' counters; a TAP's own drops towards us count as ours.
-fn counters(shared: &PortShared, link: Option<&Link>) -> PortCounters {
+/// Sums the workers' counters.
+fn counters(shared: &PortShared) -> PortCounters {
     let mut sum = PortCounters::default();
     for worker in &shared.counters {
         sum.rx_frames += worker.rx_frames.get();
@@ -687,14 +700,15 @@ fn counters(shared: &PortShared, link: Option<&Link>) -> PortCounters {
         sum.tx_frames += worker.tx_frames.get();
         sum.tx_bytes += worker.tx_bytes.get();
         sum.tx_segments += worker.tx_segments.get();
-        for &reason in DropReason::ALL {
-            if worker.drops(reason) > 0 {
-                *sum.drops.entry(reason.name()).or_default() += worker.drops(reason);
-            }
-        }
+        DropReason::ALL.iter().for_each(|&reason| count(&mut sum, reason, worker.drops(reason)));
     }
-    let _ = link;
     sum
+}
+
+fn count(counters: &mut PortCounters, reason: DropReason, frames: u64) {
+    if frames > 0 {
+        *counters.drops.entry(reason.name()).or_default() += frames;
+    }
 }
 
 fn is(wanted: &Option<String>, name: &str) -> bool {

@@ -291,15 +291,15 @@ impl Caretaker {
         let mut events = Events::with_capacity(64);
         let mut expired = Instant::now();
         while !self.end.load(Ordering::Relaxed) {
-            if let Err(error) = self.poll.poll(&mut events, Some(ROUND)) {
-                if error.kind() != io::ErrorKind::Interrupted {
-                    tracing::error!(%error, "epoll failed");
-                    std::thread::sleep(ROUND);
-                }
+            if let Err(error) = self.poll.poll(&mut events, Some(ROUND))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "epoll failed");
+                std::thread::sleep(ROUND);
             }
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             let gone: Vec<_> = self.inbox.try_iter().map(|Event::PortGone(id)| id).collect();
-            control.lose(gone);
+            control.lose_if_gone(gone);
             control.catch_up();
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();

@@ -10,6 +10,9 @@
 //! The outermost VLAN tag of a received frame is not in its bytes but beside them; [`Received::tag`] is that tag. An
 //! `AF_PACKET` socket pins its namespace for as long as it is open.
 
+// The kernel's constants and the sizes of its structures all fit the narrow types its interface has for them.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -4,6 +4,9 @@
 //! pins it. So all queues are opened in the switch's own namespace under a temporary name and the
 //! device is moved and renamed afterwards; it then dies with the namespace it was moved to.
 
+// The kernel's constants and the sizes of its structures all fit the narrow types its interface has for them.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::fs::File;
 use std::io;
 use std::mem;

@@ -116,6 +116,34 @@ impl Netlink {
         .map_err(|refusal| refusal.on("cannot list interfaces"))
     }
 
+    /// Frames that the kernel dropped on their way out of an interface; for a TAP, on their way to the program that
+    /// holds it. 0 when the interface is gone.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn tx_dropped(&self, index: u32) -> Result<u64> {
+        /// Of `struct rtnl_link_stats64`: the eighth of its 64-bit fields.
+        const TX_DROPPED: std::ops::Range<usize> = 56..64;
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let mut dropped = 0;
+        let answer = self.talk(RouteNetlinkMessage::GetLink(message), 0, Expect::Ack, |kind, body| {
+            let attributes =
+                body.get(IFINFO_BYTES..).filter(|_| kind == libc::RTM_NEWLINK).unwrap_or_default();
+            each_attribute(attributes, |kind, value| {
+                if let (libc::IFLA_STATS64, Some(field)) = (kind, value.get(TX_DROPPED)) {
+                    dropped = field.try_into().map_or(0, u64::from_ne_bytes);
+                }
+            });
+        });
+        match answer {
+            Err(refusal) if !refusal.is_not_found() => {
+                Err(refusal.on(format!("cannot read the statistics of interface {index}")))
+            }
+            _ => Ok(dropped),
+        }
+    }
+
     /// Changes an interface, by one message.
     ///
     /// A move comes first, then address, MTU, name, up or down, queue length; the kernel stops at the first that it
