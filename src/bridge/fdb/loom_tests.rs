@@ -101,7 +101,7 @@ fn three_workers_insert_one_key() {
             thread::spawn(move || hear(&fdb, 1, port, NOW))
         });
         hear(&fdb, 1, 3, NOW);
-        others.into_iter().for_each(|other| drop(other.join().unwrap()));
+        others.into_iter().for_each(|other| _ = other.join().unwrap());
         assert!(settled(&fdb).len() <= 1);
     });
 }
