@@ -3,6 +3,7 @@
     cli         the command line; the rounds
     contenders  how each switch is set up between two namespaces, and taken down
     metrics     what is measured through it
+    load        whose work the CPUs did meanwhile
     stats       medians, spreads and ratios of the raw samples
     report      results.json, the table, the plot
     machine     what it ran on

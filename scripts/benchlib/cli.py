@@ -10,11 +10,15 @@ import time
 
 from . import machine, report
 from .contenders import Link, all_contenders
-from .metrics import METRICS, Setting, applies, idle_busy_fraction, measure
+from .load import QUIET_CPUS, wait_for_quiet
+from .metrics import METRICS, Setting, applies, measure
 from .system import Failed, exit_on_sigterm, undoing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ALL_METRICS = [*METRICS, "idle"]
+
+TRIES = 3
+"""How often a sample is taken before a disturbed one is kept."""
 
 
 def arguments(argv):
@@ -33,6 +37,7 @@ def arguments(argv):
     parser.add_argument("--bin", default=os.path.join(ROOT, "target/release"), metavar="DIR", help="folder of vswitchd and vswitchctl")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=DIR", help="another build of ours, to compare in the same run")
     parser.add_argument("--vswitchd-args", default="", metavar="ARGS", help="more arguments for vswitchd")
+    parser.add_argument("--patience", type=float, default=20, metavar="S", help="how long to wait for other processes to be quiet before each sample (default 20)")
     parser.add_argument("--list", action="store_true", help="list contenders and whether they can run, then exit")
     options = parser.parse_args(argv)
     if options.rounds < 1 or options.seconds < 1:
@@ -89,12 +94,23 @@ def start(options, contenders, missing):
 
 def sample(number, metric, contender, setting):
     """Measures once; an error is a result too."""
-    record = {"round": number, "contender": contender.name, "metric": metric, "load": os.getloadavg()[0]}
+    record = {"round": number, "contender": contender.name, "metric": metric}
     try:
         with undoing() as stack:
-            record["values"] = measure(metric, contender, Link(stack), setting)
+            record["values"], record["foreign_cpus"] = measure(metric, contender, Link(stack), setting)
     except Failed as error:
         record["error"] = str(error)
+    return record
+
+
+def undisturbed(number, metric, contender, setting, patience):
+    """A sample taken while other processes are quiet; one that they disturbed is taken again, then kept as it is."""
+    for _ in range(TRIES):
+        wait_for_quiet(patience)
+        record = sample(number, metric, contender, setting)
+        say(record)
+        if record.get("foreign_cpus", 0) <= QUIET_CPUS:
+            break
     return record
 
 
@@ -106,6 +122,8 @@ def say(record):
         text = "  ".join(
             f"{key.partition('_')[2]} {value:.4g}" for key, value in record["values"].items() if isinstance(value, (int, float))
         )
+    if record.get("foreign_cpus", 0) > QUIET_CPUS:
+        text += f"  (disturbed: other processes used {record['foreign_cpus']:.2f} CPUs)"
     print(f"  round {record['round']:2}  {record['metric']:6}{record['contender']:16} {text}", flush=True)
 
 
@@ -117,8 +135,7 @@ def rounds(options, contenders, results, setting):
             turn = (number - 1) % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
                 if applies(metric, contender):
-                    record = sample(number, metric, contender, setting)
-                    say(record)
+                    record = undisturbed(number, metric, contender, setting, options.patience)
                     results["samples"].append(record)
         results["rounds"] = number
         report.write(results, options.out)
@@ -145,8 +162,7 @@ def main(argv=None):
     options.out = options.out or os.path.join(ROOT, "results", time.strftime("%Y-%m-%d-%H%M%S-") + platform.node())
     try:
         results = start(options, contenders, missing)
-        setting.idle_busy = idle_busy_fraction()
-        print(f"idle machine: {setting.idle_busy:.2f} CPUs busy; results go to {options.out}", flush=True)
+        print(f"results go to {options.out}", flush=True)
         rounds(options, contenders, results, setting)
     except Failed as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
@@ -157,6 +173,8 @@ def main(argv=None):
     print(f"\nMedians of {results['rounds']} rounds; in brackets the ratio to {report.REFERENCE}, per round, then its median:\n")
     print(report.overview(results))
     print(f"\nSpreads, a plot and every raw sample: {options.out}")
+    if (disturbed := report.disturbed(results)):
+        print(f"\n{disturbed}")
     failed = sum("error" in record for record in results["samples"])
     if failed:
         print(f"scripts/bench: {failed} samples failed", file=sys.stderr)

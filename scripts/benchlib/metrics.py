@@ -1,8 +1,8 @@
 """What is measured. A metric is a function of a joined link that returns named values; FIELDS describes the values.
 
 tcp1, tcp4   iperf3 with 1 or 4 streams from station A to B, the first second left out. The received rate is reported.
-             CPU cost: the whole machine's busy time (/proc/stat: user, nice, system, irq, softirq; a kernel switch works
-             in softirqs that belong to no process) while the client runs, less the idle machine's, over all bytes moved.
+             CPU cost: the whole machine's busy time (/proc/stat: user, nice, system, irq, softirq) while the client
+             runs, less other processes' (load.py), over all bytes moved.
 rtt          one-byte TCP ping-pong by vswitch-bench, both ends blocking in read.
 small        60-byte frames of one flow offered by one thread as fast as it can; delivered is what the receiving
              interface's kernel counter gains per second in mid-flood.
@@ -10,10 +10,10 @@ idle         vswitchd alone with 32 tap ports and 2 workers, nobody sending: CPU
 """
 
 import json
-import os
 import time
 
 from .contenders import ADDRESS_B, Vswitch
+from .load import Load
 from .system import Failed, Server, run
 
 TCP_PORT, RTT_PORT = 5201, 5202
@@ -35,28 +35,11 @@ FIELDS = {
 
 
 class Setting:
-    """How to measure: seconds a sample, the tool, the idle machine's busy fraction."""
+    """How to measure: seconds a sample, and the tool."""
 
     def __init__(self, seconds, tool):
         self.seconds = seconds
         self.tool = tool
-        self.idle_busy = 0.0
-
-
-def cpu_clock():
-    """(busy, stolen) seconds of the whole machine since boot."""
-    with open("/proc/stat", encoding="ascii") as stat:
-        ticks = [int(word) for word in stat.readline().split()[1:]]
-    hertz = os.sysconf("SC_CLK_TCK")
-    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks[:8]
-    return (user + nice + system + irq + softirq) / hertz, steal / hertz
-
-
-def idle_busy_fraction(seconds=2.0):
-    """How many CPUs' worth of work the machine does without us."""
-    before, start = cpu_clock()[0], time.monotonic()
-    time.sleep(seconds)
-    return (cpu_clock()[0] - before) / (time.monotonic() - start)
 
 
 def parse_iperf(report):
@@ -73,20 +56,20 @@ def tcp(link, setting, streams):
     server = Server(link.stack, "iperf3", "iperf3", "-s", "-1", "-p", TCP_PORT, netns=link.b, directory=link.directory)
     server.wait_listening(TCP_PORT)
     own_before = sum(process.cpu_seconds() for process in link.servers)
-    (busy, stolen), start = cpu_clock(), time.monotonic()
+    load = Load()
     text = run(
-        "iperf3", "-J", "-c", ADDRESS_B, "-p", TCP_PORT, "-P", streams, "-O", OMIT_SECONDS, "-t", setting.seconds,
+        "iperf3", "-J", "-c", ADDRESS_B, "-p", TCP_PORT, "-P", streams, "-O", OMIT_SECONDS, "-t", setting.seconds, "--connect-timeout", 5000,
         netns=link.a, timeout=setting.seconds + 30,
     )  # fmt: skip
-    elapsed, (busy_after, stolen_after) = time.monotonic() - start, cpu_clock()
+    load.end()
     own = sum(process.cpu_seconds() for process in link.servers) - own_before
     bits_per_s, moved, retransmits = parse_iperf(json.loads(text))
     prefix = f"tcp{streams}"
     return {
         f"{prefix}_gbps": bits_per_s / 1e9,
-        f"{prefix}_cpu_s_per_gb": max(busy_after - busy - setting.idle_busy * elapsed, 0) / (moved / 1e9),
+        f"{prefix}_cpu_s_per_gb": load.ours_s / (moved / 1e9),
         f"{prefix}_switch_process_cpu_s_per_gb": own / (moved / 1e9),
-        f"{prefix}_stolen_cpus": (stolen_after - stolen) / elapsed,
+        f"{prefix}_stolen_cpus": load.stolen_cpus,
         f"{prefix}_retransmits": retransmits,
     }
 
@@ -152,9 +135,10 @@ def applies(metric, contender):
 
 
 def measure(metric, contender, link, setting):
-    """One sample: sets the contender up on a fresh link and measures it once."""
-    if metric == "idle":
-        return idle(link, contender)
-    contender.join(link)
-    link.ready()
-    return METRICS[metric](link, setting)
+    """One sample: sets the contender up on a fresh link and measures it once; (values, CPUs that others used)."""
+    if metric != "idle":
+        contender.join(link)
+        link.ready()
+    load = Load()
+    values = idle(link, contender) if metric == "idle" else METRICS[metric](link, setting)
+    return values, load.end().foreign_cpus

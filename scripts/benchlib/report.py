@@ -3,6 +3,7 @@
 import json
 import os
 
+from .load import QUIET_CPUS
 from .metrics import FIELDS
 from .plot import svg
 from .stats import summarise
@@ -40,6 +41,15 @@ def overview(results):
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def disturbed(results):
+    """A sentence when other processes were busy during samples, else nothing."""
+    number = sum(sample.get("foreign_cpus", 0) > QUIET_CPUS for sample in results["samples"])
+    return number and (
+        f"Other processes used more than {QUIET_CPUS} CPUs during {number} of {len(results['samples'])} samples: "
+        "these numbers are worth little."
+    )
+
+
 def table(results):
     """Markdown: the overview, then a section a field with a row a contender."""
     machine = results["machine"]
@@ -52,7 +62,8 @@ def table(results):
         "",
         f"{results['rounds']} rounds, {results['seconds']} s a sample, contenders in turn. Values are medians over the rounds "
         f"(min – max); ratios to `{REFERENCE}` are taken within each round, then their median (min – max). Whole machine's "
-        "busy time, less its idle load, for the CPU cost. Nothing here is asserted.",
+        "busy time, less other processes', for the CPU cost. Nothing here is asserted.",
+        *(["", f"**{note}**"] if (note := disturbed(results)) else []),
         "",
         overview(results),
     ]

@@ -5,7 +5,7 @@ import sys
 import unittest
 import xml.etree.ElementTree
 
-from . import cli, metrics, report, stats
+from . import cli, load, metrics, report, stats
 from .system import Failed, Server, directory, run, undoing
 
 
@@ -51,6 +51,23 @@ class Iperf(unittest.TestCase):
             metrics.parse_iperf({"error": "unable to connect"})
 
 
+class Load(unittest.TestCase):
+    def test_only_other_processes_are_foreign(self):
+        table = {1: (0, False, 1), 2: (0, True, 10), 5: (1, False, 100), 6: (5, False, 1000), 7: (6, False, 10000)}
+        self.assertEqual(load.foreign_ticks(table, own=6), 101)
+        self.assertEqual(load.foreign_ticks(table, own=1), 0)
+
+    def test_a_name_with_spaces_and_brackets_is_read(self):
+        stat = "7 (a) b (c) S 3 7 7 0 -1 2097152 0 0 0 0 11 12 13 14 20 0 1 0 5 0 0"
+        self.assertEqual(load.parse(stat), (3, True, 50))
+
+    def test_our_own_work_is_ours(self):
+        window = load.Load()
+        run("sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+        window.end()
+        self.assertGreater(window.ours_s, 0.05)
+
+
 class Report(unittest.TestCase):
     results = {
         "started": "now", "rounds": 2, "seconds": 1, "missing": {"vde": "no vde_switch"},
@@ -68,6 +85,11 @@ class Report(unittest.TestCase):
         self.assertIn("| vswitch-tap | **13.00** | 8.00 – 18.00 | **0.85** | 0.80 – 0.90 | 2 |", text)
         self.assertIn("`vde` was left out: no vde_switch", text)
         self.assertIn("round 2, bridge, rtt: lost", text)
+
+    def test_disturbed_samples_are_told_of(self):
+        self.assertNotIn("Other processes", report.table(self.results))
+        busy = {**self.results, "samples": [{**sample(1, "bridge", tcp1_gbps=1.0), "foreign_cpus": 0.5}]}
+        self.assertIn("during 1 of 1 samples", report.table(busy))
 
     def test_the_overview_is_a_matrix(self):
         lines = report.overview(self.results).splitlines()

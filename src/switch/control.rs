@@ -94,7 +94,7 @@ impl Control {
                 spec.name
             )));
         }
-        let fdb = Arc::new(Fdb::new(spec.fdb_max));
+        let fdb = new_fdb(&spec)?;
         self.bridges.push(Bridge { spec, fdb });
         self.publish(&[], Vec::new());
         Ok(())
@@ -103,12 +103,12 @@ impl Control {
     pub(super) fn set_bridge(&mut self, spec: BridgeSpec) -> Result<(), Error> {
         let index = self.bridge(&spec.name)?;
         check_bridge(&spec)?;
+        let size_changed = self.bridges[index].spec.fdb_max != spec.fdb_max;
+        let resized = size_changed.then(|| new_fdb(&spec)).transpose()?;
         let bridge = &mut self.bridges[index];
         let before = std::mem::replace(&mut bridge.spec, spec);
-        let (mode_changed, size_changed) =
-            (before.vlan_filtering != bridge.spec.vlan_filtering, before.fdb_max != bridge.spec.fdb_max);
-        if size_changed {
-            let resized = Arc::new(Fdb::new(bridge.spec.fdb_max));
+        let mode_changed = before.vlan_filtering != bridge.spec.vlan_filtering;
+        if let Some(resized) = resized {
             bridge.fdb.copy_to(&resized);
             bridge.fdb = resized;
         }
@@ -709,6 +709,12 @@ fn count(counters: &mut PortCounters, reason: DropReason, frames: u64) {
     if frames > 0 {
         *counters.drops.entry(reason.name()).or_default() += frames;
     }
+}
+
+fn new_fdb(spec: &BridgeSpec) -> Result<Arc<Fdb>, Error> {
+    let what =
+        format!("bridge '{}': no memory for {} stations; choose a smaller fdb_max", spec.name, spec.fdb_max);
+    Fdb::try_new(spec.fdb_max).map(Arc::new).map_err(|source| Error::System { what, source })
 }
 
 fn is(wanted: &Option<String>, name: &str) -> bool {

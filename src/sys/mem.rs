@@ -1,15 +1,17 @@
 //! Memory the kernel hands out zeroed, and cache hints.
 //!
 //! Big shared tables are mapped rather than allocated: their pages cost nothing until they are touched, and
-//! all-zero bytes are their valid empty state, so a table of a million stations exists at once and an idle one
-//! stays small. (`alloc_zeroed` with an alignment above 16 writes the zeros itself and so touches every page.)
+//! all-zero bytes are their valid empty state, so a table of a million stations exists at once and an idle
+//! one stays small. (`alloc_zeroed` with an alignment above 16 writes the zeros itself and so touches every
+//! page.)
 
-use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
+use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched longer.
+/// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched
+/// longer.
 const HUGE_FROM_BYTES: usize = 16 << 20;
 
 /// A type of which all-zero bytes are a valid value.
@@ -31,15 +33,17 @@ unsafe impl<T: Zeroable + Send> Send for Zeroed<T> {}
 unsafe impl<T: Zeroable + Sync> Sync for Zeroed<T> {}
 
 impl<T: Zeroable> Zeroed<T> {
-    /// `len` zeroed values. Without memory it ends the process, as every allocation here does.
-    pub(crate) fn new(len: usize) -> Zeroed<T> {
-        #[expect(clippy::expect_used, reason = "a length beyond the address space is a bug of the caller")]
-        let layout = Layout::array::<T>(len.max(1)).expect("length fits the address space");
+    /// `len` zeroed values.
+    ///
+    /// # Errors
+    /// The kernel has no memory for them, or the address space no room.
+    pub(crate) fn new(len: usize) -> io::Result<Zeroed<T>> {
+        let size = len.max(1).checked_mul(size_of::<T>().max(1)).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new anonymous mapping touches no memory that exists.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                layout.size(),
+                size,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
@@ -47,13 +51,13 @@ impl<T: Zeroable> Zeroed<T> {
             )
         };
         let Some(start) = NonNull::new(start).filter(|p| p.as_ptr() != libc::MAP_FAILED) else {
-            handle_alloc_error(layout)
+            return Err(io::Error::last_os_error());
         };
-        if layout.size() >= HUGE_FROM_BYTES {
+        if size >= HUGE_FROM_BYTES {
             // SAFETY: exactly the mapping made above. A refusal only means small pages.
-            unsafe { libc::madvise(start.as_ptr(), layout.size(), libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(start.as_ptr(), size, libc::MADV_HUGEPAGE) };
         }
-        Zeroed { start: start.cast(), len }
+        Ok(Zeroed { start: start.cast(), len })
     }
 }
 
@@ -62,8 +66,8 @@ impl<T: Zeroable> Deref for Zeroed<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `new` mapped `len` values, page aligned, zeroed (valid by `Zeroable`), and they live as long as
-        // `self`; no `&mut` to them is ever made.
+        // SAFETY: `new` mapped `len` values, page aligned, zeroed (valid by `Zeroable`), and they live as
+        // long as `self`; no `&mut` to them is ever made.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -71,7 +75,7 @@ impl<T: Zeroable> Deref for Zeroed<T> {
 impl<T: Zeroable> Drop for Zeroed<T> {
     fn drop(&mut self) {
         // The same size as in `new`; it cannot overflow, it did not then.
-        let size = (size_of::<T>() * self.len.max(1)).max(1);
+        let size = self.len.max(1) * size_of::<T>().max(1);
         // SAFETY: the mapping made by `new`; nobody borrows from `self` any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), size) };
     }
@@ -104,6 +108,8 @@ pub(crate) fn prefetch<T>(place: &T) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, reason = "tests")]
+
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -113,9 +119,15 @@ mod tests {
     unsafe impl Zeroable for Line {}
 
     #[test]
+    fn what_does_not_fit_is_an_error() {
+        assert!(Zeroed::<Line>::new(usize::MAX / 64).is_err());
+        assert!(Zeroed::<Line>::new(usize::MAX).is_err());
+    }
+
+    #[test]
     fn zeroed_memory_is_zero_aligned_and_writable() {
         for len in [0, 1, 3, (HUGE_FROM_BYTES / 64) + 1] {
-            let lines = Zeroed::<Line>::new(len);
+            let lines = Zeroed::<Line>::new(len).expect("memory");
             assert_eq!(lines.len(), len);
             assert_eq!(lines.as_ptr().addr() % 64, 0);
             if let Some(last) = lines.last() {

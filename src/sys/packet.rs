@@ -7,7 +7,7 @@
 //! Rejected: TPACKET_V3 wakes once a block or once a timer tick, 1 ms of round trip; the transmit ring copies on veth,
 //! so it gains nothing over sendmmsg.
 //!
-//! The outermost VLAN tag of a received frame is not in its bytes but beside them; [`Received::tag`] is that tag. An
+//! The outermost VLAN tag of a received frame is not in its bytes but beside them; [`Received::Frame`] has it. An
 //! `AF_PACKET` socket pins its namespace for as long as it is open.
 
 // The kernel's constants and the sizes of its structures all fit the narrow types its interface has for them.

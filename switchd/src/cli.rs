@@ -185,7 +185,7 @@ pub enum FdbVerb {
         #[command(flatten)]
         tolerance: MayExist,
     },
-    /// Remove an entry
+    /// Remove an entry, in one VLAN or in all
     Del {
         /// Address of the station
         #[arg(value_name = "MAC")]

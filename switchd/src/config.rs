@@ -358,14 +358,13 @@ impl Checker {
                 bridge.name
             ));
         }
-        if let Some((netns, ifname)) = interface(&spec) {
-            if let Some(other) = self.interfaces.insert((netns, ifname.clone()), spec.name.clone()) {
-                if other != spec.name {
-                    return Err(format!(
-                        "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
-                    ));
-                }
-            }
+        if let Some((netns, ifname)) = interface(&spec)
+            && let Some(other) = self.interfaces.insert((netns, ifname.clone()), spec.name.clone())
+            && other != spec.name
+        {
+            return Err(format!(
+                "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
+            ));
         }
         self.place(owner, line)?;
         self.config.layout.ports.push(spec);

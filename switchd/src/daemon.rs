@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use vswitch::spec::{BridgeSpec, PortSpec};
-use vswitch::status::{BridgeStatus, FdbState, PortStatus};
+use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
+use vswitch::status::{BridgeStatus, FdbState, PortState, PortStatus};
 use vswitch::switch::{Error, FdbFilter, Missing};
 
 use crate::api::values::Mac;
@@ -353,39 +353,32 @@ impl Daemon {
         Ok(self.switch.fdb(&filter)?.into_iter().find(same))
     }
 
-    /// Removes an entry.
+    /// Removes an entry, in one VLAN or in all.
     ///
     /// # Errors
     /// There is no such bridge or entry (unless `if_exists`).
     pub fn fdb_del(&self, mac: Mac, key: &FdbKey, if_exists: bool) -> Result<(), Error> {
         let mut record = self.record();
         let bridge = self.find_bridge(&key.bridge)?.spec;
-        let vlan = match (bridge.vlan_filtering, key.vlan) {
-            (false, None) => 0,
-            (false, Some(vid)) => {
-                return Err(Error::Invalid(format!(
-                    "bridge '{}' does not filter VLANs: leave VLAN {vid} out",
-                    bridge.name
-                )));
-            }
-            (true, vid) => vid.map_or(bridge.default_pvid, |vid| vid.0).get(),
-        };
-        let entry = Entry { bridge: bridge.name, vlan, mac: mac.0, port: String::new() };
-        if self.find_entry(&entry)?.is_none() {
-            let remedy = if bridge.vlan_filtering && key.vlan.is_none() { " (or name its VLAN)" } else { "" };
-            return if if_exists {
-                Ok(())
-            } else {
-                Err(Error::NotFound(format!(
-                    "no {}: see 'vswitchctl fdb show --bridge {}'{remedy}",
-                    Step::DelEntry(entry.clone()),
-                    entry.bridge
-                )))
-            };
+        let vlan = key.vlan.map(|vid| vid.0.get());
+        if let Some(vlan) = vlan.filter(|_| !bridge.vlan_filtering) {
+            return Err(Error::Invalid(format!(
+                "bridge '{}' does not filter VLANs: leave VLAN {vlan} out",
+                bridge.name
+            )));
         }
-        self.switch.fdb_del(entry.mac, &entry.bridge, entry.vlan_option())?;
-        record.entries.retain(|e| (&e.bridge, e.vlan, e.mac) != (&entry.bridge, entry.vlan, entry.mac));
-        Ok(())
+        match self.switch.fdb_del(mac.0, &bridge.name, vlan) {
+            Err(Error::NotFound(_)) if if_exists => Ok(()),
+            result => {
+                result?;
+                let gone = |entry: &Entry| {
+                    (&entry.bridge, entry.mac) == (&bridge.name, mac.0)
+                        && vlan.is_none_or(|vlan| vlan == entry.vlan)
+                };
+                record.entries.retain(|entry| !gone(entry));
+                Ok(())
+            }
+        }
     }
 
     /// Forgets dynamic entries.
@@ -422,7 +415,9 @@ impl Daemon {
     /// Makes the configuration's objects what `config` says.
     fn reconcile(&self, record: &mut Record, config: &Config) -> Result<ReloadReport, Error> {
         let bridges: Vec<BridgeSpec> = self.switch.bridges().into_iter().map(|status| status.spec).collect();
-        let ports: Vec<PortSpec> = self.switch.ports().into_iter().map(|status| status.spec).collect();
+        let ports = self.switch.ports();
+        let dead = ports.iter().filter(|port| is_dead(port)).map(|port| port.spec.name.clone()).collect();
+        let ports: Vec<PortSpec> = ports.into_iter().map(|status| status.spec).collect();
         let wanted = crate::config::names(&config.layout);
         let mut adopted = Vec::new();
         let mut now = Layout::default();
@@ -474,7 +469,7 @@ impl Daemon {
         }
         now.entries.clone_from(&record.entries);
 
-        let steps = plan::plan(&now, &config.layout);
+        let steps = plan::plan(&now, &config.layout, &dead);
         plan::apply(&*self.switch, &steps).map_err(|refused| explain(config, refused))?;
 
         let mut report = report(&steps);
@@ -495,6 +490,11 @@ impl Daemon {
         record.path = Some(config.path.clone());
         Ok(report)
     }
+}
+
+/// Whether the device that vswitchd made for it is gone for good, with its namespace or by somebody's hand.
+fn is_dead(port: &PortStatus) -> bool {
+    port.state == PortState::Gone && matches!(port.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
 }
 
 /// The configuration wants a name that was taken at run time.

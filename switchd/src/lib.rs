@@ -19,6 +19,8 @@
 //! Other ways in (a helper that QEMU starts, personalities with other programs' command lines) belong beside
 //! [`ctl`], as further clients of the same socket.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod api;
 pub mod cli;
 pub mod client;

@@ -149,9 +149,9 @@ impl Step {
     }
 }
 
-/// The steps from `now` to `then`.
+/// The steps from `now` to `then`. Ports named in `dead` have lost their device and are built anew.
 #[must_use]
-pub fn plan(now: &Layout, then: &Layout) -> Vec<Step> {
+pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let old_bridges: BTreeMap<&str, &BridgeSpec> = now.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
     let new_bridges: BTreeMap<&str, &BridgeSpec> =
         then.bridges.iter().map(|b| (b.name.as_str(), b)).collect();
@@ -162,7 +162,8 @@ pub fn plan(now: &Layout, then: &Layout) -> Vec<Step> {
 
     // A port that is only set keeps its device; one whose kind or bridge differs is another port.
     let stays = |old: &PortSpec| {
-        new_ports.get(old.name.as_str()).is_some_and(|new| new.kind == old.kind && new.bridge == old.bridge)
+        let same = |new: &&PortSpec| new.kind == old.kind && new.bridge == old.bridge;
+        new_ports.get(old.name.as_str()).is_some_and(same) && !dead.contains(&old.name)
     };
     let stays_by_name = |name: &str| old_ports.get(name).is_some_and(|old| stays(old));
     let entry_stays = |entry: &Entry| {

@@ -1,22 +1,24 @@
 //! Who may have how much: capacity, fair shares, and the budget of moves.
 //!
-//! **Fair eviction** (after Open vSwitch's `lib/mac-learning`, made for many writers). A port's share is the table's
-//! size divided by the number of ports. In a full table
+//! **Fair eviction** (after Open vSwitch's `lib/mac-learning`, made for many writers). A port's share is the
+//! table's size divided by the number of ports. In a full table
 //! - a newcomer from a port over its share takes the place of that port's own oldest entry, never another's;
 //! - else it takes the place of the oldest entry of a port over its share, the one with the most first;
 //! - if nobody is over their share it is not learned.
 //!
-//! So a port that floods made-up addresses ends up recycling its own entries, and a port within its share can always
-//! learn. "Oldest" is approximate: the oldest seen in both of the newcomer's buckets and in a window behind a hand that
-//! moves on with every search. A search that finds nothing is bounded, and the next one goes on where it ended, so a
-//! station that keeps sending is learned in the end. Exact order would need a list that every refresh writes to.
+//! So a port that floods made-up addresses ends up recycling its own entries, and a port within its share can
+//! always learn. "Oldest" is approximate: the oldest seen in both of the newcomer's buckets and in a window
+//! behind a hand that moves on with every search. A search that finds nothing is bounded, and the next one
+//! goes on where it ended, so a station that keeps sending is learned in the end. Exact order would need a
+//! list that every refresh writes to.
 //!
-//! **Moves** are bounded for each port that stations move *to*, [`MOVES_PER_TICK`] a second. Two ports in a loop bounce
-//! cache lines of the table at most that often, and it is far more than a virtual machine's migration, or a full
-//! default table moving over in 16 s, needs. One budget for the whole table was rejected: who spoofs the addresses
-//! of others would spend it, and their owners could not take them back. So each port has its own, and what a thief can take
-//! in a second one victim can take back in the same second. It is no defence against spoofing, only a bound on its cost.
+//! **Moves** are bounded for each port that stations move *to*: [`MOVES_PER_TICK`] a second. Two ports in a
+//! loop bounce the table's cache lines at most that often, while a full table of the default size still moves
+//! over in 16 s. One budget for the whole table was rejected: who spoofs the addresses of others would spend
+//! it, and their owners could not take them back. With one for each port, what a thief takes in a second one
+//! victim can take back in the same second. It bounds the cost of spoofing; it is no defence against it.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Fdb;
@@ -48,15 +50,16 @@ unsafe impl Zeroable for Port {}
 
 /// Entries of each port and the share each may have.
 pub(super) struct Ports {
-    /// One for every possible id: a MiB of addresses, of which only the pages of ports that exist are ever touched.
+    /// One for every possible id: a MiB of addresses, of which only the pages of ports that exist are ever
+    /// touched.
     ports: Zeroed<Port>,
     max: u32,
     number: AtomicU32,
 }
 
 impl Ports {
-    pub(super) fn new(max: u32) -> Ports {
-        Ports { ports: Zeroed::new(1 << 16), max, number: AtomicU32::new(1) }
+    pub(super) fn new(max: u32) -> io::Result<Ports> {
+        Ok(Ports { ports: Zeroed::new(1 << 16)?, max, number: AtomicU32::new(1) })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -85,8 +88,8 @@ impl Ports {
         self.ports[port.index()].count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether a station may move to `port`; takes one from its budget. A thread whose clock is behind draws on the later
-    /// second.
+    /// Whether a station may move to `port`; takes one from its budget. A thread whose clock is behind draws
+    /// on the later second.
     pub(super) fn may_move(&self, port: PortId, now: Tick) -> bool {
         let spend = |state: u64| {
             let (tick, used) = (Tick((state >> 32) as u32), (state & 0xffff_ffff) as u32);
@@ -143,8 +146,8 @@ impl Victim<'_> {
 }
 
 impl Fdb {
-    /// Removes one dynamic entry in favour of `newcomer`; its place in [`Fdb::len`] passes to the caller. False if nothing
-    /// may go, or nothing was found within bounds.
+    /// Removes one dynamic entry in favour of `newcomer`; its place in [`Fdb::len`] passes to the caller.
+    /// False if nothing may go, or nothing was found within bounds.
     pub(super) fn evict(&self, newcomer: Newcomer, hash: Hash, scope: Scope) -> bool {
         let share = self.ports.share();
         // A port just at its share has no claim to more: it is worth a short look only.

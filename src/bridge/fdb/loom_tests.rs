@@ -2,11 +2,12 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --lib --release fdb::loom`
 //!
-//! Every invariant in `table.rs` has been checked to be one: without the fence, the look for rivals, the fingerprint or
-//! either CAS, some test here fails.
+//! Every invariant in `table.rs` has been checked to be one: without the fence, the look for rivals, the
+//! fingerprint or either CAS, some test here fails.
 //!
-//! Buckets have two slots here. The table's words are loom's atomics; counts and statistics are the standard library's,
-//! which nothing orders itself by: loom does not interleave there. `LOOM_MAX_PREEMPTIONS` overrides the bounds below.
+//! Buckets have two slots here. The table's words are loom's atomics; counts and statistics are the standard
+//! library's, which nothing orders itself by: loom does not interleave there. `LOOM_MAX_PREEMPTIONS`
+//! overrides the bounds below.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -23,7 +24,7 @@ fn key(n: u64) -> Key {
 }
 
 fn table(max: u32, buckets: usize) -> Arc<Fdb> {
-    Arc::new(Fdb::build(max, buckets, spread(1)))
+    Arc::new(Fdb::build(max, buckets, spread(1)).unwrap())
 }
 
 fn hear(fdb: &Fdb, n: u64, port: u16, now: Tick) -> Learned {
@@ -82,7 +83,8 @@ fn two_workers_insert_one_key_in_different_slots() {
             let fdb = fdb.clone();
             thread::spawn(move || hear(&fdb, 1, 1, NOW))
         };
-        // The first slot becomes free: this thread takes it, or the other one, which may have taken the second.
+        // The first slot becomes free: this thread takes it, or the other one, which may have taken the
+        // second.
         fdb.remove(key(2));
         hear(&fdb, 1, 2, NOW);
         other.join().unwrap();
@@ -99,7 +101,7 @@ fn three_workers_insert_one_key() {
             thread::spawn(move || hear(&fdb, 1, port, NOW))
         });
         hear(&fdb, 1, 3, NOW);
-        others.into_iter().for_each(|other| drop(other.join().unwrap()));
+        others.into_iter().for_each(|other| _ = other.join().unwrap());
         assert!(settled(&fdb).len() <= 1);
     });
 }
@@ -227,8 +229,8 @@ fn a_flush_leaves_nothing_of_what_was_there() {
         };
         let gone = fdb.flush(|_, entry| entry.port == PortId(1));
         let learned = refresher.join().unwrap();
-        // It was live until somebody removed it, and only the flush removes. What is learned afterwards may stay, or be
-        // met by the same walk in the other slot.
+        // It was live until somebody removed it, and only the flush removes. What is learned afterwards may
+        // stay, or be met by the same walk in the other slot.
         let again = usize::from(learned == Learned::Added);
         assert!(gone >= 1);
         assert_eq!(settled(&fdb).len(), 1 + again - gone);

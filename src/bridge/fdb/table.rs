@@ -11,18 +11,21 @@
 //! ```
 //!
 //! Invariants:
-//! - A slot with a key and no value has exactly one owner, the thread whose CAS made it so; nobody else writes to
-//!   it. A live entry never changes its slot, so whoever looks for a key that is there finds it.
-//! - Two words tear. A reader may see the key of one entry and the value of the one that took its place, so every
-//!   value carries 20 bits of the key's hash and readers compare them. Changes of a live entry are CAS on the
-//!   whole value, so a change meant for the entry before fails too. What is left is a collision of 20 bits and of
-//!   port, kind and tick, inside one slot, inside the few nanoseconds between a read and a CAS: harmless (one
-//!   station is looked up wrongly or learned again), and nobody outside can aim for it, the hash being seeded.
-//! - A key is live in one slot at most. Who reserved a slot looks through both buckets for the same key before
-//!   publishing. Between the reservation and that look there is a `SeqCst` fence, so of two threads at least one
-//!   sees the other (Dekker). Seeing a *live* rival, or a reserved one in an earlier slot, withdraws; the earlier
-//!   one waits for the later to withdraw. "The later position withdraws" alone would not do: the later one may
-//!   have looked before the earlier reserved, and publish.
+//! - A slot with a key and no value has exactly one owner, the thread whose CAS made it so; nobody else
+//!   writes to it. A live entry never changes its slot, so whoever looks for a key that is there finds it.
+//! - Two words tear. A reader may see the key of one entry and the value of the one that took its place, so
+//!   every value carries 20 bits of the key's hash and readers compare them. Changes of a live entry are CAS
+//!   on the whole value, so a change meant for the entry before fails too. What is left is a collision of 20
+//!   bits and of port, kind and tick, inside one slot, inside the few nanoseconds between a read and a CAS:
+//!   harmless (one station is looked up wrongly or learned again), and nobody outside can aim for it, the
+//!   hash being seeded.
+//! - A key is live in one slot at most. Who reserved a slot looks through both buckets for the same key
+//!   before publishing. Between the reservation and that look there is a `SeqCst` fence, so of two threads at
+//!   least one sees the other (Dekker). Seeing a *live* rival, or a reserved one in an earlier slot,
+//!   withdraws; the earlier one waits for the later to withdraw. "The later position withdraws" alone would
+//!   not do: the later one may have looked before the earlier reserved, and publish.
+
+use std::io;
 
 use super::value::{Key, Value};
 use crate::bridge::sync::{AtomicU64, Ordering, fence, spin_loop};
@@ -31,9 +34,10 @@ use crate::sys::mem;
 /// Slots of a bucket: as many as fit a cache line. (loom's exhaustive search wants a small world.)
 const WAYS: usize = if cfg!(loom) { 2 } else { 4 };
 
-/// A key goes to its first bucket while that has fewer than this many entries. Measured by simulation of a full
-/// table (4 slots a station): nine in ten entries are found in the first bucket and none fails to find room in
-/// sixty fills of 131,072 stations; 3 gives 98% but loses a station in thirty fills, plain two-choice gives 77%.
+/// A key goes to its first bucket while that has fewer than this many entries. Measured by simulation of a
+/// full table (4 slots a station): nine in ten entries are found in the first bucket and none fails to find
+/// room in sixty fills of 131,072 stations; 3 gives 98% but loses a station in thirty fills, plain two-choice
+/// gives 77%.
 const FIRST_WHILE_BELOW: usize = WAYS / 2;
 
 /// How often an earlier reservation looks whether the later rival has withdrawn, before it withdraws too. The
@@ -112,8 +116,8 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 unsafe impl mem::Zeroable for Bucket {}
 
 impl Bucket {
-    /// Bit i is set if slot i holds `key`. Without branches: which slot it is cannot be predicted, that there is
-    /// one can.
+    /// Bit i is set if slot i holds `key`. Without branches: which slot it is cannot be predicted, that there
+    /// is one can.
     #[inline]
     fn matches(&self, key: Key) -> u32 {
         let mut mask = 0;
@@ -121,6 +125,22 @@ impl Bucket {
             mask |= u32::from(slot.holds(key)) << i;
         }
         mask
+    }
+
+    /// More than one slot matches only while one of them is reserved or dying.
+    #[inline(always)]
+    fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
+        let mut mask = self.matches(key);
+        while mask != 0 {
+            let slot = &self.0[mask.trailing_zeros() as usize % WAYS];
+            if let Some(value) = slot.value()
+                && value.fingerprint() == hash.fingerprint()
+            {
+                return Some((slot, value));
+            }
+            mask &= mask - 1;
+        }
+        None
     }
 
     fn used(&self) -> usize {
@@ -160,10 +180,10 @@ pub(super) struct Table {
 
 impl Table {
     /// `buckets` is a power of two.
-    pub(super) fn new(buckets: usize, seed: [u64; 2]) -> Table {
+    pub(super) fn new(buckets: usize, seed: [u64; 2]) -> io::Result<Table> {
         debug_assert!(buckets.is_power_of_two());
         #[cfg(not(loom))]
-        let buckets = mem::Zeroed::new(buckets);
+        let buckets = mem::Zeroed::new(buckets)?;
         #[cfg(loom)]
         let buckets = (0..buckets)
             .map(|_| {
@@ -171,7 +191,7 @@ impl Table {
             })
             .collect();
         // An even multiplier would lose bits of the key.
-        Table { buckets, seed: [seed[0], seed[1] | 1] }
+        Ok(Table { buckets, seed: [seed[0], seed[1] | 1] })
     }
 
     /// A folded multiplication: all bits of the 128-bit product of two secrets and the key.
@@ -188,7 +208,7 @@ impl Table {
         &self.buckets[hash.0 as usize & (self.buckets.len() - 1)]
     }
 
-    /// Differs from the first (an odd number is added without carry) unless the table has a single bucket.
+    /// Differs from the first in the lowest bit at least, unless the table has a single bucket.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "masked")]
     fn second(&self, hash: Hash) -> &Bucket {
@@ -201,26 +221,23 @@ impl Table {
         mem::prefetch(self.first(hash));
     }
 
-    /// The live slot of a key and its value at this moment.
+    /// The value of a key at this moment. The second bucket is out of line: nine in ten are in the first.
     #[inline]
-    pub(super) fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
-        self.find_in(self.first(hash), key, hash).or_else(|| self.find_in(self.second(hash), key, hash))
+    pub(super) fn get(&self, key: Key, hash: Hash) -> Option<Value> {
+        match self.first(hash).find(key, hash) {
+            Some((_, value)) => Some(value),
+            None => self.get_second(key, hash),
+        }
     }
 
-    #[inline]
-    #[expect(clippy::unused_self, reason = "reads better beside `find`")]
-    fn find_in<'a>(&self, bucket: &'a Bucket, key: Key, hash: Hash) -> Option<(&'a Slot, Value)> {
-        let mut mask = bucket.matches(key);
-        while mask != 0 {
-            let slot = &bucket.0[mask.trailing_zeros() as usize % WAYS];
-            if let Some(value) = slot.value()
-                && value.fingerprint() == hash.fingerprint()
-            {
-                return Some((slot, value));
-            }
-            mask &= mask - 1;
-        }
-        None
+    #[inline(never)]
+    fn get_second(&self, key: Key, hash: Hash) -> Option<Value> {
+        self.second(hash).find(key, hash).map(|(_, value)| value)
+    }
+
+    /// The live slot of a key and its value at this moment.
+    pub(super) fn find(&self, key: Key, hash: Hash) -> Option<(&Slot, Value)> {
+        self.first(hash).find(key, hash).or_else(|| self.second(hash).find(key, hash))
     }
 
     /// Makes `key` live with `value`, unless somebody else has it.
@@ -282,7 +299,8 @@ impl Table {
         self.buckets.iter().flat_map(|bucket| &bucket.0)
     }
 
-    /// Key and value of a slot if it is live, never of two entries. `None` too when the slot keeps changing hands.
+    /// Key and value of a slot if it is live, never of two entries. `None` too when the slot keeps changing
+    /// hands.
     pub(super) fn read(&self, slot: &Slot) -> Option<(Key, Value)> {
         for _ in 0..PATIENCE {
             let key = Key::from_raw(slot.key.load(Ordering::Acquire));

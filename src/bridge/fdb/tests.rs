@@ -1,4 +1,5 @@
-//! One thread against the specification; `tests/model.rs` against a model, `tests/stress.rs` with many threads.
+//! One thread against the specification; `tests/model.rs` against a model, `tests/stress.rs` with many
+//! threads.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
 

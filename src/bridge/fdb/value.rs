@@ -9,6 +9,8 @@
 //! differences are taken as signed, so ages up to 97 days are told apart from "a moment ahead of us", which
 //! happens because every thread reads the clock for itself.
 
+use std::num::NonZeroU64;
+
 use crate::addr::{MacAddr, PortId};
 
 /// What a station is known by: its address and its VLAN (0 in a bridge that does not filter).
@@ -77,14 +79,13 @@ impl Tick {
 
 /// How a station came to be known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
 pub enum Kind {
     /// Learned from a frame: moves, ages, may be evicted.
-    Dynamic = 1,
+    Dynamic,
     /// Configured: none of that.
-    Static = 2,
+    Static,
     /// An address of the switch's own host: like static, and a static entry cannot replace it.
-    Local = 3,
+    Local,
 }
 
 /// What is known of a station.
@@ -111,38 +112,39 @@ impl Entry {
 
 /// A live slot's second word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Value(u64);
+pub(super) struct Value(NonZeroU64);
 
 impl Value {
     #[inline]
     pub(super) fn new(port: PortId, kind: Kind, seen: Tick, fingerprint: u64) -> Value {
-        Value(
-            u64::from(port.0) << 48
-                | u64::from(kind as u8) << 44
-                | u64::from(seen.0 & TICK_MASK) << 20
-                | fingerprint,
-        )
+        let (port, seen) = (u64::from(port.0) << 48, u64::from(seen.0 & TICK_MASK) << 20);
+        let kind = match kind {
+            Kind::Dynamic => const { NonZeroU64::new(1 << 44).unwrap() },
+            Kind::Static => const { NonZeroU64::new(2 << 44).unwrap() },
+            Kind::Local => const { NonZeroU64::new(3 << 44).unwrap() },
+        };
+        Value(kind | (port | seen | fingerprint))
     }
 
     /// `None` for 0: reserved, dying or empty.
     #[inline]
     pub(super) fn from_raw(raw: u64) -> Option<Value> {
-        (raw != 0).then_some(Value(raw))
+        NonZeroU64::new(raw).map(Value)
     }
 
     #[inline]
     pub(super) fn raw(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     #[inline]
     pub(super) fn port(self) -> PortId {
-        PortId((self.0 >> 48) as u16)
+        PortId((self.raw() >> 48) as u16)
     }
 
     #[inline]
     pub(super) fn kind(self) -> Kind {
-        match self.0 >> 44 & 3 {
+        match self.raw() >> 44 & 3 {
             2 => Kind::Static,
             3 => Kind::Local,
             _ => Kind::Dynamic,
@@ -152,12 +154,12 @@ impl Value {
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "masked")]
     pub(super) fn seen(self) -> Tick {
-        Tick((self.0 >> 20) as u32 & TICK_MASK)
+        Tick((self.raw() >> 20) as u32 & TICK_MASK)
     }
 
     #[inline]
     pub(super) fn fingerprint(self) -> u64 {
-        self.0 & 0xf_ffff
+        self.raw() & 0xf_ffff
     }
 
     #[inline]

@@ -47,7 +47,7 @@ pub struct FdbKey {
     /// Bridge that knows the station
     #[arg(long, value_name = "BR")]
     pub bridge: String,
-    /// Its VLAN, on a filtering bridge
+    /// Only in this VLAN
     #[arg(long, value_name = "VID")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<u16>)]

@@ -293,12 +293,12 @@ impl PortAdd {
                 "{owner}: a TAP without offload has one queue: leave out 'queues' or 'no-offload'"
             ));
         }
-        if let Some(gateway) = self.gateway {
-            if !self.address.iter().any(|cidr| cidr.address.is_ipv4() == gateway.is_ipv4()) {
-                return Err(format!(
-                    "{owner}: gateway {gateway} cannot be reached without an address: give 'address' too"
-                ));
-            }
+        let reached =
+            |gateway: &IpAddr| self.address.iter().any(|cidr| cidr.address.is_ipv4() == gateway.is_ipv4());
+        if let Some(gateway) = self.gateway.filter(|gateway| !reached(gateway)) {
+            return Err(format!(
+                "{owner}: gateway {gateway} cannot be reached without an address: give 'address' too"
+            ));
         }
         if let Some(twice) =
             self.address.iter().enumerate().find(|(i, cidr)| self.address[..*i].contains(cidr))

@@ -1,7 +1,7 @@
 //! The rules of the switch, in memory and without frames: what is built on [`Control`] is tested against it.
 //!
 //! It refuses everything the switch refuses and is stricter in one place, so that a plan cannot lean on the
-//! switch's kindness: a bridge with static stations does not change its VLAN mode.
+//! switch's kindness: a bridge with static stations, or ports with VLAN options, does not change its VLAN mode.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) devices_touched: Vec<String>,
     /// Interfaces for packet ports.
     pub(crate) interfaces: BTreeSet<String>,
+    /// Ports without device.
+    pub(crate) gone: BTreeSet<String>,
     /// Changes that still succeed; then one is refused by the "kernel".
     pub(crate) fails_after: Option<usize>,
 }
@@ -102,10 +104,9 @@ impl Control for Model {
             if inner.layout.entries.iter().any(|entry| entry.bridge == spec.name) {
                 return Err(Error::Invalid(format!("bridge '{}' has static stations", spec.name)));
             }
-            let ports = inner.layout.ports.iter();
-            for port in
-                ports.filter(|port| port.bridge == spec.name && port.settings.vlan != VlanMode::Default)
-            {
+            let has_options =
+                |port: &&PortSpec| port.bridge == spec.name && port.settings.vlan != VlanMode::Default;
+            if let Some(port) = inner.layout.ports.iter().find(has_options) {
                 return Err(unaware_refusal(&port.name, &spec.name));
             }
             inner.learned.retain(|entry| entry.bridge != spec.name);
@@ -160,16 +161,14 @@ impl Control for Model {
                 spec.name, other.name
             )));
         }
-        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing) {
-            if !inner.interfaces.contains(&packet.ifname) {
-                return Err(Error::NotFound(format!(
-                    "port '{}': no interface '{}'",
-                    spec.name, packet.ifname
-                )));
-            }
+        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing)
+            && !inner.interfaces.contains(&packet.ifname)
+        {
+            return Err(Error::NotFound(format!("port '{}': no interface '{}'", spec.name, packet.ifname)));
         }
         inner.change("port")?;
         inner.devices_touched.push(spec.name.clone());
+        inner.gone.remove(&spec.name);
         inner.layout.ports.push(spec);
         Ok(())
     }
@@ -201,7 +200,7 @@ impl Control for Model {
             ifindex: Some(7),
             mac: None,
             mtu: Some(1500),
-            state: PortState::Up,
+            state: if inner.gone.contains(&spec.name) { PortState::Gone } else { PortState::Up },
             queues: 1,
             peer: None,
             counters: PortCounters {
@@ -253,7 +252,8 @@ impl Control for Model {
         inner.bridge(bridge)?;
         inner.change("entry")?;
         let before = inner.layout.entries.len() + inner.learned.len();
-        let same = |e: &Entry| (e.bridge.as_str(), e.vlan, e.mac) == (bridge, vlan.unwrap_or(0), mac);
+        let same =
+            |e: &Entry| (e.bridge.as_str(), e.mac) == (bridge, mac) && vlan.is_none_or(|vlan| vlan == e.vlan);
         inner.layout.entries.retain(|e| !same(e));
         inner.learned.retain(|e| !same(e));
         if inner.layout.entries.len() + inner.learned.len() == before {

@@ -90,10 +90,10 @@ fn veth_add(pair: &VethAdd) -> Outcome {
     });
     if let Err(error) = addressed {
         // Removing one end removes the other.
-        if let Ok(netlink) = &in_a {
-            if let Ok(Some(link)) = netlink.link(&pair.a) {
-                let _ = netlink.del_link(link.index);
-            }
+        if let Ok(netlink) = &in_a
+            && let Ok(Some(link)) = netlink.link(&pair.a)
+        {
+            let _ = netlink.del_link(link.index);
         }
         return Err(error.into());
     }

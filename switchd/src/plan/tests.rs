@@ -86,7 +86,7 @@ fn sorted(layout: &Layout) -> String {
 
 fn built(layout: &Layout) -> Model {
     let model = Model::default();
-    apply(&model, &plan(&Layout::default(), layout)).unwrap();
+    apply(&model, &plan(&Layout::default(), layout, &BTreeSet::new())).unwrap();
     model.inner().devices_touched.clear();
     model
 }
@@ -95,7 +95,7 @@ proptest! {
     #[test]
     fn any_layout_becomes_any_other(a in layout(), b in layout()) {
         let model = built(&a);
-        let steps = plan(&a, &b);
+        let steps = plan(&a, &b, &BTreeSet::new());
         apply(&model, &steps).map_err(|refused| TestCaseError::fail(format!("{refused:?}\n{steps:#?}")))?;
         prop_assert_eq!(sorted(&model.inner().layout), sorted(&b));
 
@@ -103,12 +103,12 @@ proptest! {
             let same_device = b.ports.iter().any(|p| p.name == port.name && p.kind == port.kind && p.bridge == port.bridge);
             prop_assert_eq!(model.inner().devices_touched.contains(&port.name), !same_device, "{}", port.name);
         }
-        prop_assert!(plan(&b, &b).is_empty());
+        prop_assert!(plan(&b, &b, &BTreeSet::new()).is_empty());
     }
 
     #[test]
     fn a_refused_plan_leaves_everything_as_it_was(a in layout(), b in layout(), at: prop::sample::Index) {
-        let steps = plan(&a, &b);
+        let steps = plan(&a, &b, &BTreeSet::new());
         prop_assume!(!steps.is_empty());
         let model = built(&a);
         model.inner().fails_after = Some(at.index(steps.len()));

@@ -402,7 +402,7 @@ async fn stats(State(daemon): Shared, Query(which): Query<StatsQuery>) -> Reply<
     responses((status = OK, body = ReloadReport), (status = 400, body = Failure), (status = 409, body = Failure),
         (status = 500, body = Failure)))]
 async fn reload(State(daemon): Shared) -> Reply<ReloadReport> {
-    call(daemon, StatusCode::OK, |daemon| crate::vswitchd::reload(daemon)).await
+    call(daemon, StatusCode::OK, crate::vswitchd::reload).await
 }
 
 /// Everything that counts, for Prometheus.

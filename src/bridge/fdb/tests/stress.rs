@@ -1,4 +1,5 @@
-//! Real threads on real memory, for what loom's small worlds leave out: big tables, long histories, evictions.
+//! Real threads on real memory, for what loom's small worlds leave out: big tables, long histories,
+//! evictions.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
