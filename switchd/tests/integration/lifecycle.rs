@@ -295,6 +295,14 @@ pub fn reload_without_loss() -> Outcome {
     for list in ["added", "changed", "removed", "warnings"] {
         assert_eq!(report[list], json!([]), "nothing changed: {report}");
     }
+    // What needs a restart is said, and does not stop the rest.
+    daemon.write_config(&format!("[daemon]\npoll = \"busy\"\n{}", with(600, &tap("new", &wire, ""))));
+    let report = daemon.json("reload");
+    assert!(
+        report["warnings"][0].as_str().is_some_and(|text| text.contains("poll") && text.contains("restart")),
+        "{report}"
+    );
+    assert_eq!(daemon.json("bridge show br0")[0]["ageing_secs"], 600);
     assert!(daemon.fdb("").iter().any(|entry| entry.0 == "02:00:00:00:00:99"), "a station of run time stays");
     assert_eq!(daemon.json("bridge show").as_array().map(Vec::len), Some(2));
     assert_eq!(daemon.drops("p1", "port_gone") + daemon.drops("va1", "port_gone"), 0);
@@ -442,6 +450,43 @@ pub fn options() -> Outcome {
         assert!(fine && status.code() != Some(0), "{arguments}: {status}: {}", daemon.log());
         assert!(!daemon.log().is_empty(), "{arguments}");
     }
+    Ok(())
+}
+
+/// A flood does not keep it from ending, nor from answering.
+pub fn ends_under_a_flood() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Start::new(&ns).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    let raws: Vec<Raw> = ["t0", "t1"]
+        .into_iter()
+        .map(|name| {
+            daemon.ctl(&format!("port add {name} --bridge br0 --type tap --netns {}", wire.name));
+            Raw::open(&wire, name)
+        })
+        .collect();
+    let flooding = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Into a tap that goes away: then the flood is over.
+            while flooding.load(std::sync::atomic::Ordering::Relaxed) {
+                if raws[0].send(&test_frame(BROADCAST, A, "flood")).is_err() {
+                    break;
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let began = std::time::Instant::now();
+            daemon.ctl("port show");
+            assert!(began.elapsed() < Duration::from_secs(3), "an answer took {:?}", began.elapsed());
+            let began = std::time::Instant::now();
+            daemon.terminate();
+            assert!(began.elapsed() < Duration::from_secs(3), "the end took {:?}", began.elapsed());
+        }));
+        flooding.store(false, std::sync::atomic::Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
     Ok(())
 }
 

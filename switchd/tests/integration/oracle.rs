@@ -227,8 +227,8 @@ fn cases(mut random: Random) -> Vec<Case> {
         }
     }
     // What was learned from those is used.
-    for to in 4..8 {
-        (0..PORTS).for_each(|port| add(port, frame(stations[to], station(0x1000), &[], TEST, b"found?")));
+    for to in &stations[4..8] {
+        (0..PORTS).for_each(|port| add(port, frame(*to, station(0x1000), &[], TEST, b"found?")));
     }
 
     // Sources that must not be learned, nor passed; then a frame to each.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::daemon::{Daemon, Start};
 use crate::harness::frame::{BROADCAST, Q, Transport, check_ip, frame, is_test, station, test_frame, untag};
+use crate::harness::guest::Guest;
 use crate::harness::net::Ns;
 use crate::harness::raw::{Raw, Seen};
 use crate::harness::stream::{Kind, Station, tcp, udp, udp_gso};
@@ -79,8 +80,9 @@ fn check_counters(daemon: &Daemon, ports: &[&str]) {
         let stats = daemon.stats(port);
         let count = |field: &str| stats[field].as_u64().expect("a number");
         let drops = stats["drops"].as_object().expect("an object");
-        // IPv6's first words may find nobody there yet.
-        assert!(drops.keys().all(|reason| reason == "no_egress"), "{stats}");
+        // IPv6's first words may find nobody there yet; TCP sends until somebody's queue is full.
+        let fine = ["no_egress", "rx_missed"];
+        assert!(drops.keys().all(|reason| fine.contains(&reason.as_str())), "{stats}");
         for (frames, segments) in [("rx_frames", "rx_segments"), ("tx_frames", "tx_segments")] {
             assert!(count(frames) > 1000 && count(segments) >= count(frames), "{stats}");
         }
@@ -107,37 +109,38 @@ pub fn superframes_stay_whole() -> Outcome {
     Ok(())
 }
 
-/// Two bridges with a trunk between them: real TCP and UDP in two VLANs over it, tags and offloads together, and no
+/// Two switches with a trunk between them: real TCP and UDP in two VLANs over it, tags and offloads together, and no
 /// frame of one VLAN in the other.
 pub fn vlans_over_a_trunk() -> Outcome {
     for trunk in [Kind::Packet, Kind::Tap, Kind::Plain] {
         let switch = Ns::with_ipv6("v");
         let hosts: Vec<Ns> = ["a", "b", "c", "d"].into_iter().map(Ns::with_ipv6).collect();
-        let daemon = Start::new(&switch).arguments("--workers 2").ready();
-        daemon.ctl("bridge add br0 --vlan-filtering on");
-        daemon.ctl("bridge add br1 --vlan-filtering on");
+        let near = Start::new(&switch).arguments("--workers 2").ready();
+        let far = Daemon::start(&switch);
+        near.ctl("bridge add br0 --vlan-filtering on");
+        far.ctl("bridge add br0 --vlan-filtering on");
         let trunk_options = "--trunk 10,20";
         match trunk {
             Kind::Packet => {
                 switch.veth("trunk0", &switch, "trunk1", 1500);
-                daemon.ctl(&format!("port add trunk0 --bridge br0 --type packet {trunk_options}"));
+                near.ctl(&format!("port add trunk0 --bridge br0 --type packet {trunk_options}"));
             }
             kind => {
                 let plain = if kind == Kind::Plain { "--no-offload" } else { "" };
-                daemon.ctl(&format!(
+                near.ctl(&format!(
                     "port add trunk0 --bridge br0 --type tap --ifname trunk1 {plain} {trunk_options}"
                 ));
             }
         }
-        daemon.ctl(&format!("port add trunk1 --bridge br1 --type packet {trunk_options}"));
+        far.ctl(&format!("port add trunk1 --bridge br0 --type packet {trunk_options}"));
         // In each VLAN a host on either bridge.
-        let plug = |host: usize, kind, number, options: &str| {
-            Station::plug(&daemon, (&switch, &hosts[host]), kind, number, 1500, options)
+        let plug = |daemon, host: usize, kind, number, options: &str| {
+            Station::plug(daemon, (&switch, &hosts[host]), kind, number, 1500, options)
         };
-        let a = plug(0, Kind::Tap, 1, "--bridge br0 --access 10");
-        let b = plug(1, Kind::Packet, 2, "--bridge br1 --access 10");
-        let c = plug(2, Kind::Packet, 3, "--bridge br0 --access 20");
-        let d = plug(3, Kind::Plain, 4, "--bridge br1 --access 20");
+        let a = plug(&near, 0, Kind::Tap, 1, "--access 10");
+        let b = plug(&far, 1, Kind::Packet, 2, "--access 10");
+        let c = plug(&near, 2, Kind::Packet, 3, "--access 20");
+        let d = plug(&far, 3, Kind::Plain, 4, "--access 20");
         for on in [true, false] {
             [&a, &b, &c, &d].iter().for_each(|station| station.offloads(on));
             if trunk != Kind::Plain {
@@ -154,7 +157,7 @@ pub fn vlans_over_a_trunk() -> Outcome {
         }
         let answer = hosts[0].try_run("ping", &["-c", "1", "-W", "1", "10.9.0.3"]);
         assert!(answer.is_err(), "VLAN 10 reaches VLAN 20: {answer:?}");
-        let stations = daemon.fdb("--bridge br1");
+        let stations = far.fdb("");
         assert!(stations.iter().any(|(_, vlan, port, _)| *vlan == 10 && port == "trunk1"), "{stations:?}");
         assert!(stations.iter().any(|(_, vlan, port, _)| *vlan == 20 && port == "trunk1"), "{stations:?}");
     }
@@ -338,4 +341,93 @@ pub fn order_is_kept() -> Outcome {
         }
     }
     Ok(())
+}
+
+/// A packet port on a tap whose fd somebody else holds, as QEMU does: unfinished frames and superframes from the guest reach
+/// a station without offloads finished, and those of a station with offloads reach the guest whole.
+pub fn a_guest_behind_a_tap() -> Outcome {
+    let (switch, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = Daemon::start(&switch);
+    daemon.ctl("bridge add br0");
+    // Made beforehand and persistent, as the guide says; nobody holds it yet.
+    switch.ip("tuntap add dev guest0 mode tap vnet_hdr; link set guest0 up");
+    daemon.ctl("port add guest0 --bridge br0 --type packet");
+    assert_eq!(daemon.port_state("guest0"), "down");
+    let mut guest = Guest::attach(&switch, "guest0");
+    daemon.wait_port_state("guest0", "up");
+    daemon.ctl(&format!("port add plain --bridge br0 --type tap --no-offload --netns {}", host.name));
+    daemon.ctl(&format!("port add tap --bridge br0 --type tap --netns {}", host.name));
+    let (plain, tap) = (Raw::open(&host, "plain"), Raw::open(&host, "tap"));
+
+    let (me, to) = (station(0x61), station(0x62));
+    let sent: Vec<u8> = (0..4000u32).map(|n| n as u8 ^ (n >> 8) as u8).collect();
+    let bytes = tcp_frame(to, me, &sent);
+    // NEEDS_CSUM at 34 + 16; TCPv4 GSO, header 54 bytes, segments of 1000.
+    let mut header = [0; 10];
+    (header[0], header[1]) = (1, 1);
+    header[2..4].copy_from_slice(&54u16.to_ne_bytes());
+    header[4..6].copy_from_slice(&1000u16.to_ne_bytes());
+    header[6..8].copy_from_slice(&34u16.to_ne_bytes());
+    header[8..10].copy_from_slice(&16u16.to_ne_bytes());
+    guest.send(header, &bytes);
+    let seen = plain.collect(4, PATIENCE, |bytes| bytes[12..14] == [8, 0]);
+    let mut got = Vec::new();
+    for (number, Seen { bytes, unfinished }) in seen.iter().enumerate() {
+        assert!(!unfinished, "a plain tap has no offload");
+        match check_ip(bytes) {
+            Ok(Transport::Tcp { sequence, payload, .. }) => {
+                assert_eq!(sequence, 1000 + 1000 * number as u32);
+                got.extend(payload);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(got == sent, "{} bytes in {} frames", got.len(), seen.len());
+    let seen = tap.collect(1, PATIENCE, |bytes| bytes[12..14] == [8, 0]);
+    assert_eq!(
+        seen.first().map(|seen| seen.bytes.len()),
+        Some(bytes.len()),
+        "whole where the port can take it"
+    );
+
+    // Back to the guest: a frame of test bytes, and it is told nothing is left to do.
+    plain.send(&test_frame(me, to, "hello, guest")).expect("sent");
+    let (header, bytes) = guest.next(PATIENCE, is_test).expect("it arrives");
+    assert_eq!((header[0] & 1, header[1], bytes), (0, 0, test_frame(me, to, "hello, guest")));
+    // The guest is switched off and on again.
+    drop(guest);
+    daemon.wait_port_state("guest0", "down");
+    let mut guest = Guest::attach(&switch, "guest0");
+    daemon.wait_port_state("guest0", "up");
+    // Until it has been heard from again its station is unknown, so this is flooded to it.
+    tap.send(&test_frame(me, to, "hello again")).expect("sent");
+    assert!(guest.next(PATIENCE, |bytes| bytes.ends_with(b"hello again")).is_some());
+    Ok(())
+}
+
+/// A TCP segment from 10.9.0.1 to 10.9.0.2 whose checksum is only begun: the pseudo-header's sum.
+fn tcp_frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {
+    let fold = |mut sum: u32| {
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    };
+    let words = |bytes: &[u8]| {
+        bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>()
+    };
+    let mut packet = vec![0x45, 0];
+    packet.extend((40 + payload.len() as u16).to_be_bytes());
+    packet.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+    let sum = !fold(words(&packet));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let pseudo = fold(words(&packet[12..20]) + 6 + 20 + payload.len() as u32);
+    packet.extend([0x1b, 0x58, 0x1b, 0x59]);
+    packet.extend(1000u32.to_be_bytes());
+    packet.extend(1u32.to_be_bytes());
+    packet.extend([0x50, 0x18, 0x10, 0]);
+    packet.extend(pseudo.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    frame(to, from, &[], 0x0800, &packet)
 }

@@ -330,9 +330,9 @@ fn cases(mut random: Random) -> Vec<Case> {
     }
     add(4, twin, homes[4], &[], b"unknown in VLAN 30");
     // Full frames.
-    for port in 0..PORTS.len() {
-        add(port, BROADCAST, homes[port], &[], &[0x5a; 1496]);
-        add(port, BROADCAST, homes[port], &[(Q, 10)], &[0x5a; 1496]);
+    for (port, home) in homes.iter().enumerate() {
+        add(port, BROADCAST, *home, &[], &[0x5a; 1496]);
+        add(port, BROADCAST, *home, &[(Q, 10)], &[0x5a; 1496]);
     }
 
     // And at random: at home, moved, in any VLAN.
