@@ -161,13 +161,10 @@ impl Control for Model {
                 spec.name, other.name
             )));
         }
-        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing) {
-            if !inner.interfaces.contains(&packet.ifname) {
-                return Err(Error::NotFound(format!(
-                    "port '{}': no interface '{}'",
-                    spec.name, packet.ifname
-                )));
-            }
+        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing)
+            && !inner.interfaces.contains(&packet.ifname)
+        {
+            return Err(Error::NotFound(format!("port '{}': no interface '{}'", spec.name, packet.ifname)));
         }
         inner.change("port")?;
         inner.devices_touched.push(spec.name.clone());
