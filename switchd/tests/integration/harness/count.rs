@@ -1,0 +1,89 @@
+//! A numbered stream of frames: none may be lost, doubled or out of order while something happens to the switch.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::frame::{Mac, TEST, frame};
+use super::raw::Raw;
+
+/// Payload before the number.
+const MARK: &[u8; 4] = b"#seq";
+/// Frames sent at once, then a pause: about 20,000 a second, which no queue on the way drops.
+const BURST: u32 = 10;
+const PAUSE: Duration = Duration::from_micros(400);
+
+/// How many were sent, and what became of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Count {
+    pub sent: u32,
+    pub received: u32,
+    pub missing: u32,
+    pub doubled: u32,
+    pub late: u32,
+}
+
+impl Count {
+    #[track_caller]
+    pub fn complete(self, least: u32) {
+        assert!(self.sent >= least, "too little was sent to tell: {self:?}");
+        assert_eq!((self.missing, self.doubled, self.late), (0, 0, 0), "{self:?}");
+    }
+}
+
+/// Sends a stream from one station to another while `meanwhile` runs.
+#[track_caller]
+pub fn count<T>(from: (&Raw, Mac), to: (&Raw, Mac), meanwhile: impl FnOnce() -> T) -> (Count, T) {
+    let stop = AtomicBool::new(false);
+    let finished = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut number = 0u32;
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..BURST {
+                    let mut payload = MARK.to_vec();
+                    payload.extend(number.to_be_bytes());
+                    payload.resize(46, 0);
+                    from.0.send(&frame(to.1, from.1, &[], TEST, &payload)).expect("sent");
+                    number += 1;
+                }
+                std::thread::sleep(PAUSE);
+            }
+            finished.store(true, Ordering::Release);
+            number
+        });
+        let receiver = scope.spawn(|| {
+            let mut seen = Vec::<bool>::new();
+            let mut count = Count::default();
+            let mut quiet_since = Instant::now();
+            while !finished.load(Ordering::Acquire) || quiet_since.elapsed() < Duration::from_millis(300) {
+                let Some(frame) = to.0.next(Duration::from_millis(20)) else { continue };
+                quiet_since = Instant::now();
+                let Some(number) = number(&frame.bytes) else { continue };
+                let index = number as usize;
+                count.late += u32::from(index + 1 < seen.len());
+                if seen.len() <= index {
+                    seen.resize(index + 1, false);
+                }
+                count.doubled += u32::from(std::mem::replace(&mut seen[index], true));
+                count.received += 1;
+            }
+            count.missing = seen.iter().filter(|seen| !**seen).count() as u32;
+            (count, seen.len() as u32)
+        });
+        // So that `meanwhile` is in the middle of it.
+        std::thread::sleep(Duration::from_millis(100));
+        let result = meanwhile();
+        std::thread::sleep(Duration::from_millis(100));
+        stop.store(true, Ordering::Relaxed);
+        let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (mut count, known) = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        count.missing += sent - known;
+        count.sent = sent;
+        (count, result)
+    })
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    let payload = bytes.get(14..)?.strip_prefix(MARK)?;
+    Some(u32::from_be_bytes(*payload.first_chunk()?))
+}

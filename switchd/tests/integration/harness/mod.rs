@@ -1,0 +1,106 @@
+//! What every test stands on: namespaces that go with the test, a daemon of its own, raw frames, commands.
+//!
+//! Nothing outside a test's own namespaces is touched, so tests run beside each other. Everything that is made is undone
+//! when its value is dropped, in a panic too; what a killed run left is removed by the next ([`net::sweep`]).
+
+pub mod board;
+pub mod count;
+pub mod daemon;
+pub mod frame;
+pub mod net;
+pub mod ovs;
+pub mod raw;
+pub mod rig;
+pub mod stream;
+
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Completion, Failed};
+
+/// Longest wait for something that should happen. Long, because the machine may be busy; reached only in failure.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A test cannot run here; names what is missing.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+/// How a test ends, if it does not panic.
+pub type Outcome = Result<(), Skip>;
+
+/// What may be missing on a machine, by test. Anything else that is skipped counts as failed; so tap, veth, bridge and packet
+/// tests can never be skipped.
+pub const EXPECTED_SKIPS: &[(&str, &str)] = &[("vlan::as_open_vswitch", "Open vSwitch")];
+
+/// Turns a test's end into the runner's, and refuses skips that nobody expects.
+pub fn conclude(name: &str, outcome: Outcome) -> Result<Completion, Failed> {
+    match outcome {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Skip(missing))
+            if EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && missing.starts_with(what)) =>
+        {
+            Ok(Completion::ignored_with(format!("missing: {missing}")))
+        }
+        Err(Skip(missing)) => Err(format!("may not be skipped, but this is missing: {missing}").into()),
+    }
+}
+
+/// Waits until `done` says so.
+#[track_caller]
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Numbers that look random and are the same each time (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From `VSWITCH_TEST_SEED` (a number, or "random"), by default always the same.
+    pub fn from_environment() -> (Random, u64) {
+        let seed = match std::env::var("VSWITCH_TEST_SEED").as_deref() {
+            Ok("random") => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(1, |since| since.subsec_nanos().into()),
+            Ok(text) => text.parse().expect("VSWITCH_TEST_SEED is a number or 'random'"),
+            Err(_) => 20_240_601,
+        };
+        (Random(seed), seed)
+    }
+
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let value = self.next().to_le_bytes();
+            chunk.copy_from_slice(&value[..chunk.len()]);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! vswitchd and vswitchctl as a user meets them: real binaries, real interfaces, in namespaces that the tests make.
+//!
+//! Needs root, iproute2, ethtool and curl; Open vSwitch for one comparison, which is skipped without. A test that cannot run is
+//! reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
+//!
+//! `cargo test -p switchd --test integration [FILTER]`. `VSWITCH_TEST_SEED=N` (or `random`) changes generated frames.
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::cast_possible_truncation)]
+
+mod cli;
+mod faults;
+mod harness;
+mod host;
+mod lifecycle;
+mod oracle;
+mod settings;
+mod traffic;
+mod vlan;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use harness::{Outcome, conclude, net};
+
+/// Every test.
+const TESTS: &[(&str, fn() -> Outcome)] = &[
+    ("oracle::as_linux_bridge", oracle::as_linux_bridge),
+    ("oracle::as_linux_bridge_with_two_workers", oracle::as_linux_bridge_with_two_workers),
+    ("vlan::as_open_vswitch", vlan::as_open_vswitch),
+    ("settings::isolated", settings::isolated),
+    ("settings::hairpin", settings::hairpin),
+    ("settings::flood", settings::flood),
+    ("settings::learning", settings::learning),
+    ("settings::static_entries_and_ageing", settings::static_entries_and_ageing),
+    ("settings::flushes", settings::flushes),
+    ("settings::odd_addresses", settings::odd_addresses),
+    ("settings::vlan_rules", settings::vlan_rules),
+    ("settings::learning_by_vlan", settings::learning_by_vlan),
+    ("settings::bridges_are_separate", settings::bridges_are_separate),
+    ("settings::counters", settings::counters),
+    ("cli::bridges", cli::bridges),
+    ("cli::tap_ports", cli::tap_ports),
+    ("cli::packet_ports", cli::packet_ports),
+    ("cli::internal_ports", cli::internal_ports),
+    ("cli::all_or_nothing", cli::all_or_nothing),
+    ("cli::vlan_options", cli::vlan_options),
+    ("cli::stations", cli::stations),
+    ("cli::status_and_stats", cli::status_and_stats),
+    ("cli::namespaces_and_veths", cli::namespaces_and_veths),
+    ("cli::api", cli::api),
+    ("lifecycle::starts_from_a_configuration", lifecycle::starts_from_a_configuration),
+    ("lifecycle::check", lifecycle::check),
+    ("lifecycle::a_failed_start_leaves_nothing", lifecycle::a_failed_start_leaves_nothing),
+    ("lifecycle::second_start_is_refused", lifecycle::second_start_is_refused),
+    ("lifecycle::clean_end", lifecycle::clean_end),
+    ("lifecycle::killed_and_started_again", lifecycle::killed_and_started_again),
+    ("lifecycle::reload_without_loss", lifecycle::reload_without_loss),
+    ("lifecycle::refused_reload", lifecycle::refused_reload),
+    ("lifecycle::tells_the_service_manager", lifecycle::tells_the_service_manager),
+    ("lifecycle::options", lifecycle::options),
+    ("lifecycle::idle", lifecycle::idle),
+    ("host::stays_silent", host::stays_silent),
+    ("host::stays_silent_in_ipv6", host::stays_silent_in_ipv6),
+    ("faults::interface_deleted", faults::interface_deleted),
+    ("faults::namespace_deleted", faults::namespace_deleted),
+    ("faults::reload_revives_a_dead_tap", faults::reload_revives_a_dead_tap),
+    ("faults::link_down_and_up", faults::link_down_and_up),
+    ("faults::mtu_changed_under_traffic", faults::mtu_changed_under_traffic),
+    ("faults::tcp_through_changes", faults::tcp_through_changes),
+    ("faults::a_thousand_ports", faults::a_thousand_ports),
+    ("faults::a_million_addresses", faults::a_million_addresses),
+    ("faults::full_table", faults::full_table),
+    ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
+    ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),
+    ("traffic::tags_on_the_wire", traffic::tags_on_the_wire),
+    ("traffic::too_long_for_one_port", traffic::too_long_for_one_port),
+    ("traffic::order_is_kept", traffic::order_is_kept),
+];
+
+/// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.
+const AT_ONCE: usize = 3;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if !arguments.list {
+        net::sweep();
+    }
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let trials =
+        TESTS.iter().map(|&(name, test)| Trial::ignorable_test(name, move || conclude(name, test())));
+    let pairs = traffic::PAIRS
+        .iter()
+        .map(|&(name, a, b)| Trial::ignorable_test(name, move || conclude(name, traffic::pair(a, b))));
+    libtest_mimic::run(&arguments, trials.chain(pairs).collect()).exit_code()
+}

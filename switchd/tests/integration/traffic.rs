@@ -1,0 +1,341 @@
+//! TCP and UDP across every pair of port kinds, IPv4 and IPv6, with offloads on and off at either end, verified byte by byte;
+//! and what a receiver without offloads gets, checksum by checksum.
+//!
+//! (Two `internal` ports are in one namespace, whose kernel would take a short cut: the one pair that is missing.)
+
+use std::time::{Duration, Instant};
+
+use crate::harness::daemon::{Daemon, Start};
+use crate::harness::frame::{BROADCAST, Q, Transport, check_ip, frame, is_test, station, test_frame, untag};
+use crate::harness::net::Ns;
+use crate::harness::raw::{Raw, Seen};
+use crate::harness::stream::{Kind, Station, tcp, udp, udp_gso};
+use crate::harness::{Outcome, PATIENCE, eventually};
+
+/// Bytes each way of one TCP transfer.
+const TCP_LEN: usize = 1 << 20;
+
+/// Every pair, with its test's name.
+pub const PAIRS: &[(&str, Kind, Kind)] = &[
+    ("traffic::tap_and_tap", Kind::Tap, Kind::Tap),
+    ("traffic::tap_and_plain", Kind::Tap, Kind::Plain),
+    ("traffic::tap_and_packet", Kind::Tap, Kind::Packet),
+    ("traffic::tap_and_internal", Kind::Tap, Kind::Internal),
+    ("traffic::plain_and_plain", Kind::Plain, Kind::Plain),
+    ("traffic::plain_and_packet", Kind::Plain, Kind::Packet),
+    ("traffic::plain_and_internal", Kind::Plain, Kind::Internal),
+    ("traffic::packet_and_packet", Kind::Packet, Kind::Packet),
+    ("traffic::packet_and_internal", Kind::Packet, Kind::Internal),
+];
+
+/// One pair at MTU 1500 and 9000, with every combination of offloads.
+pub fn pair(a: Kind, b: Kind) -> Outcome {
+    for mtu in [1500, 9000] {
+        let (switch, left, right) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+        let daemon = Start::new(&switch).arguments("--workers 2").ready();
+        daemon.ctl("bridge add br0");
+        let a = Station::plug(&daemon, (&switch, &left), a, 1, mtu, "");
+        let b = Station::plug(&daemon, (&switch, &right), b, 2, mtu, "");
+        for (a_on, b_on) in [(true, true), (true, false), (false, true), (false, false)] {
+            a.offloads(a_on);
+            b.offloads(b_on);
+            let (at_a, at_b) = (Raw::open(a.ns, &a.ifname), Raw::open(b.ns, &b.ifname));
+            for v6 in [false, true] {
+                tcp(&a, &b, v6, TCP_LEN);
+                udp(&a, &b, v6);
+                udp_gso(&a, &b, v6);
+                udp_gso(&b, &a, v6);
+            }
+            let context = format!("MTU {mtu}, offloads {a_on}/{b_on}, {} and {}", a.ifname, b.ifname);
+            check_frames(&context, &at_a.drain(), a.finished(a_on), mtu);
+            check_frames(&context, &at_b.drain(), b.finished(b_on), mtu);
+        }
+        check_counters(&daemon, &[&a.ifname, &b.ifname]);
+    }
+    Ok(())
+}
+
+/// Every checksum that is there is right, and with `finished` all are, in frames that fit the MTU.
+#[track_caller]
+fn check_frames(context: &str, frames: &[Seen], finished: bool, mtu: u32) {
+    assert!(frames.len() > 100, "{context}: {} frames seen", frames.len());
+    for Seen { bytes, unfinished } in frames {
+        if finished {
+            let (tags, ..) = untag(bytes);
+            assert!(!unfinished, "{context}: a checksum is left unfinished, {} bytes", bytes.len());
+            let most = mtu as usize + 14 + 4 * tags.len();
+            assert!(bytes.len() <= most, "{context}: {} bytes, {most} are the most", bytes.len());
+        }
+        if !unfinished {
+            check_ip(bytes).unwrap_or_else(|error| panic!("{context}: {error}"));
+        }
+    }
+}
+
+/// Traffic that arrived whole was not dropped on the way either.
+#[track_caller]
+fn check_counters(daemon: &Daemon, ports: &[&str]) {
+    for port in ports {
+        let stats = daemon.stats(port);
+        let count = |field: &str| stats[field].as_u64().expect("a number");
+        let drops = stats["drops"].as_object().expect("an object");
+        // IPv6's first words may find nobody there yet.
+        assert!(drops.keys().all(|reason| reason == "no_egress"), "{stats}");
+        for (frames, segments) in [("rx_frames", "rx_segments"), ("tx_frames", "tx_segments")] {
+            assert!(count(frames) > 1000 && count(segments) >= count(frames), "{stats}");
+        }
+    }
+}
+
+/// Offloads are really used where both ends have them: far fewer frames than segments.
+pub fn superframes_stay_whole() -> Outcome {
+    for kind in [Kind::Tap, Kind::Packet] {
+        let (switch, left, right) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+        let daemon = Daemon::start(&switch);
+        daemon.ctl("bridge add br0");
+        let a = Station::plug(&daemon, (&switch, &left), kind, 1, 1500, "");
+        let b = Station::plug(&daemon, (&switch, &right), kind, 2, 1500, "");
+        tcp(&a, &b, false, 16 << 20);
+        for port in [&a.ifname, &b.ifname] {
+            let stats = daemon.stats(port);
+            let count = |field: &str| stats[field].as_u64().expect("a number");
+            assert!(count("rx_segments") > 3 * count("rx_frames"), "{stats}");
+            assert!(count("tx_segments") > 3 * count("tx_frames"), "{stats}");
+            assert!(count("rx_bytes") > 16 << 20, "{stats}");
+        }
+    }
+    Ok(())
+}
+
+/// Two bridges with a trunk between them: real TCP and UDP in two VLANs over it, tags and offloads together, and no
+/// frame of one VLAN in the other.
+pub fn vlans_over_a_trunk() -> Outcome {
+    for trunk in [Kind::Packet, Kind::Tap, Kind::Plain] {
+        let switch = Ns::with_ipv6("v");
+        let hosts: Vec<Ns> = ["a", "b", "c", "d"].into_iter().map(Ns::with_ipv6).collect();
+        let daemon = Start::new(&switch).arguments("--workers 2").ready();
+        daemon.ctl("bridge add br0 --vlan-filtering on");
+        daemon.ctl("bridge add br1 --vlan-filtering on");
+        let trunk_options = "--trunk 10,20";
+        match trunk {
+            Kind::Packet => {
+                switch.veth("trunk0", &switch, "trunk1", 1500);
+                daemon.ctl(&format!("port add trunk0 --bridge br0 --type packet {trunk_options}"));
+            }
+            kind => {
+                let plain = if kind == Kind::Plain { "--no-offload" } else { "" };
+                daemon.ctl(&format!(
+                    "port add trunk0 --bridge br0 --type tap --ifname trunk1 {plain} {trunk_options}"
+                ));
+            }
+        }
+        daemon.ctl(&format!("port add trunk1 --bridge br1 --type packet {trunk_options}"));
+        // In each VLAN a host on either bridge.
+        let plug = |host: usize, kind, number, options: &str| {
+            Station::plug(&daemon, (&switch, &hosts[host]), kind, number, 1500, options)
+        };
+        let a = plug(0, Kind::Tap, 1, "--bridge br0 --access 10");
+        let b = plug(1, Kind::Packet, 2, "--bridge br1 --access 10");
+        let c = plug(2, Kind::Packet, 3, "--bridge br0 --access 20");
+        let d = plug(3, Kind::Plain, 4, "--bridge br1 --access 20");
+        for on in [true, false] {
+            [&a, &b, &c, &d].iter().for_each(|station| station.offloads(on));
+            if trunk != Kind::Plain {
+                switch.offloads("trunk1", on);
+            }
+            for v6 in [false, true] {
+                for (x, y) in [(&a, &b), (&c, &d)] {
+                    tcp(x, y, v6, TCP_LEN);
+                    udp(x, y, v6);
+                    udp_gso(x, y, v6);
+                    udp_gso(y, x, v6);
+                }
+            }
+        }
+        let answer = hosts[0].try_run("ping", &["-c", "1", "-W", "1", "10.9.0.3"]);
+        assert!(answer.is_err(), "VLAN 10 reaches VLAN 20: {answer:?}");
+        let stations = daemon.fdb("--bridge br1");
+        assert!(stations.iter().any(|(_, vlan, port, _)| *vlan == 10 && port == "trunk1"), "{stations:?}");
+        assert!(stations.iter().any(|(_, vlan, port, _)| *vlan == 20 && port == "trunk1"), "{stations:?}");
+    }
+    Ok(())
+}
+
+/// A trunk's far end made of raw frames: tags and checksums as on the wire.
+pub fn tags_on_the_wire() -> Outcome {
+    for kind in [Kind::Plain, Kind::Packet] {
+        let (switch, host, wire) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::new("w"));
+        let daemon = Daemon::start(&switch);
+        daemon.ctl("bridge add br0 --vlan-filtering on");
+        let a = Station::plug(&daemon, (&switch, &host), Kind::Tap, 1, 1500, "--access 10");
+        if kind == Kind::Packet {
+            switch.veth("trunk", &wire, "trunk", 1500);
+            switch.offloads("trunk", false);
+            daemon.ctl("port add trunk --bridge br0 --type packet --trunk 10,20");
+        } else {
+            daemon.ctl(&format!(
+                "port add trunk --bridge br0 --type tap --no-offload --netns {} --trunk 10,20",
+                wire.name
+            ));
+        }
+        let raw = Raw::open(&wire, "trunk");
+        let peer = station(0x77);
+        host.ip(&format!("neigh add 10.9.0.9 lladdr 02:00:00:00:00:77 dev {0}; neigh add fd09::9 lladdr 02:00:00:00:00:77 dev {0}", a.ifname));
+        for (v6, to) in [(false, "10.9.0.9:7000"), (true, "[fd09::9]:7000")] {
+            let socket = a.udp(v6);
+            let mut sent = vec![0u8; 7 * 1400 + 11];
+            crate::harness::Random::new(3).fill(&mut sent);
+            segment_by(&socket, 1400);
+            socket.send_to(&sent, to).expect("sent");
+            let is_udp = |bytes: &[u8]| {
+                matches!(check_ip(bytes), Ok(Transport::Udp { destination: 7000, .. }) | Err(_))
+            };
+            let seen = raw.collect(8, PATIENCE, is_udp);
+            assert_eq!(seen.len(), 8, "datagrams on the wire");
+            let mut got = Vec::new();
+            for Seen { bytes, unfinished } in &seen {
+                assert!(!unfinished, "a checksum is left unfinished");
+                assert_eq!(untag(bytes).0, [(Q, 10)], "one tag, VLAN 10");
+                match check_ip(bytes) {
+                    Ok(Transport::Udp { payload, .. }) => got.extend(payload),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(got == sent, "payload differs");
+        }
+        // And back: a datagram in a tagged frame reaches the socket, one in another VLAN does not.
+        let socket = a.udp(false);
+        let port = socket.local_addr().expect("bound").port();
+        let mac = daemon.port(&a.ifname)["mac"].as_str().expect("a MAC").to_owned();
+        let to: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).expect("hex")).collect();
+        let to = to.try_into().expect("six bytes");
+        for (vid, text) in [(20, "wrong VLAN"), (10, "right VLAN")] {
+            let packet = udp_packet([10, 9, 0, 9], [10, 9, 0, 1], port, text.as_bytes());
+            raw.send(&frame(to, peer, &[(Q, 0x6000 | vid)], 0x0800, &packet)).expect("sent");
+        }
+        let mut buffer = [0; 100];
+        let len = socket.recv(&mut buffer).expect("a datagram");
+        assert_eq!(&buffer[..len], b"right VLAN");
+    }
+    Ok(())
+}
+
+fn segment_by(socket: &std::net::UdpSocket, size: libc::c_int) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the pointer and length are those of `size`.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            std::ptr::from_ref(&size).cast(),
+            size_of_val(&size) as libc::socklen_t,
+        )
+    };
+    assert_eq!(done, 0, "UDP_SEGMENT: {}", std::io::Error::last_os_error());
+}
+
+/// An IPv4 packet with a UDP datagram (without UDP checksum).
+fn udp_packet(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
+    let total = (28 + payload.len()) as u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    packet.extend(from);
+    packet.extend(to);
+    let mut sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    packet.extend(7000u16.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend((8 + payload.len() as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    packet
+}
+
+/// A frame too long for a leaving port is dropped there, under its reason, and reaches the others.
+pub fn too_long_for_one_port() -> Outcome {
+    let (switch, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Daemon::start(&switch);
+    daemon.ctl("bridge add br0");
+    daemon.ctl(&format!("port add big --bridge br0 --type tap --netns {} --mtu 9000", wire.name));
+    daemon.ctl(&format!("port add small --bridge br0 --type tap --netns {} --mtu 1500", wire.name));
+    daemon.ctl(&format!(
+        "port add plain --bridge br0 --type tap --no-offload --netns {} --mtu 1500",
+        wire.name
+    ));
+    switch.veth("packet", &wire, "packet", 1500);
+    // What leaves a packet port is limited by its own MTU, not by the station's.
+    wire.ip("link set packet mtu 9000");
+    daemon.ctl("port add packet --bridge br0 --type packet");
+    let big = Raw::open(&wire, "big");
+    let outs: Vec<(&str, Raw)> =
+        ["small", "plain", "packet"].into_iter().map(|name| (name, Raw::open(&wire, name))).collect();
+    // Whole length with header, its tags, and which of the three it fits: MTU + 18, and MTU + 14, + 4 if tagged.
+    for (len, tagged, fits) in [
+        (1514, false, [true, true, true]),
+        (1515, false, [true, true, false]),
+        (1518, false, [true, true, false]),
+        (1519, false, [false, false, false]),
+        (1514, true, [true, true, true]),
+        (1518, true, [true, true, true]),
+        (1519, true, [false, false, false]),
+        (9014, false, [false, false, false]),
+    ] {
+        let tags: &[(u16, u16)] = if tagged { &[(Q, 5)] } else { &[] };
+        let payload = vec![0x33; len - 14 - 4 * tags.len()];
+        let bytes = frame(BROADCAST, station(1), tags, crate::harness::frame::TEST, &payload);
+        let before: Vec<u64> = outs.iter().map(|(name, _)| daemon.drops(name, "too_long")).collect();
+        big.send(&bytes).expect("sent");
+        for ((name, raw), fits) in outs.iter().zip(fits) {
+            let wait = if fits { PATIENCE } else { Duration::from_millis(60) };
+            let seen = raw.collect(1, wait, is_test);
+            assert_eq!(seen.len(), usize::from(fits), "{len} bytes, tagged {tagged}, to {name}");
+            assert!(seen.iter().all(|seen| seen.bytes == bytes), "{len} bytes to {name} arrive unchanged");
+        }
+        for ((name, _), (before, fits)) in outs.iter().zip(before.into_iter().zip(fits)) {
+            eventually("it is counted", || daemon.drops(name, "too_long") == before + u64::from(!fits));
+        }
+    }
+    Ok(())
+}
+
+/// Frames of one flow keep their order, whatever happens around them.
+pub fn order_is_kept() -> Outcome {
+    let (switch, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Start::new(&switch).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    for name in ["tap0", "tap1"] {
+        daemon.ctl(&format!("port add {name} --bridge br0 --type tap --netns {}", wire.name));
+    }
+    for name in ["veth0", "veth1"] {
+        switch.veth(name, &wire, name, 1500);
+        daemon.ctl(&format!("port add {name} --bridge br0 --type packet"));
+    }
+    for (from, to) in [("tap0", "tap1"), ("veth0", "veth1"), ("tap0", "veth1"), ("veth0", "tap1")] {
+        let (near, far) = (Raw::open(&wire, from), Raw::open(&wire, to));
+        far.send(&test_frame(BROADCAST, station(2), "here")).expect("sent");
+        eventually("the far station is known", || daemon.whereabouts(station(2)).as_deref() == Some(to));
+        let began = Instant::now();
+        // Unicast and flooded frames of one sender, mixed, in portions that no queue drops from.
+        let mut next = 0u32;
+        for _ in 0..40 {
+            let until = next + 50;
+            for number in next..until {
+                let to = if number % 3 == 0 { BROADCAST } else { station(2) };
+                near.send(&frame(to, station(1), &[], crate::harness::frame::TEST, &number.to_be_bytes()))
+                    .expect("sent");
+            }
+            let seen = far.collect(50, PATIENCE, is_test);
+            for seen in seen {
+                assert_eq!(seen.bytes[14..18], next.to_be_bytes(), "{from} to {to}, in order");
+                next += 1;
+            }
+            assert_eq!(next, until, "{from} to {to}: frames got lost within {:?}", began.elapsed());
+        }
+    }
+    Ok(())
+}
