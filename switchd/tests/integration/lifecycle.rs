@@ -118,13 +118,12 @@ pub fn check() -> Outcome {
 /// A start that fails, at its very end too, leaves nothing and says why.
 pub fn a_failed_start_leaves_nothing() -> Outcome {
     let (ns, wire) = (Ns::new("v"), Ns::new("w"));
-    let config =
-        format!("{BRIDGE}{}{}", tap("p1", &wire, ""), tap("p2", &ns, "").replace(&ns.name, "nowhere9"));
+    let config = format!("{BRIDGE}{}{}", tap("p1", &wire, ""), tap("p2", &wire, "ifname = \"lo\""));
     let mut daemon = Start::new(&ns).config(&config).spawn();
     assert_eq!(daemon.wait().code(), Some(1));
     let log = daemon.log();
     let last = log.lines().last().unwrap_or_default();
-    assert!(last.contains("nowhere9") && last.contains("p2") && last.contains("vswitchd.toml:"), "{log}");
+    assert!(last.contains("'lo'") && last.contains("p2") && last.contains("vswitchd.toml:"), "{log}");
     assert_eq!((wire.links(), ns.links()), (vec!["lo".to_owned()], vec!["lo".to_owned()]));
     assert!(!daemon.socket.exists(), "the socket is gone");
     Ok(())
@@ -314,18 +313,18 @@ pub fn refused_reload() -> Outcome {
         (daemon.json("bridge show"), ports)
     };
     let before = picture();
-    let missing_ns = tap("p9", &wire, "").replace(&wire.name, "nowhere9");
+    let impossible = tap("p9", &wire, "ifname = \"lo\"");
     for (text, words) in [
         (format!("{good}colour = 1\n"), "colour"),
         (format!("{good}{}", tap("p1", &wire, "")), "twice"),
         // Refused at the last step, when others have been taken already.
         (
             format!(
-                "{BRIDGE}ageing_secs = 5\n{}{}{missing_ns}",
+                "{BRIDGE}ageing_secs = 5\n{}{}{impossible}",
                 tap("p0", &wire, "flood = false"),
                 tap("p2", &wire, "")
             ),
-            "nowhere9",
+            "'lo'",
         ),
         (format!("{good}{}", tap("mine", &wire, "mtu = 1400")), "mine"),
         ("[[bridge]]\nname = \"other\"\n".into(), "mine"),

@@ -51,7 +51,15 @@ impl Raw {
 
     /// The next frame, if one is there.
     pub fn take(&self) -> Option<Seen> {
-        receive(&self.fd).unwrap_or_else(|error| panic!("receive on {}: {error}", self.ifname))
+        loop {
+            match receive(&self.fd) {
+                // Told once when the interface goes down; what came before is still there.
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
+                result => {
+                    return result.unwrap_or_else(|error| panic!("receive on {}: {error}", self.ifname));
+                }
+            }
+        }
     }
 
     /// The next frame, waiting for it.
@@ -183,8 +191,6 @@ fn receive(fd: &OwnedFd) -> io::Result<Option<Seen>> {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR) => Ok(None),
-                // Reported once when the interface goes down; frames may come again.
-                Some(libc::ENETDOWN) => Ok(None),
                 _ => Err(error),
             };
         };
