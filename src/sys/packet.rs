@@ -33,7 +33,7 @@ const SLOTS: usize = 256;
 /// hands over 12 bytes while the ring still has 10 before the frame.)
 const HEADER_LEN: usize = 10;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
-const SOCKET_BUFFER_BYTES: libc::c_int = 16 << 20;
+const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
 // linux/if_packet.h; not all in libc.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
