@@ -25,7 +25,11 @@ mod ioctl {
         nix::request_code_read!(b'T', 210, size_of::<libc::c_int>()),
         libc::ifreq
     );
-    nix::ioctl_read_bad!(tun_set_steering, nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()), libc::c_int);
+    nix::ioctl_read_bad!(
+        tun_set_steering,
+        nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()),
+        libc::c_int
+    );
     nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
 }
 use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_steering, tun_set_vnet_hdr_size};
