@@ -105,7 +105,7 @@ impl PacketSocket {
         set(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_COPY_THRESH, &1i32)?;
-        set(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
+        // Not PACKET_QDISC_BYPASS: on that way the kernel drops what the device cannot segment itself.
         for (forced, plain) in
             [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
         {
