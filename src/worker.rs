@@ -190,7 +190,8 @@ impl Worker {
                 if look_at_epoll || self.hot.is_empty() {
                     self.ask_epoll(&mut ready, Some(Duration::ZERO));
                 } else {
-                    std::hint::spin_loop();
+                    // Not a pause: the program that was just woken may be waiting for this very CPU.
+                    std::thread::yield_now();
                 }
                 continue;
             }

@@ -4,6 +4,8 @@
 //! with its checksum and segmentation finished where the port cannot do that. The frame itself is not rewritten: other
 //! ports may want it in another form.
 
+use std::sync::atomic::Ordering;
+
 use arrayvec::ArrayVec;
 
 use super::{Context, Workshop};
@@ -17,29 +19,28 @@ use crate::stats::{Counters, DropReason};
 use crate::topology::Port;
 
 pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
-    for slot in 0..context.outbox.active.len() {
-        let id = context.outbox.active[slot];
-        let list = std::mem::take(&mut context.outbox.lists[id.index()]);
-        let (port, queue) = (context.topology.port(id), context.queues[id.index()].as_mut());
-        let (Some(port), Some(queue)) = (port, queue) else { continue };
-        let counters = &port.shared.counters[context.worker];
-        if port.shared.is_gone() {
-            counters.drop_frames(DropReason::PortGone, list.len() as u64);
-            continue;
+    let lists = &mut context.outbox.lists;
+    for id in context.outbox.active.drain(..) {
+        let list = &mut lists[id.index()];
+        if let Some(port) = context.topology.port(id) {
+            let counters = &port.shared.counters[context.worker];
+            match context.queues.get_mut(id.index()) {
+                Some(Some(queue)) if !port.shared.is_gone() => {
+                    let (queue, workshop) = (&mut **queue, &mut *context.workshop);
+                    let filtering = context.bridge.filtering;
+                    Leaving { port, queue, counters, workshop, filtering }.send(batch, list);
+                }
+                _ => counters.drop_frames(DropReason::PortGone, list.len() as u64),
+            }
         }
-        let mut leaving = Leaving {
-            port,
-            queue: &mut **queue,
-            counters,
-            workshop: context.workshop,
-            filtering: context.bridge.filtering,
-        };
-        leaving.send(batch, &list);
+        list.clear();
     }
-    context.outbox.active.clear();
 }
 
-/// One port's frames of one batch on their way out.
+/// The frames of one batch that leave by one port.
+type Departures<'b> = ArrayVec<Outgoing<'b>, BATCH_FRAMES>;
+
+/// A port and what it takes to leave by it.
 struct Leaving<'a> {
     port: &'a Port,
     queue: &'a mut dyn PortQueue,
@@ -48,159 +49,189 @@ struct Leaving<'a> {
     filtering: bool,
 }
 
+/// A frame in another form than it came in, or one that the port cannot take in the form it has.
+struct Form<'b> {
+    addresses: &'b [u8],
+    /// The tag, if it is given one here.
+    tag: Option<[u8; TAG_LEN]>,
+    /// From the EtherType on; with its own tag if it keeps that.
+    rest: &'b [u8],
+    /// Whether it leaves with an 802.1Q tag.
+    tagged: bool,
+    offload: Offload,
+}
+
 impl Leaving<'_> {
-    fn send(&mut self, batch: &Batch, list: &[u8]) {
-        let mut outgoing = ArrayVec::<Outgoing<'_>, BATCH_FRAMES>::new();
+    fn send(mut self, batch: &Batch, list: &[u8]) {
+        let mut departures = Departures::new();
         for &index in list {
             let frame = &batch.frames[usize::from(index)];
-            let form = if self.filtering { self.retag(batch, frame) } else { Ok(whole(batch, frame)) };
-            let form = match form {
-                Ok(form) => form,
-                Err(reason) => {
-                    self.counters.drop_frame(reason);
-                    continue;
-                }
-            };
-            if frame.offload.gso == Gso::None {
-                let tagged = match form {
-                    Outgoing::Whole { .. } => frame.tagged,
-                    Outgoing::Pieces { tag, .. } => tag.is_some(),
-                };
-                if self.port.shared.too_long(form.frame_len(), tagged) {
-                    self.counters.drop_frame(DropReason::TooLong);
-                    continue;
-                }
-            }
-            match self.port.capabilities.takes(&frame.offload) {
-                Takes::AsIs => outgoing.push(form),
-                takes => {
-                    self.transmit(&outgoing);
-                    outgoing.clear();
-                    self.finish(frame, &form, takes);
-                }
+            if self.takes_as_it_came(frame) {
+                let bytes = batch.with_header(frame);
+                departures.push(Outgoing::Whole { bytes, segments: u32::from(frame.segments) });
+            } else if let Err(reason) = self.send_otherwise(batch, frame, &mut departures) {
+                self.counters.drop_frame(reason);
             }
         }
-        self.transmit(&outgoing);
+        self.transmit(&departures);
     }
 
-    fn transmit(&mut self, outgoing: &[Outgoing<'_>]) {
-        if !outgoing.is_empty() && self.queue.transmit(outgoing, self.counters) == Health::Gone {
-            self.port.shared.gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    /// Nearly every frame.
+    #[inline]
+    fn takes_as_it_came(&self, frame: &Frame) -> bool {
+        (!self.filtering || self.keeps_tag(frame))
+            && !self.too_long(frame.len(), frame.tagged, &frame.offload)
+            && self.port.capabilities.takes(&frame.offload) == Takes::AsIs
+    }
+
+    #[inline]
+    fn keeps_tag(&self, frame: &Frame) -> bool {
+        match self.port.vlan.leaves(frame.vid) {
+            Leaves::Not => false,
+            Leaves::Untagged => !frame.tagged,
+            Leaves::Tagged => frame.tagged && frame.tci & 0xfff == frame.vid,
         }
+    }
+
+    /// Whether it is too long; what is still to be segmented is not.
+    #[inline]
+    fn too_long(&self, len: usize, tagged: bool, offload: &Offload) -> bool {
+        offload.gso == Gso::None && self.port.shared.too_long(len, tagged)
+    }
+
+    #[inline]
+    fn transmit(&mut self, departures: &[Outgoing<'_>]) {
+        if !departures.is_empty() && self.queue.transmit(departures, self.counters) == Health::Gone {
+            self.port.shared.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// With another tag, or finished in software, or not at all.
+    #[inline(never)]
+    fn send_otherwise<'b>(
+        &mut self,
+        batch: &'b Batch,
+        frame: &Frame,
+        departures: &mut Departures<'b>,
+    ) -> Result<(), DropReason> {
+        let form = self.form(batch, frame)?;
+        if self.too_long(form.len(), form.tagged, &form.offload) {
+            return Err(DropReason::TooLong);
+        }
+        match self.port.capabilities.takes(&form.offload) {
+            Takes::AsIs => departures.push(form.outgoing(u32::from(frame.segments))),
+            takes => {
+                // What is finished here leaves at once, so what is before it leaves first.
+                self.transmit(departures);
+                departures.clear();
+                if takes == Takes::Segment { self.segment(&form)? } else { self.complete(&form)? }
+            }
+        }
+        Ok(())
     }
 
     /// The frame with the tag that this port wants for its VLAN.
-    fn retag<'b>(&self, batch: &'b Batch, frame: &Frame) -> Result<Outgoing<'b>, DropReason> {
+    fn form<'b>(&self, batch: &'b Batch, frame: &Frame) -> Result<Form<'b>, DropReason> {
+        let (addresses, rest) = batch.bytes(frame).split_at(ADDRESSES_LEN);
+        let offload = frame.offload;
+        if !self.filtering || self.keeps_tag(frame) {
+            return Ok(Form { addresses, tag: None, rest, tagged: frame.tagged, offload });
+        }
+        let rest = if frame.tagged { &rest[TAG_LEN..] } else { rest };
         let tag = match self.port.vlan.leaves(frame.vid) {
             Leaves::Not => return Err(DropReason::VlanEgress),
+            // An inner tag must not come to light where it would be believed.
+            Leaves::Untagged if self.port.vlan.is_trunk() && is_tag(rest) => {
+                return Err(DropReason::DoubleTag);
+            }
             Leaves::Untagged => None,
             Leaves::Tagged => Some(vlan::tag(frame.vid, frame.tci)),
         };
-        let bytes = batch.bytes(frame);
-        let same = match tag {
-            None => !frame.tagged,
-            Some(_) => frame.tagged && frame.tci & 0xfff == frame.vid,
-        };
-        if same {
-            return Ok(whole(batch, frame));
-        }
-        let (addresses, rest) = bytes.split_at(ADDRESSES_LEN);
-        let rest = if frame.tagged { &rest[TAG_LEN..] } else { rest };
-        if tag.is_none() && self.port.vlan.is_trunk() && is_tag(rest) {
-            return Err(DropReason::DoubleTag);
-        }
-        let mut header = [0; VNET_HDR_LEN];
         let offload = match (frame.tagged, tag) {
-            (true, None) => frame.offload.shifted(-TAG_SHIFT),
-            (false, Some(_)) => frame.offload.shifted(TAG_SHIFT),
-            _ => frame.offload,
+            (true, None) => offload.shifted(-TAG_SHIFT),
+            (false, Some(_)) => offload.shifted(TAG_SHIFT),
+            _ => offload,
         };
-        offload.to_virtio(&mut header);
-        Ok(Outgoing::Pieces { header, addresses, tag, rest, segments: u32::from(frame.segments) })
+        Ok(Form { addresses, tag, rest, tagged: tag.is_some(), offload })
     }
 
-    /// Completes in software what the port cannot take, and sends it.
+    /// Sends a frame with its checksum completed.
     #[cold]
-    fn finish(&mut self, frame: &Frame, form: &Outgoing<'_>, takes: Takes) {
-        let [header, parts @ ..] = form.slices();
-        let mut len = 0;
-        for part in parts {
-            self.workshop.linear[len..len + part.len()].copy_from_slice(part);
-            len += part.len();
-        }
-        let offload = match form {
-            Outgoing::Whole { .. } => frame.offload,
-            Outgoing::Pieces { .. } => match header.first_chunk() {
-                Some(header) => Offload::from_virtio(header, len).unwrap_or(frame.offload),
-                None => frame.offload,
-            },
-        };
-        match takes {
-            Takes::Segment => self.segment(len, &offload),
-            _ => self.complete(len, &offload),
-        }
-    }
-
-    fn complete(&mut self, len: usize, offload: &Offload) {
-        let Workshop { linear, finished } = &mut *self.workshop;
-        let Ok(left) = checksum::finish(&mut linear[..len], offload) else {
-            return self.counters.drop_frame(DropReason::BadOffload);
-        };
-        let bytes = &mut finished[..VNET_HDR_LEN + len];
-        if let Some(header) = bytes.first_chunk_mut() {
+    fn complete(&mut self, form: &Form<'_>) -> Result<(), DropReason> {
+        let bytes = &mut self.workshop.0[..VNET_HDR_LEN + form.len()];
+        let (header, whole) = bytes.split_at_mut(VNET_HDR_LEN);
+        form.copy_to(whole);
+        let left = checksum::finish(whole, &form.offload).map_err(|_| DropReason::BadOffload)?;
+        if let Some(header) = header.first_chunk_mut() {
             left.to_virtio(header);
         }
-        bytes[VNET_HDR_LEN..].copy_from_slice(&linear[..len]);
         if self.queue.transmit(&[Outgoing::Whole { bytes, segments: 1 }], self.counters) == Health::Gone {
-            self.port.shared.gone.store(true, std::sync::atomic::Ordering::Relaxed);
+            self.port.shared.gone.store(true, Ordering::Relaxed);
         }
+        Ok(())
     }
 
-    fn segment(&mut self, len: usize, offload: &Offload) {
-        let Workshop { linear, finished } = &mut *self.workshop;
-        let Ok(mut segmenter) =
-            Segmenter::new(&linear[..len], offload, self.port.capabilities.segment_checksum())
-        else {
-            return self.counters.drop_frame(DropReason::BadOffload);
-        };
-        let size = VNET_HDR_LEN + segmenter.segment_size_max();
-        loop {
-            let mut outgoing = ArrayVec::<Outgoing<'_>, BATCH_FRAMES>::new();
-            let mut done = false;
-            for slot in finished
-                .chunks_mut(size.next_multiple_of(64))
-                .filter(|slot| slot.len() >= size)
-                .take(BATCH_FRAMES)
-            {
+    /// Sends a frame's segments, as many at a time as the workshop holds.
+    #[cold]
+    fn segment(&mut self, form: &Form<'_>) -> Result<(), DropReason> {
+        let mut head = [0; ADDRESSES_LEN + TAG_LEN];
+        let head = form.copy_head_to(&mut head);
+        let checksum = self.port.capabilities.segment_checksum();
+        let mut segmenter = Segmenter::with_head(head, form.rest, &form.offload, checksum)
+            .map_err(|_| DropReason::BadOffload)?;
+        let slot_size = (VNET_HDR_LEN + segmenter.segment_size_max()).next_multiple_of(64);
+        let mut more = true;
+        while more {
+            let mut departures = Departures::new();
+            for slot in self.workshop.0.chunks_exact_mut(slot_size).take(BATCH_FRAMES) {
                 let (header, out) = slot.split_at_mut(VNET_HDR_LEN);
                 let Some(len) = segmenter.next_into(out) else {
-                    done = true;
+                    more = false;
                     break;
                 };
-                if self.port.shared.too_long(len, is_tag(&out[ADDRESSES_LEN..])) {
+                if self.port.shared.too_long(len, form.tagged) {
                     self.counters.drop_frame(DropReason::TooLong);
                     continue;
                 }
                 if let Some(header) = header.first_chunk_mut() {
                     segmenter.segment_offload().to_virtio(header);
                 }
-                outgoing.push(Outgoing::Whole { bytes: &slot[..VNET_HDR_LEN + len], segments: 1 });
+                departures.push(Outgoing::Whole { bytes: &slot[..VNET_HDR_LEN + len], segments: 1 });
             }
-            if !outgoing.is_empty() && self.queue.transmit(&outgoing, self.counters) == Health::Gone {
-                self.port.shared.gone.store(true, std::sync::atomic::Ordering::Relaxed);
-                return;
-            }
-            if done {
-                return;
+            if !departures.is_empty() && self.queue.transmit(&departures, self.counters) == Health::Gone {
+                self.port.shared.gone.store(true, Ordering::Relaxed);
             }
         }
+        Ok(())
     }
 }
 
-/// The frame as it came.
-#[inline]
-fn whole<'b>(batch: &'b Batch, frame: &Frame) -> Outgoing<'b> {
-    Outgoing::Whole { bytes: batch.with_header(frame), segments: u32::from(frame.segments) }
+impl<'b> Form<'b> {
+    fn len(&self) -> usize {
+        self.addresses.len() + self.tag.map_or(0, |tag| tag.len()) + self.rest.len()
+    }
+
+    fn outgoing(&self, segments: u32) -> Outgoing<'b> {
+        let mut header = [0; VNET_HDR_LEN];
+        self.offload.to_virtio(&mut header);
+        Outgoing::Pieces { header, addresses: self.addresses, tag: self.tag, rest: self.rest, segments }
+    }
+
+    /// The addresses and the tag, if it is given one.
+    fn copy_head_to<'h>(&self, head: &'h mut [u8]) -> &'h [u8] {
+        let (for_addresses, for_tag) = head.split_at_mut(ADDRESSES_LEN);
+        for_addresses.copy_from_slice(self.addresses);
+        if let Some(tag) = self.tag {
+            for_tag[..TAG_LEN].copy_from_slice(&tag);
+        }
+        &head[..self.len() - self.rest.len()]
+    }
+
+    /// All of it, in one piece.
+    fn copy_to(&self, whole: &mut [u8]) {
+        let head_len = self.copy_head_to(whole).len();
+        whole[head_len..].copy_from_slice(self.rest);
+    }
 }
 
 /// Whether these bytes, which begin at the EtherType, are an 802.1Q or 802.1ad tag.

@@ -98,28 +98,23 @@ impl Outbox {
     /// Frame `index` of the batch leaves by `port`.
     #[inline]
     pub(crate) fn push(&mut self, port: PortId, index: usize) {
-        let Some(list) = self.lists.get_mut(port.index()) else { return };
+        // Sized with the topology.
+        let list = &mut self.lists[port.index()];
         if list.is_empty() {
             self.active.push(port);
         }
         // An index into a batch is below 64, and a frame leaves by a port at most once, so neither can fail.
         #[allow(clippy::cast_possible_truncation)]
-        let _ = list.try_push(index as u8);
+        list.push(index as u8);
     }
 }
 
-/// Memory for frames that are finished in software: one whole frame, and a batch of its segments.
+/// Memory for frames that are finished in software: a batch of segments, or one whole frame.
 #[derive(Debug)]
-pub struct Workshop {
-    linear: Box<[u8]>,
-    finished: Box<[u8]>,
-}
+pub struct Workshop(Box<[u8]>);
 
 impl Default for Workshop {
     fn default() -> Self {
-        Workshop {
-            linear: vec![0; crate::batch::FRAME_MAX + 64].into_boxed_slice(),
-            finished: vec![0; 2 * crate::batch::BATCH_BYTES].into_boxed_slice(),
-        }
+        Workshop(vec![0; 2 * crate::batch::BATCH_BYTES].into_boxed_slice())
     }
 }

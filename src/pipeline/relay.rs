@@ -8,13 +8,13 @@
 //! known stations get their frames alone, group addresses and unknown stations are flooded, and nothing is
 //! reflected unless the port is a hairpin.
 
-use super::Context;
-use crate::addr::{MacAddr, PortId};
+use super::{Context, Outbox};
+use crate::addr::MacAddr;
 use crate::batch::Batch;
 use crate::bridge::vlan::Leaves;
 use crate::frame::Frame;
 use crate::stats::DropReason;
-use crate::topology::Port;
+use crate::topology::{Bridge, Port, Topology};
 
 /// IEEE 802.3 PAUSE: not even learned from.
 const PAUSE: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x01]);
@@ -22,69 +22,80 @@ const PAUSE: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x01]);
 const BRIDGE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x00]);
 
 pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
-    let learning = context.port.learning && context.bridge.learning;
-    let fdb = &*context.bridge.fdb;
+    let Context { topology, port: from, bridge, now, .. } = *context;
+    let learning = from.learning && bridge.learning;
+    let mut relay = Relay { topology, from, bridge, outbox: context.outbox };
+    let counters = &from.shared.counters[context.worker];
     let (frames, _) = batch.split();
     for (index, frame) in frames.iter_mut().enumerate() {
         if !frame.live {
             continue;
         }
-        let destination = frame.destination.mac();
-        if learning && destination != PAUSE {
-            fdb.learn(frame.source, frame.source_hash, context.port.id, context.now);
+        if learning && frame.destination.mac() != PAUSE {
+            bridge.fdb.learn(frame.source, frame.source_hash, from.id, now);
         }
+        if let Err(reason) = relay.forward(frame, index) {
+            frame.live = false;
+            counters.drop_frame(reason);
+        }
+    }
+}
+
+/// Where frames from one port may go.
+struct Relay<'a> {
+    topology: &'a Topology,
+    from: &'a Port,
+    bridge: &'a Bridge,
+    outbox: &'a mut Outbox,
+}
+
+impl Relay<'_> {
+    #[inline]
+    fn forward(&mut self, frame: &Frame, index: usize) -> Result<(), DropReason> {
+        let destination = frame.destination.mac();
         if destination.is_multicast() {
             if destination.is_link_local() && destination != BRIDGE_GROUP {
-                context.drop_frame(frame, DropReason::LinkLocal);
-            } else {
-                flood(context, frame, index, false);
+                return Err(DropReason::LinkLocal);
             }
-            continue;
+            return self.flood(frame, index, false);
         }
-        match fdb.lookup(frame.destination, frame.destination_hash) {
-            Some(entry) => unicast(context, frame, index, entry.port),
-            None => flood(context, frame, index, true),
+        let known = self.bridge.fdb.lookup(frame.destination, frame.destination_hash);
+        // The entry may be older than the topology: its port may have left, or moved to another bridge.
+        let port = known
+            .and_then(|entry| self.topology.port(entry.port))
+            .filter(|port| port.bridge == self.from.bridge);
+        match port {
+            Some(port) => self.may_leave(frame, port).map(|()| self.outbox.push(port.id, index)),
+            None => self.flood(frame, index, true),
         }
     }
-}
 
-#[inline]
-fn unicast(context: &mut Context<'_>, frame: &mut Frame, index: usize, to: PortId) {
-    // The entry may be older than the topology: its port may have left, or moved to another bridge.
-    let port = context.topology.port(to).filter(|port| port.bridge == context.port.bridge);
-    let Some(port) = port else { return flood(context, frame, index, true) };
-    match refusal(context, frame, port) {
-        None => context.outbox.push(to, index),
-        Some(reason) => context.drop_frame(frame, reason),
-    }
-}
-
-fn flood(context: &mut Context<'_>, frame: &mut Frame, index: usize, unknown_unicast: bool) {
-    let mut left = false;
-    for &to in &context.bridge.members {
-        let Some(port) = context.topology.port(to) else { continue };
-        if (unknown_unicast && !port.flood) || refusal(context, frame, port).is_some() {
-            continue;
+    #[inline(never)]
+    fn flood(&mut self, frame: &Frame, index: usize, unknown_unicast: bool) -> Result<(), DropReason> {
+        let mut left = Err(DropReason::NoEgress);
+        for &to in &self.bridge.members {
+            let Some(port) = self.topology.port(to) else { continue };
+            if (unknown_unicast && !port.flood) || self.may_leave(frame, port).is_err() {
+                continue;
+            }
+            self.outbox.push(to, index);
+            left = Ok(());
         }
-        context.outbox.push(to, index);
-        left = true;
+        left
     }
-    if !left {
-        context.drop_frame(frame, DropReason::NoEgress);
-    }
-}
 
-/// Why a frame may not leave by `to`.
-#[inline]
-fn refusal(context: &Context<'_>, frame: &Frame, to: &Port) -> Option<DropReason> {
-    if to.id == context.port.id && !to.hairpin {
-        return Some(DropReason::SamePort);
+    /// Whether a frame may leave by `to`.
+    #[inline]
+    fn may_leave(&self, frame: &Frame, to: &Port) -> Result<(), DropReason> {
+        if to.id == self.from.id && !to.hairpin {
+            return Err(DropReason::SamePort);
+        }
+        if to.isolated && self.from.isolated {
+            return Err(DropReason::Isolated);
+        }
+        if self.bridge.filtering && to.vlan.leaves(frame.vid) == Leaves::Not {
+            return Err(DropReason::VlanEgress);
+        }
+        Ok(())
     }
-    if to.isolated && context.port.isolated {
-        return Some(DropReason::Isolated);
-    }
-    if context.bridge.filtering && to.vlan.leaves(frame.vid) == Leaves::Not {
-        return Some(DropReason::VlanEgress);
-    }
-    None
 }

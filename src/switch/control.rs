@@ -252,7 +252,9 @@ impl Control {
     pub(super) fn set_port(&mut self, name: &str, settings: PortSettings) -> Result<(), Error> {
         let id = self.port(name)?;
         let bridge = self.bridge(&self.ports[&id].spec.bridge)?;
-        self.check_vlan(name, bridge, &settings)?;
+        if self.ports[&id].spec.settings.vlan != settings.vlan {
+            self.check_vlan(name, bridge, &settings)?;
+        }
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
         port.spec.settings = settings;
@@ -587,12 +589,15 @@ impl Control {
         missing.into_iter().for_each(|index| self.link_removed(place, index));
     }
 
-    /// Packet ports come back by themselves when an interface of their name appears.
+    /// Packet ports come back by themselves when an interface of their name appears; so does a TAP that was never made, for
+    /// want of its namespace.
     fn regain(&mut self) {
         let lost: Vec<PortId> = self
             .ports
             .iter()
-            .filter(|(_, port)| !port.open && matches!(port.spec.kind, PortKind::Packet(_)))
+            .filter(|(_, port)| {
+                !port.open && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_)))
+            })
             .map(|(&id, _)| id)
             .collect();
         for id in lost {
@@ -602,7 +607,8 @@ impl Control {
                 continue;
             }
             let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-            if !matches!(present, Ok(Some(_))) {
+            let wanted = matches!(port.spec.kind, PortKind::Packet(_));
+            if !present.is_ok_and(|link| link.is_some() == wanted) {
                 continue;
             }
             // In and out of the map, because `attach` needs all of `self`.

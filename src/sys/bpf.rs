@@ -21,16 +21,17 @@ use super::{Error, Result};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// `struct bpf_insn` as the little- or big-endian machine lays it out: opcode, registers, offset, immediate.
 #[repr(C)]
-struct Instruction {
-    opcode: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
+pub(super) struct Instruction {
+    pub(super) opcode: u8,
+    pub(super) registers: u8,
+    pub(super) offset: i16,
+    pub(super) immediate: i32,
 }
 
 /// `BPF_ALU64 | BPF_MOV | BPF_K`: r0 = immediate.
@@ -101,14 +102,23 @@ pub fn silence_host(ifindex: u32, ns: Option<BorrowedFd<'_>>) -> Result<OwnedFd>
 }
 
 fn load_drop_all() -> io::Result<OwnedFd> {
-    let mut attr = ProgLoad {
-        prog_type: BPF_PROG_TYPE_SCHED_CLS,
-        insn_cnt: 2,
-        insns: (&raw const DROP_ALL).addr() as u64,
+    load(BPF_PROG_TYPE_SCHED_CLS, *b"vswitch_drop\0\0\0\0", &DROP_ALL)
+}
+
+/// Loads a program for sockets: it is asked about a frame and answers with a number.
+pub(super) fn load_socket_filter(name: [u8; 16], program: &'static [Instruction]) -> io::Result<OwnedFd> {
+    load(BPF_PROG_TYPE_SOCKET_FILTER, name, program)
+}
+
+fn load(prog_type: u32, prog_name: [u8; 16], program: &'static [Instruction]) -> io::Result<OwnedFd> {
+    let attr = ProgLoad {
+        prog_type,
+        insn_cnt: u32::try_from(program.len()).map_err(io::Error::other)?,
+        insns: program.as_ptr().addr() as u64,
         license: c"Dual MIT/GPL".as_ptr().addr() as u64,
+        prog_name,
         ..ProgLoad::default()
     };
-    attr.prog_name[..12].copy_from_slice(b"vswitch_drop");
     // SAFETY: a ProgLoad is laid out as BPF_PROG_LOAD expects; instructions and licence are static; there is no log.
     unsafe { bpf(BPF_PROG_LOAD, &attr) }
 }

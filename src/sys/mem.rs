@@ -87,20 +87,21 @@ impl<T: Zeroable> fmt::Debug for Zeroed<T> {
     }
 }
 
-/// Asks for the cache line of `place`, to be read soon.
+/// Asks for the cache line of `place`, to be read soon: into the second-level cache, because a first level that has
+/// all its two dozen misses under way forgets what else it is asked for, and a batch asks for 128 lines.
 #[inline(always)]
 pub(crate) fn prefetch<T>(place: &T) {
     let place = std::ptr::from_ref(place);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; SSE is part of x86-64.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(place.cast());
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a hint; it reads and writes nothing the program can see.
     unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = place;

@@ -19,6 +19,7 @@ pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;
 pub mod packet;
+mod steering;
 pub mod thread;
 pub mod tun;
 

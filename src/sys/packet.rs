@@ -33,10 +33,12 @@ const SLOTS: usize = 256;
 /// hands over 12 bytes while the ring still has 10 before the frame.)
 const HEADER_LEN: usize = 10;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
-const SOCKET_BUFFER_BYTES: libc::c_int = 16 << 20;
+const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
 // linux/if_packet.h; not all in libc.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+const PACKET_FANOUT_DATA: libc::c_int = 22;
+const PACKET_FANOUT_EBPF: libc::c_int = 7;
 const PACKET_FANOUT_FLAG_UNIQUEID: libc::c_int = 0x2000;
 const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: libc::c_int = 0x4000;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
@@ -57,16 +59,21 @@ pub struct PacketSocket {
 /// The operation that the kernel refused.
 pub fn open(ifindex: u32, queues: usize) -> io::Result<Vec<PacketSocket>> {
     let sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
+    // Without the right to load it, the kernel's own hash: right, but slower.
+    let steering = super::steering::by_flow().ok();
     let mut group = 0;
     for (index, socket) in sockets.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
         socket.attach_reject_all()?;
         socket.bind(ifindex)?;
         if queues > 1 {
-            group = socket.join_fanout(group, index == 0)?;
+            group = socket.join_fanout(group, index == 0, steering.is_some())?;
         } else {
             set(&socket.fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32)?;
         }
+    }
+    if let (true, Some(program), Some(first)) = (queues > 1, &steering, sockets.first()) {
+        set(&first.fd, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program.as_raw_fd())?;
     }
     for socket in &sockets {
         set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?;
@@ -98,7 +105,7 @@ impl PacketSocket {
         set(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1i32)?;
         set(&fd, libc::SOL_PACKET, libc::PACKET_COPY_THRESH, &1i32)?;
-        set(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
+        // Not PACKET_QDISC_BYPASS: on that way the kernel drops what the device cannot segment itself.
         for (forced, plain) in
             [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
         {
@@ -139,8 +146,9 @@ impl PacketSocket {
     }
 
     /// Joins the group, or founds one with an id that the kernel picks; returns the id.
-    fn join_fanout(&self, group: u16, found: bool) -> io::Result<u16> {
-        let mut kind = libc::PACKET_FANOUT_HASH as libc::c_int | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    fn join_fanout(&self, group: u16, found: bool, steered: bool) -> io::Result<u16> {
+        let by = if steered { PACKET_FANOUT_EBPF } else { libc::PACKET_FANOUT_HASH as libc::c_int };
+        let mut kind = by | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
         if found {
             kind |= PACKET_FANOUT_FLAG_UNIQUEID;
         }

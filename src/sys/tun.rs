@@ -25,9 +25,14 @@ mod ioctl {
         nix::request_code_read!(b'T', 210, size_of::<libc::c_int>()),
         libc::ifreq
     );
+    nix::ioctl_read_bad!(
+        tun_set_steering,
+        nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()),
+        libc::c_int
+    );
     nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
 }
-use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_vnet_hdr_size};
+use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_steering, tun_set_vnet_hdr_size};
 
 /// The queues of a TAP device that this process created.
 #[derive(Debug)]
@@ -61,7 +66,19 @@ pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
         super::set_nonblocking(&fd)?;
         tap.queues.push(fd);
     }
+    if queues > 1 {
+        steer(&tap);
+    }
     Ok((tap, name))
+}
+
+/// Chooses the queue by flow. Where the kernel does not let us, its own way stays, which is right but slower.
+fn steer(tap: &Tap) {
+    if let (Ok(program), Some(queue)) = (super::steering::by_flow(), tap.queues.first()) {
+        let mut fd: libc::c_int = program.as_raw_fd();
+        // SAFETY: the pointer is to a live int; the kernel takes its own reference to the program.
+        let _ = unsafe { tun_set_steering(queue.as_raw_fd(), &raw mut fd) };
+    }
 }
 
 /// TUNSETIFF, and TUNGETIFF to see that the flags took; returns the device's name.

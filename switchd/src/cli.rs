@@ -27,10 +27,10 @@ use crate::config::DEFAULT_SOCKET;
 #[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// Control socket of vswitchd
-    #[arg(long, global = true, value_name = "S", default_value = DEFAULT_SOCKET, hide_default_value = false)]
+    #[arg(long, global = true, value_name = "S", default_value = DEFAULT_SOCKET, help_heading = "Global options")]
     pub socket: PathBuf,
     /// Write one JSON document instead of a table
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -257,7 +257,12 @@ pub enum NetnsVerb {
 #[allow(missing_docs, reason = "the types say it")]
 pub enum VethVerb {
     /// Add a pair, both ends up
-    Add(VethAdd),
+    Add {
+        #[command(flatten)]
+        pair: VethAdd,
+        #[command(flatten)]
+        tolerance: MayExist,
+    },
     /// Remove a pair
     Del {
         /// Either end
@@ -336,7 +341,7 @@ mod tests {
             "--socket /tmp/s reload",
             "netns exec ns1 ip -4 addr",
             "netns exec ns1 -- sh -c true",
-            "veth add a b --netns-a n1 --netns-b n2 --address-a 10.0.0.1/24",
+            "veth add a b --may-exist --netns-a n1 --netns-b n2 --address-a 10.0.0.1/24",
             "completions zsh",
             "man vswitchctl",
         ] {

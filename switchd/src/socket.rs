@@ -13,11 +13,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 
 /// Mode of the socket: its owner and its group.
@@ -28,6 +28,8 @@ const SOCKET_MODE: u32 = 0o660;
 pub struct ControlSocket {
     path: PathBuf,
     lock_path: PathBuf,
+    /// The folder of both, if it was not there before.
+    folder_made: Option<PathBuf>,
     _lock: Flock<File>,
     /// Whether the socket's file is ours.
     bound: bool,
@@ -41,18 +43,21 @@ impl ControlSocket {
     /// One line: another daemon has the socket, or the files cannot be made.
     pub fn open(path: &Path) -> Result<ControlSocket, String> {
         let named = |what: &str, error: &dyn std::fmt::Display| format!("{what} {}: {error}", path.display());
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|error| {
-                format!("cannot create {} for the control socket: {error}", folder.display())
-            })?;
-        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder_made = folder.filter(|folder| !folder.exists()).map(Path::to_owned);
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
-        let lock = lock(path, &lock_path)?;
+        let lock = lock(path, &lock_path, folder)?;
         // From here on the lock's file is ours to remove, also when the rest fails.
-        let mut socket =
-            ControlSocket { path: path.to_owned(), lock_path, _lock: lock, bound: false, listener: None };
+        let mut socket = ControlSocket {
+            path: path.to_owned(),
+            lock_path,
+            folder_made,
+            _lock: lock,
+            bound: false,
+            listener: None,
+        };
         remove_stale(path)?;
         socket.listener = Some(listen_at(path).map_err(|error| named("cannot listen at", &error))?);
         socket.bound = true;
@@ -75,28 +80,40 @@ impl Drop for ControlSocket {
             let _ = fs::remove_file(&self.path);
         }
         let _ = fs::remove_file(&self.lock_path);
+        if let Some(folder) = &self.folder_made {
+            // Only when it is empty.
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
 /// Locks the file at `lock_path` for the daemon of `socket` and writes the process id into it.
-fn lock(socket: &Path, lock_path: &Path) -> Result<Flock<File>, String> {
+fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>) -> Result<Flock<File>, String> {
     let failed = |error: io::Error| format!("cannot lock {}: {error}", lock_path.display());
     // Each turn somebody else ended in between; nobody can do that forever.
     for _ in 0..100 {
-        let mut file = OpenOptions::new()
+        if let Some(folder) = folder {
+            fs::create_dir_all(folder).map_err(|error| {
+                format!("cannot create {} for the control socket: {error}", folder.display())
+            })?;
+        }
+        let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o644)
             .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(lock_path)
-            .map_err(failed)?;
+            .open(lock_path);
+        let mut file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(failed)?,
+        };
         let mut holder = String::new();
         let _ = (&mut file).take(32).read_to_string(&mut holder);
         let mut locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => locked,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err((_, Errno::EWOULDBLOCK)) => {
                 let holder = match holder.trim() {
                     pid if !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) => {
                         format!(" (pid {pid})")
@@ -134,7 +151,7 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    if UnixStream::connect(path).is_ok() {
+    if is_listened_at(path) {
         return Err(format!(
             "another program listens at {}: stop it, or give another --socket",
             path.display()
@@ -142,6 +159,15 @@ fn remove_stale(path: &Path) -> Result<(), String> {
     }
     fs::remove_file(path)
         .map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
+}
+
+/// Whether anybody is behind the socket: only a refused connection says that nobody is. Without blocking, because
+/// somebody whose queue is full would keep us waiting.
+fn is_listened_at(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let tried = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(path)?));
+    tried != Err(Errno::ECONNREFUSED)
 }
 
 /// Listens with [`SOCKET_MODE`] from the first moment: the mode of the unbound socket becomes the file's.
@@ -162,6 +188,8 @@ fn listen_at(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -174,7 +202,7 @@ mod tests {
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         assert!(UnixStream::connect(&path).is_ok(), "the second try must not take the first one's socket");
         drop(first);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left behind");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
         drop(ControlSocket::open(&path).unwrap());
     }
 

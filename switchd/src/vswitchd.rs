@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vswitch::switch::{Error, Switch};
 
 use crate::api::ReloadReport;
-use crate::config::{Config, DEFAULT_CONFIG, DaemonSection};
+use crate::config::{Config, CpuList, DEFAULT_CONFIG, DaemonSection};
 use crate::daemon::Daemon;
 use crate::server;
 use crate::socket::ControlSocket;
@@ -70,6 +72,7 @@ fn run(options: Options) -> Result<(), String> {
     }
     crate::log::start(filter);
     need_capabilities()?;
+    check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
     let socket = ControlSocket::open(settings.socket())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -208,6 +211,23 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
+/// Refuses CPUs that we may not run on, by number; pinning would only say that an argument is invalid.
+fn check_cpus(asked: Option<&CpuList>) -> Result<(), String> {
+    let Some(CpuList(asked)) = asked else { return Ok(()) };
+    let ours = sched_getaffinity(Pid::from_raw(0))
+        .map_err(|error| format!("cannot tell which CPUs there are: {error}"))?;
+    match asked.iter().find(|&&cpu| !ours.is_set(cpu).unwrap_or(false)) {
+        None => Ok(()),
+        Some(cpu) => {
+            let usable: Vec<String> = (0..CpuSet::count())
+                .filter(|&cpu| ours.is_set(cpu).unwrap_or(false))
+                .map(|cpu| cpu.to_string())
+                .collect();
+            Err(format!("cannot pin workers to CPU {cpu}: choose of {}", usable.join(",")))
+        }
+    }
+}
+
 /// Ports need a file descriptor a queue and worker: take what we may.
 fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -261,6 +281,13 @@ mod tests {
             ["CAP_NET_RAW (to receive and send frames)"]
         );
         assert_eq!(missing_capabilities(&status("0000000000000000")).len(), 2);
+    }
+
+    #[test]
+    fn cpus_that_are_not_there_are_named() {
+        assert!(check_cpus(None).is_ok());
+        let error = check_cpus(Some(&CpuList(vec![1023]))).unwrap_err();
+        assert!(error.contains("CPU 1023: choose of "), "{error}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ macro_rules! with_bridge_options {
             #[schema(minimum = 1)]
             pub fdb_max: Option<u32>,
             /// Whether the bridge looks at VLAN tags (IEEE 802.1Q) or treats them as payload [default: off]
-            #[arg(long, value_name = "on|off", value_parser = on_off())]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true)]
             #[serde(skip_serializing_if = "Option::is_none")]
             pub vlan_filtering: Option<bool>,
             /// VLAN of ports without VLAN options, when filtering [default: 1]

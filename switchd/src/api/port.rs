@@ -69,19 +69,19 @@ macro_rules! with_port_settings {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub vlan: Option<VlanKeyword>,
             /// Remember source addresses [default: on]
-            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub learning: Option<bool>,
             /// Send unknown unicast out of this port [default: on]
-            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub flood: Option<bool>,
             /// Exchange no frames with other isolated ports [default: off]
-            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub isolated: Option<bool>,
             /// Let a frame leave by the port it came in [default: off]
-            #[arg(long, value_name = "on|off", value_parser = on_off(), help_heading = "Behaviour")]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub hairpin: Option<bool>,
         }

@@ -8,7 +8,7 @@ use vswitch::sys::{self, netns};
 
 use super::{Failed, Outcome, say};
 use crate::api::check_netns;
-use crate::api::values::Cidr;
+use crate::api::values::{Cidr, Mac};
 use crate::cli::{NetnsVerb, VethAdd, VethVerb};
 
 impl From<sys::Error> for Failed {
@@ -47,7 +47,7 @@ pub(super) fn netns(verb: NetnsVerb, json: bool) -> Outcome {
 
 pub(super) fn veth(verb: VethVerb, json: bool) -> Outcome {
     match verb {
-        VethVerb::Add(pair) => veth_add(&pair)?,
+        VethVerb::Add { pair, tolerance } => veth_add(&pair, tolerance.may_exist)?,
         VethVerb::Del { name, netns, tolerance } => {
             let namespace = open(netns.as_deref())?;
             let netlink = Netlink::open_in(namespace.as_ref().map(|fd| fd.as_fd()))?;
@@ -71,44 +71,75 @@ fn open(netns: Option<&str>) -> Result<Option<OwnedFd>, Failed> {
 }
 
 /// The pair, both ends up and with their addresses, or nothing.
-fn veth_add(pair: &VethAdd) -> Outcome {
+fn veth_add(pair: &VethAdd, may_exist: bool) -> Outcome {
     let (netns_a, netns_b) = (open(pair.netns_a.as_deref())?, open(pair.netns_b.as_deref())?);
     let (netns_a, netns_b) = (netns_a.as_ref().map(|fd| fd.as_fd()), netns_b.as_ref().map(|fd| fd.as_fd()));
-    let end = |name, netns, mac: Option<crate::api::values::Mac>| VethEnd {
+    let in_a = Netlink::open_in(netns_a)?;
+    let in_b = Netlink::open_in(netns_b)?;
+    let end = |name, netns, mac: Option<Mac>| VethEnd {
         mac: mac.map(|mac| mac.0),
         mtu: pair.mtu,
         ..VethEnd::new(name, netns)
     };
     let a = end(pair.a.as_str(), netns_a, pair.mac_a);
     let b = end(pair.b.as_str(), netns_b, pair.mac_b);
-    Netlink::open_in(None)?.add_veth(&a, &b)?;
-    let (in_a, in_b) = (Netlink::open_in(netns_a), Netlink::open_in(netns_b));
-    let addressed = in_a.as_ref().map_err(|error| error.to_string()).and_then(|netlink| {
-        give_addresses(netlink, &pair.a, &pair.address_a)?;
-        let netlink = in_b.as_ref().map_err(|error| error.to_string())?;
-        give_addresses(netlink, &pair.b, &pair.address_b)
-    });
-    if let Err(error) = addressed {
-        // Removing one end removes the other.
-        if let Ok(netlink) = &in_a
-            && let Ok(Some(link)) = netlink.link(&pair.a)
-        {
-            let _ = netlink.del_link(link.index);
-        }
-        return Err(error.into());
+    match Netlink::open_in(None)?.add_veth(&a, &b) {
+        Err(error) if error.is_exists() => return existing(pair, &in_a, &in_b, may_exist),
+        made => made?,
     }
-    Ok(())
+    let addressed = give_addresses(&in_a, &pair.a, &pair.address_a)
+        .and_then(|()| give_addresses(&in_b, &pair.b, &pair.address_b));
+    if addressed.is_err()
+        && let Ok(Some(link)) = in_a.link(&pair.a)
+    {
+        // Removing one end removes the other.
+        let _ = in_a.del_link(link.index);
+    }
+    addressed
 }
 
-fn give_addresses(netlink: &Netlink, name: &str, addresses: &[Cidr]) -> Result<(), String> {
+/// A name is taken: fine if it may be and both ends are those of one pair with what was asked for.
+fn existing(pair: &VethAdd, in_a: &Netlink, in_b: &Netlink, may_exist: bool) -> Outcome {
+    let (a, b) = (in_a.link(&pair.a)?, in_b.link(&pair.b)?);
+    let (Some(a), Some(b)) = (&a, &b) else {
+        let (taken, netns) = if a.is_some() { (&pair.a, &pair.netns_a) } else { (&pair.b, &pair.netns_b) };
+        let place = netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
+        return Err(format!("interface '{taken}' exists already{place}: choose another name").into());
+    };
+    let paired = [a, b].iter().all(|link| link.kind.as_deref() == Some("veth"))
+        && (a.link, b.link) == (Some(b.index), Some(a.index));
+    if !paired {
+        return Err(format!(
+            "'{}' and '{}' exist already and are no pair: choose other names",
+            a.name, b.name
+        )
+        .into());
+    }
+    let has = |netlink: &Netlink, index, asked: &[Cidr]| -> Result<bool, Failed> {
+        let given = netlink.addresses(index)?;
+        Ok(asked.iter().all(|cidr| given.contains(&(cidr.address, cidr.prefix_len))))
+    };
+    let same = has(in_a, a.index, &pair.address_a)?
+        && has(in_b, b.index, &pair.address_b)?
+        && pair.mac_a.is_none_or(|mac| Some(mac.0) == a.mac)
+        && pair.mac_b.is_none_or(|mac| Some(mac.0) == b.mac)
+        && pair.mtu.is_none_or(|mtu| (mtu, mtu) == (a.mtu, b.mtu));
+    let remedy = match (may_exist, same) {
+        (true, true) => return Ok(()),
+        (false, true) => "use --may-exist if that is fine".to_owned(),
+        (_, false) => format!("its attributes are others: 'vswitchctl veth del {}' first", a.name),
+    };
+    Err(format!("veth pair '{}' and '{}' exists already: {remedy}", a.name, b.name).into())
+}
+
+fn give_addresses(netlink: &Netlink, name: &str, addresses: &[Cidr]) -> Outcome {
     if addresses.is_empty() {
         return Ok(());
     }
-    let link = netlink.link(name).map_err(|error| error.to_string())?;
+    let link = netlink.link(name)?;
     let link = link.ok_or_else(|| format!("interface '{name}' vanished while it was set up"))?;
     for cidr in addresses {
-        let given = netlink.add_address(link.index, cidr.address, cidr.prefix_len);
-        given.map_err(|error| error.to_string())?;
+        netlink.add_address(link.index, cidr.address, cidr.prefix_len)?;
     }
     Ok(())
 }

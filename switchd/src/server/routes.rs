@@ -185,6 +185,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
+/// The name in a path.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Name(name)),
+            Err(error) => Err(Refusal(StatusCode::BAD_REQUEST, format!("the request's path: {error}"))),
+        }
+    }
+}
+
 /// Tolerance of an addition.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -272,7 +286,7 @@ async fn add_bridge(
 /// One bridge.
 #[utoipa::path(get, path = "/v1/bridges/{name}", params(("name" = String, Path)),
     responses((status = OK, body = BridgeInfo), (status = 404, body = Failure)))]
-async fn bridge(State(daemon): Shared, Path(name): Path<String>) -> Reply<BridgeInfo> {
+async fn bridge(State(daemon): Shared, Name(name): Name) -> Reply<BridgeInfo> {
     call(daemon, StatusCode::OK, move |daemon| daemon.bridge(&name)).await
 }
 
@@ -281,7 +295,7 @@ async fn bridge(State(daemon): Shared, Path(name): Path<String>) -> Reply<Bridge
     responses((status = OK, body = BridgeInfo), (status = 400, body = Failure), (status = 404, body = Failure)))]
 async fn set_bridge(
     State(daemon): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Json(request): Json<BridgeSet>,
 ) -> Reply<BridgeInfo> {
     call(daemon, StatusCode::OK, move |daemon| daemon.set_bridge(&name, &request)).await
@@ -292,7 +306,7 @@ async fn set_bridge(
     responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
 async fn del_bridge(
     State(daemon): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Query(how): Query<DelBridgeQuery>,
 ) -> Reply<Done> {
     let work =
@@ -321,29 +335,21 @@ async fn add_port(
 /// One port.
 #[utoipa::path(get, path = "/v1/ports/{name}", params(("name" = String, Path)),
     responses((status = OK, body = PortInfo), (status = 404, body = Failure)))]
-async fn port(State(daemon): Shared, Path(name): Path<String>) -> Reply<PortInfo> {
+async fn port(State(daemon): Shared, Name(name): Name) -> Reply<PortInfo> {
     call(daemon, StatusCode::OK, move |daemon| daemon.port(&name)).await
 }
 
 /// Changes settings of a port; those not given stay.
 #[utoipa::path(patch, path = "/v1/ports/{name}", params(("name" = String, Path)), request_body = PortSet,
     responses((status = OK, body = PortInfo), (status = 400, body = Failure), (status = 404, body = Failure)))]
-async fn set_port(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-    Json(request): Json<PortSet>,
-) -> Reply<PortInfo> {
+async fn set_port(State(daemon): Shared, Name(name): Name, Json(request): Json<PortSet>) -> Reply<PortInfo> {
     call(daemon, StatusCode::OK, move |daemon| daemon.set_port(&name, &request)).await
 }
 
 /// Removes a port.
 #[utoipa::path(delete, path = "/v1/ports/{name}", params(("name" = String, Path), DelQuery),
     responses((status = OK, body = Done), (status = 404, body = Failure)))]
-async fn del_port(
-    State(daemon): Shared,
-    Path(name): Path<String>,
-    Query(how): Query<DelQuery>,
-) -> Reply<Done> {
+async fn del_port(State(daemon): Shared, Name(name): Name, Query(how): Query<DelQuery>) -> Reply<Done> {
     call(daemon, StatusCode::OK, move |daemon| daemon.del_port(&name, how.if_exists).map(|()| Done {})).await
 }
 
@@ -369,11 +375,7 @@ async fn fdb_add(
 /// Removes an entry.
 #[utoipa::path(delete, path = "/v1/fdb/{mac}", params(("mac" = String, Path), DelEntryQuery),
     responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
-async fn fdb_del(
-    State(daemon): Shared,
-    Path(mac): Path<String>,
-    Query(how): Query<DelEntryQuery>,
-) -> Reply<Done> {
+async fn fdb_del(State(daemon): Shared, Name(mac): Name, Query(how): Query<DelEntryQuery>) -> Reply<Done> {
     let work = move |daemon: &Daemon| {
         let mac = mac.parse().map_err(Error::Invalid)?;
         let key = FdbKey { bridge: how.bridge, vlan: how.vlan };

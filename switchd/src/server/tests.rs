@@ -174,6 +174,7 @@ fn refusals_are_one_line_with_the_right_status() {
         (400, "DELETE", "/v1/fdb/02:00?bridge=br0", "", "is not a MAC address"),
         (404, "GET", "/v1/stats?port=%00", "", "no port '\\0'"),
         (400, "POST", "/v1/reload", "", "without a configuration"),
+        (400, "GET", "/v1/ports/%ff", "", "path"),
         (404, "GET", "/v2", "", "GET /openapi.json"),
         (404, "GET", "/v1/ports/a/b", "", "GET /openapi.json"),
         (405, "PUT", "/v1/ports", "{}", "does not take PUT"),
