@@ -17,9 +17,6 @@ from .system import Failed, exit_on_sigterm, undoing
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ALL_METRICS = [*METRICS, "idle"]
 
-TRIES = 3
-"""How often a sample is taken before a disturbed one is kept."""
-
 
 def arguments(argv):
     """Reads the command line."""
@@ -38,10 +35,11 @@ def arguments(argv):
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=DIR", help="another build of ours, to compare in the same run")
     parser.add_argument("--vswitchd-args", default="", metavar="ARGS", help="more arguments for vswitchd")
     parser.add_argument("--patience", type=float, default=20, metavar="S", help="how long to wait for other processes to be quiet before each sample (default 20)")
+    parser.add_argument("--tries", type=int, default=3, metavar="N", help="how often a sample is taken before a disturbed one is kept (default 3)")
     parser.add_argument("--list", action="store_true", help="list contenders and whether they can run, then exit")
     options = parser.parse_args(argv)
-    if options.rounds < 1 or options.seconds < 1:
-        parser.error("--rounds and --seconds are at least 1")
+    if min(options.rounds, options.seconds, options.tries) < 1:
+        parser.error("--rounds, --seconds and --tries are at least 1")
     if options.append and not options.out:
         parser.error("--append needs --out")
     if any("=" not in pair for pair in options.also):
@@ -103,10 +101,10 @@ def sample(number, metric, contender, setting):
     return record
 
 
-def undisturbed(number, metric, contender, setting, patience):
+def undisturbed(number, metric, contender, setting, options):
     """A sample taken while other processes are quiet; one that they disturbed is taken again, then kept as it is."""
-    for _ in range(TRIES):
-        wait_for_quiet(patience)
+    for _ in range(options.tries):
+        wait_for_quiet(options.patience)
         record = sample(number, metric, contender, setting)
         say(record)
         if record.get("foreign_cpus", 0) <= QUIET_CPUS:
@@ -135,7 +133,7 @@ def rounds(options, contenders, results, setting):
             turn = (number - 1) % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
                 if applies(metric, contender):
-                    record = undisturbed(number, metric, contender, setting, options.patience)
+                    record = undisturbed(number, metric, contender, setting, options)
                     results["samples"].append(record)
         results["rounds"] = number
         report.write(results, options.out)
