@@ -223,6 +223,14 @@ impl Switch {
         self.control().ports()
     }
 
+    /// One port.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn port(&self, name: &str) -> Result<PortStatus, Error> {
+        self.control().port_named(name)
+    }
+
     /// Stations, sorted by bridge, VLAN and address.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ pub trait Control: Send + Sync {
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error>;
     fn del_port(&self, name: &str) -> Result<(), Error>;
     fn ports(&self) -> Vec<PortStatus>;
+    fn port(&self, name: &str) -> Result<PortStatus, Error>;
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error>;
     fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error>;
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
@@ -54,6 +55,9 @@ impl Control for Switch {
     }
     fn ports(&self) -> Vec<PortStatus> {
         Switch::ports(self)
+    }
+    fn port(&self, name: &str) -> Result<PortStatus, Error> {
+        Switch::port(self, name)
     }
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
         Switch::fdb(self, filter)

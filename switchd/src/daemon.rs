@@ -223,11 +223,7 @@ impl Daemon {
     }
 
     fn find_port(&self, name: &str) -> Result<PortStatus, Error> {
-        let mut all = self.switch.ports();
-        match all.iter().position(|port| port.spec.name == name) {
-            Some(index) => Ok(all.swap_remove(index)),
-            None => Err(Error::NotFound(none_such("port", name, all.iter().map(|p| p.spec.name.as_str())))),
-        }
+        self.switch.port(name)
     }
 
     /// Adds a port.

@@ -301,6 +301,10 @@ impl Control for std::sync::Arc<Model> {
     fn ports(&self) -> Vec<PortStatus> {
         Model::ports(self)
     }
+    fn port(&self, name: &str) -> Result<PortStatus, Error> {
+        let found = Model::ports(self).into_iter().find(|port| port.spec.name == name);
+        found.ok_or_else(|| Error::NotFound(format!("no port '{name}'")))
+    }
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
         Model::fdb(self, filter)
     }
