@@ -64,6 +64,8 @@ const fn network(ethertype: u16) -> i32 {
 }
 
 /// Jumps count from the next instruction; `at` is this one's index and `to` the target's.
+// Indices into a program of some dozen instructions.
+#[allow(clippy::cast_possible_truncation)]
 const fn jump(opcode: u8, immediate: i32, at: usize, to: usize) -> Instruction {
     op(opcode, 0, 0, (to as i32 - at as i32 - 1) as i16, immediate)
 }
