@@ -12,6 +12,7 @@
 //! Cycles are those of the time-stamp counter, at the frequency that /proc/cpuinfo says.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -157,7 +158,7 @@ impl Rig {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let behind = u64::from(self.stations / u32::from(PORTS));
-        let station = (self.random >> 32) * behind >> 32;
+        let station = ((self.random >> 32) * behind) >> 32;
         mac(station as u32 * u32::from(PORTS) + u32::from(port))
     }
 

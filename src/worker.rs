@@ -33,6 +33,8 @@ use crate::topology::{PORTS_MAX, Topology};
 pub const SPIN: Duration = Duration::from_micros(50);
 /// Turns of the loop between two looks at epoll while some queue is hot.
 const TURNS_PER_POLL: u32 = 16;
+/// And at most this long, for many busy ports make long turns.
+const POLL_EVERY: Duration = Duration::from_micros(500);
 
 const WAKER: Token = Token(PORTS_MAX);
 
@@ -64,6 +66,8 @@ pub enum Command {
 pub struct Applied {
     /// Queues it no longer uses, to be closed when every worker has answered.
     pub released: Vec<Box<dyn PortQueue>>,
+    /// What it ran on before: the last reference may hold a table of many megabytes, which is not freed between two batches.
+    pub before: Arc<Topology>,
 }
 
 /// What a worker tells the control side.
@@ -165,17 +169,22 @@ impl Worker {
         let mut ready = Events::with_capacity(256);
         let mut spinning = false;
         let mut turn = 0u32;
+        let mut polled = Instant::now();
         loop {
             if !self.commands.is_empty() && !self.obey() {
                 break;
             }
             let now = Instant::now();
             turn = turn.wrapping_add(1);
-            let look_at_epoll = turn.is_multiple_of(TURNS_PER_POLL);
+            let look_at_epoll =
+                turn.is_multiple_of(TURNS_PER_POLL) || now.duration_since(polled) > POLL_EVERY;
             if self.serve(now) {
                 self.shared.status[self.index].busy_turns.add(1);
                 if look_at_epoll {
+                    // Or one busy port would keep every port hot that ever had a frame.
+                    self.cool(now);
                     self.ask_epoll(&mut ready, Some(Duration::ZERO));
+                    polled = now;
                 }
                 continue;
             }
@@ -189,6 +198,7 @@ impl Worker {
                 spinning = self.shared.poll == PollMode::Adaptive;
                 if look_at_epoll || self.hot.is_empty() {
                     self.ask_epoll(&mut ready, Some(Duration::ZERO));
+                    polled = now;
                 } else {
                     // Not a pause: the program that was just woken may be waiting for this very CPU.
                     std::thread::yield_now();
@@ -280,8 +290,9 @@ impl Worker {
         }
         match received {
             Received::Gone => Served::Gone,
-            _ if worked => Served::Frames,
-            _ => Served::Nothing,
+            Received::More => Served::Frames,
+            Received::Drained if worked => Served::Frames,
+            Received::Drained => Served::Nothing,
         }
     }
 
@@ -311,8 +322,9 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Command::Apply { topology, remove, add, done } => {
+                    let before = Arc::clone(&self.topology);
                     let released = self.apply(topology, &remove, add);
-                    let _ = done.send(Applied { released });
+                    let _ = done.send(Applied { released, before });
                 }
             }
         }
@@ -328,7 +340,10 @@ impl Worker {
         let mut released = Vec::new();
         for id in remove {
             self.hot.retain(|hot| hot.port != *id);
-            let Some(queue) = self.queues.get_mut(id.index()).and_then(Option::take) else { continue };
+            let Some(mut queue) = self.queues.get_mut(id.index()).and_then(Option::take) else { continue };
+            if let Some(port) = self.topology.port(*id) {
+                port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+            }
             self.deregister(&*queue);
             released.push(queue);
         }

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Health, OpenPort, PortQueue, Received};
-use crate::batch::{Batch, FRAME_MAX};
+use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, Offload, VNET_HDR_LEN};
 use crate::stats::{Counters, DropReason};
@@ -116,7 +116,11 @@ impl PortQueue for MemQueue {
     fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
         // Silence the bell first: who rings after this is heard by the loop below or rings again.
         let _ = crate::sys::read(self.port.0.bell.as_fd(), &mut [0; 8]);
-        while !batch.is_full() {
+        // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
+        for _ in 0..BATCH_FRAMES {
+            if batch.is_full() {
+                break;
+            }
             let Ok(frame) = self.port.0.to_switch.1.try_recv() else { return Received::Drained };
             // As a device would: what the frame says of itself is checked, not believed.
             let (header, rest) = batch.spare().split_at_mut(VNET_HDR_LEN);

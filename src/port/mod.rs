@@ -41,7 +41,7 @@ pub trait PortQueue: Send + Debug {
 pub enum Received {
     /// Nothing waits any more.
     Drained,
-    /// The batch is full; more may wait.
+    /// The batch is full, or as many were looked at as it holds; more may wait.
     More,
     /// The device is gone.
     Gone,

@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Health, OpenPort, PortQueue, Received, is_gone};
-use crate::batch::Batch;
+use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
 use crate::spec::PacketSpec;
@@ -79,7 +79,11 @@ impl PortQueue for PacketQueue {
     }
 
     fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
-        while !batch.is_full() {
+        // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
+        for _ in 0..BATCH_FRAMES {
+            if batch.is_full() {
+                break;
+            }
             match self.socket.receive(batch.spare()) {
                 Ok(packet::Received::Empty) => return Received::Drained,
                 Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),

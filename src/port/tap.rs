@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{Health, OpenPort, PortQueue, Received, is_gone};
-use crate::batch::Batch;
+use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::spec::TapSpec;
@@ -136,7 +136,11 @@ impl PortQueue for TapQueue {
         if !self.receives {
             return Received::Drained;
         }
-        while !batch.is_full() {
+        // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
+        for _ in 0..BATCH_FRAMES {
+            if batch.is_full() {
+                break;
+            }
             let spare = batch.spare();
             let read = if self.offload {
                 sys::read(self.fd.as_fd(), spare)

@@ -5,6 +5,7 @@
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,6 +20,7 @@ use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use crate::stats::DropReason;
 use crate::status::{BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus};
+use crate::sys;
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
 
@@ -191,10 +193,11 @@ impl Control {
                 spec.name, port.spec.bridge
             )));
         }
-        // Of what the kernel makes, it knows itself which names are taken.
-        let taken = interface(&spec.kind).filter(|_| matches!(spec.kind, PortKind::Packet(_)));
+        // The one pair that makes sense: a TAP of one bridge whose host end is a packet port of another.
+        let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
+        let taken = interface(&spec.kind);
         let same = |port: &&Port| {
-            taken.is_some() && port.interface() == taken && matches!(port.spec.kind, PortKind::Packet(_))
+            taken.is_some() && port.interface() == taken && (packet(&port.spec.kind) || !packet(&spec.kind))
         };
         if let (Some(port), Some((_, ifname))) = (self.ports.values().find(same), &taken) {
             return Err(Error::Exists(format!("interface '{ifname}' is port '{}' already", port.spec.name)));
@@ -220,7 +223,13 @@ impl Control {
             link: None,
         };
         let add = match opened {
-            Some(opened) => vec![(id, self.attach(&mut port, opened)?)],
+            Some(opened) => {
+                let attached = self.attach(&mut port, opened);
+                if attached.is_err() {
+                    self.release_namespaces();
+                }
+                vec![(id, attached?)]
+            }
             None => Vec::new(),
         };
         self.sequence += 1;
@@ -236,7 +245,10 @@ impl Control {
             (Some((place, _)), Some(index)) => {
                 let named = |error| Error::port(&port.spec.name, error);
                 let netlink = self.namespaces.enter(&place).map_err(named)?;
-                netlink.link_by_index(index).map_err(named)?
+                // The monitor listens from here on; what vanished before is not there, and must not count as down.
+                let gone =
+                    || sys::Error::refused(io::ErrorKind::NotFound, "its interface vanished meanwhile");
+                Some(netlink.link_by_index(index).map_err(named)?.ok_or_else(gone).map_err(named)?)
             }
             _ => None,
         };
@@ -547,6 +559,7 @@ impl Control {
         self.publish(&lost, Vec::new());
         drop(keep);
         lost.iter().for_each(|&id| self.forget_stations(id));
+        (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
     }
 
     fn link_changed(&mut self, place: &Place, link: Link) {
@@ -631,6 +644,7 @@ impl Control {
             match back {
                 Ok(queues) => {
                     self.publish(&[], vec![(id, queues)]);
+                    (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
                     tracing::info!("port '{name}' is back");
                 }
                 Err(error) => tracing::debug!("{error}"),
@@ -643,7 +657,7 @@ impl Control {
         let Some(bridge) = self.ports.get(&id).and_then(|port| self.bridge(&port.spec.bridge).ok()) else {
             return;
         };
-        self.bridges[bridge].fdb.flush(|_, entry| entry.port == id && entry.kind != Kind::Static);
+        self.bridges[bridge].fdb.flush(|_, entry| entry.port == id && entry.kind == Kind::Dynamic);
     }
 
     /// Forgets stations not heard for their bridge's ageing time.

@@ -167,6 +167,12 @@ impl Crew {
     }
 }
 
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 impl Member {
     fn tell(&self, command: Command) {
         // A worker that ended has dropped its end; whoever waits for its answer says so.

@@ -191,8 +191,16 @@ impl PacketSocket {
         message.msg_iovlen = iov.len();
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = control.0.len();
-        // SAFETY: every pointer in `message` is to a live, exclusively borrowed buffer of the stated length.
-        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        let mut receive = || {
+            // SAFETY: every pointer in `message` is to a live, exclusively borrowed buffer of the stated length.
+            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        };
+        let mut n = receive();
+        if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
+            // The interface was down in between: that error is reported once, in place of the frame, which still waits
+            // and must not be taken for the one of the next slot.
+            n = receive();
+        }
         if n < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::WouldBlock {

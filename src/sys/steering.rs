@@ -72,11 +72,11 @@ const fn jump(opcode: u8, immediate: i32, at: usize, to: usize) -> Instruction {
 
 const IPV4: usize = 6;
 const IPV6: usize = 18;
-const PORTS: usize = 36;
-const FINISH: usize = 42;
+const PORTS: usize = 38;
+const FINISH: usize = 44;
 
 #[rustfmt::skip]
-static PROGRAM: [Instruction; 46] = [
+static PROGRAM: [Instruction; 48] = [
     /*  0 */ op(op::MOV, FRAME, 1, 0, 0),
     /*  1 */ op(op::MOV_IMM, SUM, 0, 0, 0),
     /*  2 */ op(op::LOAD_CONTEXT, 0, FRAME, PROTOCOL, 0),
@@ -96,21 +96,21 @@ static PROGRAM: [Instruction; 46] = [
     /* 18 */ load(op::FRAME_WORD, 8), add(), load(op::FRAME_WORD, 12), add(),
     /* 22 */ load(op::FRAME_WORD, 16), add(), load(op::FRAME_WORD, 20), add(),
     /* 26 */ load(op::FRAME_WORD, 24), add(), load(op::FRAME_WORD, 28), add(),
-    /* 30 */ op(op::MOV_IMM, 8, 0, 0, 40),
-    /* 31 */ load(op::FRAME_WORD, 36), add(),
-    /* 33 */ load(op::FRAME_BYTE, 6),
-    /* 34 */ jump(op::JUMP_EQ, 6, 34, PORTS),
-    /* 35 */ jump(op::JUMP_NE, 17, 35, FINISH),
-    /* 36 */ op(op::FRAME_WORD_AT, 0, 8, 0, NET),
-    /* 37 */ op(op::MOV, 1, 0, 0, 0),
-    /* 38 */ op(op::SHR_IMM, 1, 0, 0, 16),
-    /* 39 */ op(op::XOR, 0, 1, 0, 0),
-    /* 40 */ op(op::AND_IMM, 0, 0, 0, 0xffff),
-    /* 41 */ add(),
-    /* 42 */ op(op::MUL32_IMM, SUM, 0, 0, 0x9e37_79b1_u32.cast_signed()),
-    /* 43 */ op(op::SHR32_IMM, SUM, 0, 0, 16),
-    /* 44 */ op(op::MOV, 0, SUM, 0, 0),
-    /* 45 */ op(op::EXIT, 0, 0, 0, 0),
+    /* 30 */ load(op::FRAME_WORD, 32), add(), load(op::FRAME_WORD, 36), add(),
+    /* 34 */ op(op::MOV_IMM, 8, 0, 0, 40),
+    /* 35 */ load(op::FRAME_BYTE, 6),
+    /* 36 */ jump(op::JUMP_EQ, 6, 36, PORTS),
+    /* 37 */ jump(op::JUMP_NE, 17, 37, FINISH),
+    /* 38 */ op(op::FRAME_WORD_AT, 0, 8, 0, NET),
+    /* 39 */ op(op::MOV, 1, 0, 0, 0),
+    /* 40 */ op(op::SHR_IMM, 1, 0, 0, 16),
+    /* 41 */ op(op::XOR, 0, 1, 0, 0),
+    /* 42 */ op(op::AND_IMM, 0, 0, 0, 0xffff),
+    /* 43 */ add(),
+    /* 44 */ op(op::MUL32_IMM, SUM, 0, 0, 0x9e37_79b1_u32.cast_signed()),
+    /* 45 */ op(op::SHR32_IMM, SUM, 0, 0, 16),
+    /* 46 */ op(op::MOV, 0, SUM, 0, 0),
+    /* 47 */ op(op::EXIT, 0, 0, 0, 0),
 ];
 
 /// The program, loaded. The kernel keeps it for as long as a device or socket group uses it.

@@ -82,7 +82,10 @@ fn setup() -> impl Strategy<Value = Setup> {
 }
 
 /// A filtering or other bridge of two to five ports, and bursts of frames by port.
-fn scene() -> impl Strategy<Value = (bool, Vec<Setup>, Vec<(u16, Vec<Vec<u8>>)>)> {
+/// Whether the bridge filters, its ports, and batches with the port each comes in by.
+type Scene = (bool, Vec<Setup>, Vec<(u16, Vec<Vec<u8>>)>);
+
+fn scene() -> impl Strategy<Value = Scene> {
     let bursts = (0u16..5, proptest::collection::vec(frame(), 1..70));
     (any::<bool>(), proptest::collection::vec(setup(), 2..6), proptest::collection::vec(bursts, 1..6))
         .prop_map(|(filtering, ports, mut bursts)| {

@@ -216,8 +216,7 @@ fn batches_and_frames_of_every_size() {
         assert_eq!(lab.counters(0).rx_frames.get(), count as u64);
     }
     for len in [14, 60, 64, 512, 1514, 1518, 9018, 65_549, FRAME_MAX] {
-        let mut setup = Setup::default();
-        setup.mtu = FRAME_MAX as u32;
+        let setup = Setup { mtu: FRAME_MAX as u32, ..Setup::default() };
         let mut lab = Lab::new(false, &[setup.clone(), setup]);
         let bytes = frame_of(len, station(2), station(1), 0xa5);
         lab.arrive(0, &vec![bytes.clone().into(); 5]);

@@ -184,7 +184,7 @@ fn ports_come_and_go_beside_traffic() {
                 sent += 1;
             }
             // Slower than the reader below, so that its queue never fills.
-            if sent % 32 == 0 {
+            if sent.is_multiple_of(32) {
                 std::thread::sleep(Duration::from_micros(500));
             }
         }

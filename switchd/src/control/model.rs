@@ -15,6 +15,7 @@ use vswitch::status::{
 use vswitch::switch::{Error, FdbFilter, Missing};
 
 use super::Control;
+use crate::api::none_such;
 use crate::config::interface;
 use crate::plan::{Entry, Layout};
 
@@ -192,6 +193,13 @@ impl Control for Model {
         Ok(())
     }
 
+    fn port(&self, name: &str) -> Result<PortStatus, Error> {
+        let found = self.ports().into_iter().find(|port| port.spec.name == name);
+        found.ok_or_else(|| {
+            Error::NotFound(none_such("port", name, self.ports().iter().map(|port| port.spec.name.as_str())))
+        })
+    }
+
     fn ports(&self) -> Vec<PortStatus> {
         let inner = self.inner();
         let status = |spec: &PortSpec| PortStatus {
@@ -302,8 +310,7 @@ impl Control for std::sync::Arc<Model> {
         Model::ports(self)
     }
     fn port(&self, name: &str) -> Result<PortStatus, Error> {
-        let found = Model::ports(self).into_iter().find(|port| port.spec.name == name);
-        found.ok_or_else(|| Error::NotFound(format!("no port '{name}'")))
+        Model::port(self, name)
     }
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
         Model::fdb(self, filter)
