@@ -242,6 +242,7 @@ impl PacketSocket {
     #[inline]
     pub fn send(&mut self, frames: &[Outgoing<'_>], mut outcome: impl FnMut(usize, io::Result<()>)) {
         let mut sent = 0;
+        let mut last_refused = None;
         for chunk in frames.chunks(BATCH_FRAMES) {
             self.scratch.point_at(chunk);
             let end = sent + chunk.len();
@@ -261,9 +262,15 @@ impl PacketSocket {
                     (sent..sent + n.unsigned_abs() as usize).for_each(|index| outcome(index, Ok(())));
                     sent += n.unsigned_abs() as usize;
                 } else {
-                    // The kernel stops at the first frame it refuses and says why when that one is first.
-                    outcome(sent, Err(io::Error::last_os_error()));
-                    sent += 1;
+                    // The kernel stops at the first frame it refuses and says why when that one is first. That the interface
+                    // was down since the last call it says instead of sending, once.
+                    let error = io::Error::last_os_error();
+                    let stale = error.raw_os_error() == Some(libc::ENETDOWN) && last_refused != Some(sent);
+                    last_refused = Some(sent);
+                    if !stale {
+                        outcome(sent, Err(error));
+                        sent += 1;
+                    }
                 }
             }
         }
