@@ -69,7 +69,12 @@ struct Topology {
 }
 
 enum Command {
-    Apply { topology: Arc<Topology>, remove: Vec<PortId>, add: Vec<(PortId, Queue)>, done: Sender<Vec<Queue>> },
+    Apply {
+        topology: Arc<Topology>,
+        remove: Vec<PortId>,
+        add: Vec<(PortId, Queue)>,
+        done: Sender<Vec<Queue>>,
+    },
     Stop,
 }
 
