@@ -339,7 +339,6 @@ impl Worker {
     ) -> Vec<Box<dyn PortQueue>> {
         let mut released = Vec::new();
         for id in remove {
-            self.hot.retain(|hot| hot.port != *id);
             let Some(mut queue) = self.queues.get_mut(id.index()).and_then(Option::take) else { continue };
             if let Some(port) = self.topology.port(*id) {
                 port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
@@ -347,6 +346,8 @@ impl Worker {
             self.deregister(&*queue);
             released.push(queue);
         }
+        // Once for all of them: a thousand may leave in one go.
+        self.hot.retain(|hot| self.queues.get(hot.port.index()).is_some_and(Option::is_some));
         self.queues.resize_with(topology.ports.len().max(self.queues.len()), || None);
         self.outbox.resize(self.queues.len());
         self.topology = topology;

@@ -24,7 +24,7 @@ use crate::sys::{self, netns, tun};
 
 /// Frames that the kernel queues towards us while we are busy. Its default of 500 is dropped from without
 /// back-pressure as soon as a TCP window of small frames arrives at once.
-const TX_QUEUE_FRAMES: u32 = 2000;
+const TX_QUEUE_FRAMES: u32 = 5000;
 
 pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     sys::check_ifname(&spec.ifname)?;
