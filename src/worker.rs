@@ -5,11 +5,13 @@
 //! a `mio` waker; the worker applies it between two batches and hands back the queues of ports that left, so that file
 //! descriptors are closed by the control side, after every worker has let go.
 //!
-//! **How it waits.** A queue that brought frames is *hot*: it is read directly, without asking epoll, for
-//! [`SPIN`] after the last frame. Waking a sleeping worker costs more than handling a frame, and while traffic is a
-//! conversation the next frame is tens of microseconds away; this halves the round trip of a kernel bridge.
-//! When nothing is hot the worker sleeps in epoll, so idle costs nothing. At most all CPUs but one spin at a time, else
-//! the spinners would take the CPU from the programs whose frames they are waiting for.
+//! **How it waits.** A queue that brought frames is *hot*: it is read directly, without asking epoll, for a while after the
+//! last frame. Waking a sleeping worker costs more than handling a frame, and while traffic is a conversation the next
+//! frame is tens of microseconds away; this halves the round trip of a kernel bridge. How long follows from whether it
+//! pays, as in KVM's halt polling: a sleep that ended within [`SPIN_MAX`] should have been spun through, and the next one
+//! is; each longer sleep halves the time. When nothing is hot the worker sleeps in epoll, so idle costs nothing. At most
+//! all CPUs but one spin at a time, else the spinners would take the CPU from the programs whose frames they are
+//! waiting for.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -29,8 +31,11 @@ use crate::stats::{Counter, DropReason};
 use crate::switch::PollMode;
 use crate::topology::{PORTS_MAX, Topology};
 
-/// How long after its last frame a worker keeps looking before it sleeps.
-pub const SPIN: Duration = Duration::from_micros(50);
+/// How long after its last frame a worker keeps looking before it sleeps, at most. Programs at both ends may have to be
+/// woken before the next frame comes, each on an idle CPU, which takes a virtual machine 20 to 60 µs.
+pub const SPIN_MAX: Duration = Duration::from_micros(200);
+/// And at least: the rest of a burst comes within this.
+const SPIN_MIN: Duration = Duration::from_micros(10);
 /// Turns of the loop between two looks at epoll while some queue is hot.
 const TURNS_PER_POLL: u32 = 16;
 /// And at most this long, for many busy ports make long turns.
@@ -116,6 +121,8 @@ pub struct Worker {
     queues: Vec<Option<Box<dyn PortQueue>>>,
     /// Ports whose queue may have frames, in order of service.
     hot: Vec<Hot>,
+    /// How long a queue without frames stays hot: between [`SPIN_MIN`] and [`SPIN_MAX`].
+    spin: Duration,
     outbox: Outbox,
     workshop: Workshop,
     batch: Batch,
@@ -124,7 +131,10 @@ pub struct Worker {
 #[derive(Clone, Copy, Debug)]
 struct Hot {
     port: PortId,
-    last_frame: Instant,
+    /// Frames came since [`Worker::cool`] looked last.
+    fresh: bool,
+    /// When that was found the last time.
+    since: Instant,
 }
 
 impl Worker {
@@ -152,6 +162,7 @@ impl Worker {
             topology: Arc::default(),
             queues: Vec::new(),
             hot: Vec::with_capacity(PORTS_MAX),
+            spin: SPIN_MAX,
             outbox: Outbox::default(),
             workshop: Workshop::default(),
             batch: Batch::default(),
@@ -211,7 +222,9 @@ impl Worker {
             // Nothing waits in any hot queue, and epoll tells what comes from now on.
             self.hot.clear();
             self.shared.status[self.index].sleeps.add(1);
+            let asleep = Instant::now();
             self.ask_epoll(&mut ready, None);
+            self.spin = if asleep.elapsed() < SPIN_MAX { SPIN_MAX } else { (self.spin / 2).max(SPIN_MIN) };
         }
         if spinning {
             self.shared.spin_permits.fetch_add(1, Ordering::Relaxed);
@@ -238,8 +251,8 @@ impl Worker {
             #[allow(clippy::cast_possible_truncation)]
             let port = PortId(event.token().0 as u16);
             match self.hot.iter_mut().find(|hot| hot.port == port) {
-                Some(hot) => hot.last_frame = now,
-                None => self.hot.push(Hot { port, last_frame: now }),
+                Some(hot) => hot.fresh = true,
+                None => self.hot.push(Hot { port, fresh: true, since: now }),
             }
         }
     }
@@ -252,7 +265,7 @@ impl Worker {
             let port = self.hot[slot].port;
             match self.serve_port(port, now) {
                 Served::Frames => {
-                    self.hot[slot].last_frame = now;
+                    self.hot[slot].fresh = true;
                     worked = true;
                 }
                 Served::Nothing => {}
@@ -298,7 +311,13 @@ impl Worker {
 
     /// Forgets queues that have been silent for long enough.
     fn cool(&mut self, now: Instant) {
-        self.hot.retain(|hot| now.duration_since(hot.last_frame) < SPIN);
+        let spin = self.spin;
+        self.hot.retain_mut(|hot| {
+            if std::mem::take(&mut hot.fresh) {
+                hot.since = now;
+            }
+            now.duration_since(hot.since) < spin
+        });
     }
 
     /// A device has vanished: stop listening, say so once.
@@ -356,7 +375,7 @@ impl Worker {
             self.register(id, &*queue);
             self.queues[id.index()] = Some(queue);
             // Frames may have come before epoll was told to look.
-            self.hot.push(Hot { port: id, last_frame: now });
+            self.hot.push(Hot { port: id, fresh: true, since: now });
         }
         self.shared.status[self.index].generation.store(self.topology.generation, Ordering::Release);
         released
