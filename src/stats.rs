@@ -63,6 +63,8 @@ drop_reasons! {
     PortGone = "port_gone",
     /// Received cut short, for want of buffer in the kernel.
     RxTruncated = "rx_truncated",
+    /// The receiving port could not hand the frame over.
+    RxError = "rx_error",
     /// Dropped by the kernel before the switch could read it.
     RxMissed = "rx_missed",
 }

@@ -12,6 +12,8 @@ pub struct BridgeStatus {
     pub spec: BridgeSpec,
     /// Stations in its forwarding database.
     pub fdb_used: u32,
+    /// What has happened to the forwarding database since the bridge was added.
+    pub fdb_counters: crate::bridge::fdb::Counters,
     /// Names of its ports, in order of creation.
     pub ports: Vec<String>,
 }

@@ -256,6 +256,27 @@ fn a_veth_pair_knows_both_its_ends() {
 }
 
 #[test]
+fn several_go_at_once_and_no_others() {
+    let (a, b, va, _) = pair();
+    let netlink = a.netlink();
+    for name in ["w0", "w1", "w2"] {
+        netlink
+            .add_veth(&VethEnd::new(name, a.fd()), &VethEnd::new(&format!("{name}p"), b.fd()))
+            .expect("made");
+    }
+    // The highest group is somebody's: another is taken.
+    let theirs = LinkChange { group: Some(u32::MAX), ..LinkChange::default() };
+    netlink.set_link(va.index, &theirs).expect("grouped");
+    let (w0, w1, w2) = (get(&a, "w0"), get(&a, "w1"), get(&a, "w2"));
+    let renamed = LinkChange { name: Some("other"), ..LinkChange::default() };
+    netlink.set_link(w2.index, &renamed).expect("renamed");
+    netlink.del_links(&[&w0, &w1, &w2]).expect("deleted");
+    let names: Vec<String> = netlink.links().expect("listed").into_iter().map(|link| link.name).collect();
+    assert_eq!(names, ["lo", "va", "other"], "what is not what it was stays");
+    netlink.del_links(&[&w0]).expect("gone already");
+}
+
+#[test]
 fn a_pair_is_made_whole_or_not_at_all() {
     let (a, b, ..) = pair();
     let error = a
@@ -276,12 +297,14 @@ fn one_message_moves_renames_and_sets() {
         mac: Some(mac),
         name: Some("uplink"),
         txqlen: Some(4321),
+        group: Some(7),
         netns: b.fd(),
     };
     a.netlink().set_link(va.index, &change).expect("moved");
     assert_eq!(a.netlink().link("va").expect("asked"), None);
     let link = get(&b, "uplink");
-    assert_eq!((link.up, link.mtu, link.mac, link.txqlen), (true, 9000, Some(mac), 4321));
+    let is = (link.up, link.mtu, link.mac, link.txqlen, link.group);
+    assert_eq!(is, (true, 9000, Some(mac), 4321, 7));
     assert!(b.netlink().link("va").expect("asked").is_none());
 
     let netlink = b.netlink();

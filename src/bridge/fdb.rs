@@ -128,6 +128,8 @@ struct Stats {
     len: AtomicU32,
     /// The bucket where the next search for a victim starts, modulo the table.
     hand: AtomicUsize,
+    /// The bucket where the next part of the table is looked through for old entries, modulo the table.
+    sweep: AtomicUsize,
     moves: AtomicU64,
     moves_limited: AtomicU64,
     evictions: AtomicU64,
@@ -321,15 +323,29 @@ impl Fdb {
     /// Forgets dynamic entries not heard for `ageing_secs` (at most [`MAX_AGEING_SECS`]) or longer; returns
     /// how many. Meant to be called about once a second, and at least once a day.
     pub fn expire(&self, now: Tick, ageing_secs: u32) -> usize {
-        let ageing_secs = ageing_secs.min(MAX_AGEING_SECS);
-        self.flush(|_, entry| entry.kind == Kind::Dynamic && entry.age_secs(now) >= ageing_secs)
+        self.forget(self.table.slots(), too_old(now, ageing_secs))
+    }
+
+    /// The same in one part of the table, the next at each call: as many buckets as wanted, which are as many
+    /// stations and 64 bytes each.
+    pub fn expire_part(&self, now: Tick, ageing_secs: u32, buckets: usize) -> usize {
+        let start = self.stats.sweep.fetch_add(buckets, Ordering::Relaxed);
+        self.forget(self.table.window(start, buckets), too_old(now, ageing_secs))
     }
 
     /// Forgets every entry, of whatever kind, for which `forget` is true; returns how many. It is asked again
     /// when an entry changed in between.
-    pub fn flush(&self, mut forget: impl FnMut(Key, Entry) -> bool) -> usize {
+    pub fn flush(&self, forget: impl FnMut(Key, Entry) -> bool) -> usize {
+        self.forget(self.table.slots(), forget)
+    }
+
+    fn forget<'a>(
+        &self,
+        slots: impl Iterator<Item = &'a Slot>,
+        mut forget: impl FnMut(Key, Entry) -> bool,
+    ) -> usize {
         let mut gone = 0;
-        for slot in self.table.slots() {
+        for slot in slots {
             while let Some((key, value)) = self.table.read(slot) {
                 if !forget(key, value.entry()) {
                     break;
@@ -348,11 +364,17 @@ impl Fdb {
         self.table.slots().filter_map(|slot| self.table.read(slot)).map(|(key, value)| (key, value.entry()))
     }
 
-    /// Copies every entry (and the number of ports) to another table; returns how many were refused. Fixed
-    /// entries go first, then dynamic ones from the oldest to the newest, under the other table's fair shares:
+    /// Copies every entry (and the number of ports, and what has happened so far) to another table; returns how
+    /// many were refused. Fixed entries go first, then dynamic ones from the oldest to the newest, under the other table's fair shares:
     /// of what it evicts on the way nothing is said. What is learned here meanwhile may be missed.
     pub fn copy_to(&self, other: &Fdb) -> usize {
         other.ports.set_number(self.ports.number());
+        let counts = self.counters();
+        other.stats.moves.fetch_add(counts.moves, Ordering::Relaxed);
+        other.stats.moves_limited.fetch_add(counts.moves_limited, Ordering::Relaxed);
+        other.stats.evictions.fetch_add(counts.evictions, Ordering::Relaxed);
+        other.stats.full.fetch_add(counts.full, Ordering::Relaxed);
+        other.stats.conflicts.fetch_add(counts.conflicts, Ordering::Relaxed);
         let mut entries: Vec<_> = self.iter().collect();
         let newest = entries.iter().map(|(_, entry)| entry.last_seen).reduce(later).unwrap_or_default();
         entries.sort_by_key(|(_, entry)| {
@@ -463,6 +485,12 @@ impl Fdb {
         }
         done
     }
+}
+
+/// Dynamic entries that were not heard for so long, or longer.
+fn too_old(now: Tick, ageing_secs: u32) -> impl Fn(Key, Entry) -> bool {
+    let ageing_secs = ageing_secs.min(MAX_AGEING_SECS);
+    move |_, entry| entry.kind == Kind::Dynamic && entry.age_secs(now) >= ageing_secs
 }
 
 /// One for each station at least, a power of two.

@@ -158,7 +158,8 @@ impl PortQueue for TapQueue {
                 }
                 Ok(None) => return Received::Drained,
                 Err(error) if is_gone(&error) => return Received::Gone,
-                Err(_) => return Received::Drained,
+                // The kernel had taken the frame from its queue; others may wait behind it.
+                Err(_) => counters.drop_frame(DropReason::RxError),
             }
         }
         Received::More

@@ -3,26 +3,31 @@
 //! One [`Control`] behind one mutex. Every change goes the same way: check everything that can be checked, open what has to be
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
+//!
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `world.rs`: what happens to interfaces by itself.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+
+mod stations;
+mod world;
 
 use super::crew::Crew;
-use super::namespaces::{Namespaces, News, Place};
-use super::{Error, FdbFilter, Missing};
-use crate::addr::{MacAddr, PortId};
+use super::namespaces::{Namespaces, Place};
+use super::{Error, Missing};
+use crate::addr::PortId;
 use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use crate::stats::DropReason;
-use crate::status::{BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus};
+use crate::status::{BridgeStatus, PortCounters, PortState, PortStatus};
 use crate::sys;
-use crate::sys::netlink::{Link, LinkEvent, Netlink};
+use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
+use crate::worker::Applied;
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -33,6 +38,8 @@ pub(super) struct Control {
     ports: BTreeMap<PortId, Port>,
     /// Order of creation of the next port.
     sequence: u64,
+    /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
+    retired: Vec<(PortId, u64)>,
 }
 
 #[derive(Debug)]
@@ -54,9 +61,25 @@ struct Port {
     open: bool,
     /// The interface, as last heard of.
     link: Option<Link>,
+    /// Frames that overflowed a TAP's queue towards us, as last read.
+    missed: u64,
 }
 
 impl Port {
+    /// Whether the switch made its device.
+    fn is_tap(&self) -> bool {
+        matches!(self.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
+    }
+
+    /// What overflowed a TAP's queue towards us was lost before any worker could count it; the kernel tells as long as there
+    /// is the device.
+    fn count_missed(&mut self, namespaces: &Namespaces) {
+        let netlink = self.interface().and_then(|(place, _)| namespaces.get(&place));
+        if let (true, Some(link), Some(netlink)) = (self.is_tap() && self.open, &self.link, netlink) {
+            self.missed = self.missed.max(netlink.tx_dropped(link.index).unwrap_or(0));
+        }
+    }
+
     /// The interface it is made of, and where.
     fn interface(&self) -> Option<(Place, &str)> {
         interface(&self.spec.kind)
@@ -82,7 +105,15 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
 
 impl Control {
     pub(super) fn new(crew: Crew, namespaces: Namespaces) -> Control {
-        Control { crew, namespaces, generation: 0, bridges: Vec::new(), ports: BTreeMap::new(), sequence: 0 }
+        Control {
+            crew,
+            namespaces,
+            generation: 0,
+            bridges: Vec::new(),
+            ports: BTreeMap::new(),
+            sequence: 0,
+            retired: Vec::new(),
+        }
     }
 
     // ---- bridges ----
@@ -98,7 +129,7 @@ impl Control {
         }
         let fdb = new_fdb(&spec)?;
         self.bridges.push(Bridge { spec, fdb });
-        self.publish(&[], Vec::new());
+        drop(self.publish(&[], Vec::new()));
         Ok(())
     }
 
@@ -114,29 +145,12 @@ impl Control {
             bridge.fdb.copy_to(&resized);
             bridge.fdb = resized;
         }
-        self.publish(&[], Vec::new());
+        drop(self.publish(&[], Vec::new()));
         if mode_changed || before.default_pvid != self.bridges[index].spec.default_pvid {
             self.rekey(index);
         }
         self.refresh_locals(index);
         Ok(())
-    }
-
-    /// After a change of mode or default PVID: dynamic entries are forgotten, static ones follow their port's VLAN.
-    fn rekey(&mut self, index: usize) {
-        let Bridge { spec, fdb } = &self.bridges[index];
-        let statics: Vec<_> = fdb.iter().filter(|(_, entry)| entry.kind == Kind::Static).collect();
-        fdb.flush(|_, entry| entry.kind != Kind::Local);
-        for (key, entry) in statics {
-            let vid = match (spec.vlan_filtering, key.vid()) {
-                (false, _) => 0,
-                (true, 0) => self.default_vid(entry.port).unwrap_or(0),
-                (true, vid) => vid,
-            };
-            if let Err(error) = fdb.insert_static(Key::new(key.mac(), vid), entry.port) {
-                tracing::error!("bridge '{}': static entry {} is lost: {error}", spec.name, key.mac());
-            }
-        }
     }
 
     pub(super) fn del_bridge(&mut self, name: &str, with_ports: bool) -> Result<(), Error> {
@@ -149,11 +163,8 @@ impl Control {
                 names.join(", ")
             )));
         }
-        let removed: Vec<_> = members.iter().filter_map(|id| self.ports.remove(id)).collect();
         self.bridges.remove(index);
-        self.publish(&members, Vec::new());
-        drop(removed);
-        self.release_namespaces();
+        self.close(&members);
         Ok(())
     }
 
@@ -164,6 +175,7 @@ impl Control {
             BridgeStatus {
                 spec: bridge.spec.clone(),
                 fdb_used: bridge.fdb.len(),
+                fdb_counters: bridge.fdb.counters(),
                 ports: ports.into_iter().map(|port| port.spec.name.clone()).collect(),
             }
         };
@@ -221,6 +233,7 @@ impl Control {
             keep: Vec::new(),
             open: false,
             link: None,
+            missed: 0,
         };
         let add = match opened {
             Some(opened) => {
@@ -234,7 +247,7 @@ impl Control {
         };
         self.sequence += 1;
         self.ports.insert(id, port);
-        self.publish(&[], add);
+        drop(self.publish(&[], add));
         self.refresh_locals(bridge);
         Ok(())
     }
@@ -273,7 +286,7 @@ impl Control {
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
         port.spec.settings = settings;
-        self.publish(&[], Vec::new());
+        drop(self.publish(&[], Vec::new()));
         if vlans_changed {
             // Stations of VLANs that it no longer carries would draw frames that egress then drops.
             let policy = self.policy(id);
@@ -289,19 +302,51 @@ impl Control {
 
     pub(super) fn del_port(&mut self, name: &str) -> Result<(), Error> {
         let id = self.port(name)?;
-        let Some(port) = self.ports.remove(&id) else { return Err(self.no_port(name)) };
-        self.publish(&[id], Vec::new());
-        if let Ok(bridge) = self.bridge(&port.spec.bridge) {
-            self.bridges[bridge].fdb.flush(|_, entry| entry.port == id);
-        }
-        drop(port);
-        self.release_namespaces();
+        self.close(&[id]);
         Ok(())
+    }
+
+    /// Removes every port and what was made for them.
+    pub(super) fn close_all(&mut self) {
+        let ids: Vec<PortId> = self.ports.keys().copied().collect();
+        self.close(&ids);
+    }
+
+    /// Removes ports, and the stations behind them.
+    fn close(&mut self, ids: &[PortId]) {
+        let ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
+        let released = self.publish(ids, Vec::new());
+        let leaving: HashSet<PortId> = ids.iter().copied().collect();
+        for bridge in &self.bridges {
+            bridge.fdb.flush(|_, entry| leaving.contains(&entry.port));
+        }
+        self.delete_devices(&ports);
+        drop((released, ports));
+        self.release_namespaces();
+    }
+
+    /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many go at once when the
+    /// kernel is told so before.
+    fn delete_devices(&self, ports: &[Port]) {
+        let mut devices: HashMap<Place, Vec<&Link>> = HashMap::new();
+        for port in ports.iter().filter(|port| port.open && port.is_tap()) {
+            if let (Some((place, _)), Some(link)) = (port.interface(), &port.link) {
+                devices.entry(place).or_default().push(link);
+            }
+        }
+        for (place, links) in devices.iter().filter(|(_, links)| links.len() > 1) {
+            let Some(netlink) = self.namespaces.get(place) else { continue };
+            if let Err(error) = netlink.del_links(links) {
+                // They go all the same, only slower.
+                tracing::debug!("{error}");
+            }
+        }
     }
 
     pub(super) fn ports(&mut self) -> Vec<PortStatus> {
         self.catch_up();
         self.crew.count_missed();
+        self.ports.values_mut().for_each(|port| port.count_missed(&self.namespaces));
         let mut ports: Vec<_> = self.ports.values().collect();
         ports.sort_by_key(|port| port.sequence);
         ports.into_iter().map(|port| self.port_status(port)).collect()
@@ -311,7 +356,10 @@ impl Control {
     pub(super) fn port_named(&mut self, name: &str) -> Result<PortStatus, Error> {
         self.catch_up();
         self.crew.count_missed();
-        Ok(self.port_status(&self.ports[&self.port(name)?]))
+        let id = self.port(name)?;
+        let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
+        port.count_missed(&self.namespaces);
+        Ok(self.port_status(&self.ports[&id]))
     }
 
     fn port_status(&self, port: &Port) -> PortStatus {
@@ -332,11 +380,7 @@ impl Control {
             peer,
             counters: {
                 let mut counters = counters(&port.shared);
-                let tap = matches!(port.spec.kind, PortKind::Tap(_) | PortKind::Internal(_));
-                if let (true, Some(link), Some(netlink)) = (tap, link, netlink) {
-                    // What overflowed the TAP's queue towards us was lost before any worker could count it.
-                    count(&mut counters, DropReason::RxMissed, netlink.tx_dropped(link.index).unwrap_or(0));
-                }
+                count(&mut counters, DropReason::RxMissed, port.missed);
                 counters
             },
         }
@@ -351,13 +395,25 @@ impl Control {
         Error::not_found("port", name, self.ports.values().map(|port| port.spec.name.as_str()))
     }
 
-    fn free_id(&self) -> Result<PortId, Error> {
+    fn free_id(&mut self) -> Result<PortId, Error> {
+        self.release_ids();
+        let retired: HashSet<PortId> = self.retired.iter().map(|&(id, _)| id).collect();
         (0..PORTS_MAX)
             .filter_map(|id| u16::try_from(id).ok().map(PortId))
-            .find(|id| !self.ports.contains_key(id))
+            .find(|id| !self.ports.contains_key(id) && !retired.contains(id))
             .ok_or_else(|| {
                 Error::Invalid(format!("the switch has {PORTS_MAX} ports, its most; delete one first"))
             })
+    }
+
+    /// Ids that no worker knows any more may stand for other ports, once what a late worker learned is forgotten.
+    fn release_ids(&mut self) {
+        let reached = self.crew.generation();
+        for (id, _) in self.retired.extract_if(.., |(_, generation)| *generation <= reached) {
+            for bridge in self.bridges.iter().filter(|_| !self.ports.contains_key(&id)) {
+                bridge.fdb.flush(|_, entry| entry.port == id);
+            }
+        }
     }
 
     fn check_vlan(&self, port: &str, bridge: usize, settings: &PortSettings) -> Result<(), Error> {
@@ -384,304 +440,30 @@ impl Control {
             .map_or_else(|_| VlanPolicy::default(), |pvid| VlanPolicy::new(&port.spec.settings.vlan, pvid))
     }
 
-    // ---- stations ----
-
-    pub(super) fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
-        self.check_filter(filter)?;
-        let now = self.crew.now();
-        let mut entries = Vec::new();
-        for bridge in self.bridges.iter().filter(|bridge| is(&filter.bridge, &bridge.spec.name)) {
-            for (key, entry) in bridge.fdb.iter() {
-                let Some(port) = self.ports.get(&entry.port) else { continue };
-                if !is(&filter.port, &port.spec.name) || filter.vlan.is_some_and(|vid| vid != key.vid()) {
-                    continue;
-                }
-                entries.push(FdbEntry {
-                    mac: key.mac(),
-                    vlan: key.vid(),
-                    bridge: bridge.spec.name.clone(),
-                    port: port.spec.name.clone(),
-                    state: match entry.kind {
-                        Kind::Dynamic => FdbState::Dynamic,
-                        Kind::Static => FdbState::Static,
-                        Kind::Local => FdbState::Local,
-                    },
-                    age_secs: entry.age_secs(now),
-                });
-            }
-        }
-        entries.sort_by(|a, b| (&a.bridge, a.vlan, a.mac).cmp(&(&b.bridge, b.vlan, b.mac)));
-        Ok(entries)
-    }
-
-    pub(super) fn fdb_add(&mut self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
-        if !mac.is_station() {
-            return Err(Error::Invalid(format!(
-                "'{mac}' is not a station's address: it is a group address or zero"
-            )));
-        }
-        let id = self.port(port)?;
-        let bridge = &self.bridges[self.bridge(&self.ports[&id].spec.bridge)?];
-        let vid = match (bridge.spec.vlan_filtering, vlan) {
-            (false, None | Some(0)) => 0,
-            (false, Some(_)) => return Err(self.unaware(&bridge.spec.name)),
-            (true, Some(vid)) => {
-                if self.policy(id).leaves(vid) == crate::bridge::vlan::Leaves::Not {
-                    return Err(Error::Invalid(format!("port '{port}' does not carry VLAN {vid}")));
-                }
-                vid
-            }
-            (true, None) => self.default_vid(id).ok_or_else(|| {
-                Error::Invalid(format!("port '{port}' is a trunk without native VLAN; say which with --vlan"))
-            })?,
-        };
-        match bridge.fdb.insert_static(Key::new(mac, vid), id) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::Invalid(format!("bridge '{}': {mac}: {error}", bridge.spec.name))),
-        }
-    }
-
-    pub(super) fn fdb_del(&mut self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
-        let bridge = &self.bridges[self.bridge(bridge)?];
-        let wanted = |key: Key| key.mac() == mac && vlan.is_none_or(|vid| vid == key.vid());
-        if bridge.fdb.iter().any(|(key, entry)| wanted(key) && entry.kind == Kind::Local) {
-            return Err(Error::Invalid(format!(
-                "{mac} is the address of an internal port of bridge '{}'; it goes with the port",
-                bridge.spec.name
-            )));
-        }
-        if bridge.fdb.flush(|key, entry| wanted(key) && entry.kind != Kind::Local) == 0 {
-            let place = vlan.map_or(String::new(), |vid| format!(" in VLAN {vid}"));
-            return Err(Error::NotFound(format!(
-                "bridge '{0}' does not know {mac}{place}; see: vswitchctl fdb show --bridge {0}",
-                bridge.spec.name
-            )));
-        }
-        Ok(())
-    }
-
-    pub(super) fn fdb_flush(&mut self, filter: &FdbFilter) -> Result<usize, Error> {
-        self.check_filter(filter)?;
-        let port = filter.port.as_deref().map(|name| self.port(name)).transpose()?;
-        let bridges = self.bridges.iter().filter(|bridge| is(&filter.bridge, &bridge.spec.name));
-        let flush = |bridge: &Bridge| {
-            bridge.fdb.flush(|key, entry| {
-                entry.kind == Kind::Dynamic
-                    && port.is_none_or(|id| id == entry.port)
-                    && filter.vlan.is_none_or(|vid| vid == key.vid())
-            })
-        };
-        Ok(bridges.map(flush).sum())
-    }
-
-    fn check_filter(&self, filter: &FdbFilter) -> Result<(), Error> {
-        filter.bridge.as_deref().map(|name| self.bridge(name)).transpose()?;
-        filter.port.as_deref().map(|name| self.port(name)).transpose()?;
-        Ok(())
-    }
-
-    fn unaware(&self, bridge: &str) -> Error {
-        Error::Invalid(format!(
-            "bridge '{bridge}' does not filter VLANs, so its stations have none; leave --vlan out, or turn it on with: \
-             vswitchctl bridge set {bridge} --vlan-filtering on"
-        ))
-    }
-
-    /// The VLAN of untagged frames of a port.
-    fn default_vid(&self, id: PortId) -> Option<u16> {
-        self.policy(id).classify(None)
-    }
-
-    /// Makes the addresses of a bridge's internal ports its local entries, and nothing else.
-    fn refresh_locals(&self, index: usize) {
-        let Bridge { spec, fdb } = &self.bridges[index];
-        let mut wanted = HashSet::new();
-        for (id, port) in self.members(&spec.name) {
-            let mac = port.link.as_ref().filter(|_| port.open).and_then(|link| link.mac);
-            let (PortKind::Internal(_), Some(mac)) = (&port.spec.kind, mac) else { continue };
-            if spec.vlan_filtering {
-                let policy = self.policy(id);
-                wanted.extend(policy.vids().map(|vid| (Key::new(mac, vid), id)));
-            } else {
-                wanted.insert((Key::new(mac, 0), id));
-            }
-        }
-        fdb.flush(|key, entry| entry.kind == Kind::Local && !wanted.contains(&(key, entry.port)));
-        for (key, id) in wanted {
-            if let Err(error) = fdb.insert_local(key, id) {
-                tracing::error!("bridge '{}': local entry {}: {error}", spec.name, key.mac());
-            }
-        }
-    }
-
-    // ---- the world ----
-
-    /// Follows what happened to interfaces and namespaces; brings back packet ports whose interface is there again.
-    pub(super) fn catch_up(&mut self) {
-        for (place, news) in self.namespaces.news() {
-            match news {
-                News::Link(LinkEvent::Changed(link)) => self.link_changed(&place, link),
-                News::Link(LinkEvent::Removed { index, .. }) => self.link_removed(&place, index),
-                News::Link(LinkEvent::Overrun) => self.reread(&place),
-                News::Vanished => {
-                    let inside = |port: &Port| port.interface().is_some_and(|(there, _)| there == place);
-                    let lost =
-                        self.ports.iter().filter(|(_, port)| inside(port)).map(|(&id, _)| id).collect();
-                    self.lose(lost);
-                }
-            }
-        }
-        self.regain();
-    }
-
-    /// Workers found the devices of these ports gone. An id may stand for another port by now, whose device is not.
-    pub(super) fn lose_if_gone(&mut self, mut ids: Vec<PortId>) {
-        ids.retain(|id| self.ports.get(id).is_some_and(|port| port.shared.is_gone()));
-        self.lose(ids);
-    }
-
-    /// Devices of these ports are gone.
-    fn lose(&mut self, ids: Vec<PortId>) {
-        let mut lost = Vec::new();
-        let mut keep = Vec::new();
-        for id in ids {
-            let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            tracing::warn!("port '{}': its interface is gone", port.spec.name);
-            port.shared.gone.store(true, Ordering::Relaxed);
-            port.open = false;
-            port.link = None;
-            keep.append(&mut port.keep);
-            lost.push(id);
-        }
-        if lost.is_empty() {
-            return;
-        }
-        self.publish(&lost, Vec::new());
-        drop(keep);
-        lost.iter().for_each(|&id| self.forget_stations(id));
-        (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
-    }
-
-    fn link_changed(&mut self, place: &Place, link: Link) {
-        let index = link.index;
-        let of = |port: &Port| {
-            port.interface().is_some_and(|(there, _)| there == *place)
-                && port.link.as_ref().is_some_and(|known| known.index == index)
-        };
-        let Some((&id, port)) = self.ports.iter_mut().find(|(_, port)| of(port)) else { return };
-        port.shared.set_mtu(link.mtu);
-        let was_up = port.state() == PortState::Up;
-        let readdressed = port.link.as_ref().is_some_and(|known| known.mac != link.mac);
-        port.link = Some(link);
-        let (name, state) = (&port.spec.name, port.state());
-        if was_up != (state == PortState::Up) {
-            tracing::info!("port '{name}' is {}", if was_up { "down" } else { "up" });
-        }
-        let bridge = port.spec.bridge.clone();
-        if was_up && state != PortState::Up {
-            self.forget_stations(id);
-        }
-        if let (true, Ok(index)) = (readdressed, self.bridge(&bridge)) {
-            self.refresh_locals(index);
-        }
-    }
-
-    fn link_removed(&mut self, place: &Place, index: u32) {
-        // A TAP that was moved to another namespace is still ours: its fds say when it is gone.
-        let of = |port: &Port| {
-            matches!(port.spec.kind, PortKind::Packet(_))
-                && port.interface().is_some_and(|(there, _)| there == *place)
-                && port.link.as_ref().is_some_and(|known| known.index == index)
-        };
-        let lost = self.ports.iter().filter(|(_, port)| of(port)).map(|(&id, _)| id).collect();
-        self.lose(lost);
-    }
-
-    /// Events were lost: compare everything.
-    fn reread(&mut self, place: &Place) {
-        let Some(Ok(links)) = self.namespaces.get(place).map(Netlink::links) else { return };
-        let indices: HashSet<u32> = links.iter().map(|link| link.index).collect();
-        let known =
-            self.ports.values().filter(|port| port.interface().is_some_and(|(there, _)| there == *place));
-        let missing: Vec<u32> = known
-            .filter_map(|port| port.link.as_ref())
-            .map(|link| link.index)
-            .filter(|i| !indices.contains(i))
-            .collect();
-        links.into_iter().for_each(|link| self.link_changed(place, link));
-        missing.into_iter().for_each(|index| self.link_removed(place, index));
-    }
-
-    /// Packet ports come back by themselves when an interface of their name appears; so does a TAP that was never made, for
-    /// want of its namespace.
-    fn regain(&mut self) {
-        let lost: Vec<PortId> = self
-            .ports
-            .iter()
-            .filter(|(_, port)| {
-                !port.open && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_)))
-            })
-            .map(|(&id, _)| id)
-            .collect();
-        for id in lost {
-            let Some(port) = self.ports.get(&id) else { continue };
-            let Some((place, name)) = port.interface() else { continue };
-            if place.as_ref().is_some_and(|ns| crate::sys::netns::identity(ns).is_none()) {
-                continue;
-            }
-            let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-            let wanted = matches!(port.spec.kind, PortKind::Packet(_));
-            if !present.is_ok_and(|link| link.is_some() == wanted) {
-                continue;
-            }
-            // In and out of the map, because `attach` needs all of `self`.
-            let Some(mut port) = self.ports.remove(&id) else { continue };
-            let opened = port::open(&port.spec.kind, self.crew.len())
-                .map_err(|error| Error::port(&port.spec.name, error));
-            let back = opened.and_then(|opened| self.attach(&mut port, opened));
-            let name = port.spec.name.clone();
-            self.ports.insert(id, port);
-            match back {
-                Ok(queues) => {
-                    self.publish(&[], vec![(id, queues)]);
-                    (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
-                    tracing::info!("port '{name}' is back");
-                }
-                Err(error) => tracing::debug!("{error}"),
-            }
-        }
-    }
-
-    /// Dynamic entries of a port that is down or gone would only draw frames into a hole.
-    fn forget_stations(&self, id: PortId) {
-        let Some(bridge) = self.ports.get(&id).and_then(|port| self.bridge(&port.spec.bridge).ok()) else {
-            return;
-        };
-        self.bridges[bridge].fdb.flush(|_, entry| entry.port == id && entry.kind == Kind::Dynamic);
-    }
-
-    /// Forgets stations not heard for their bridge's ageing time.
-    pub(super) fn expire(&self) {
-        let now = self.crew.now();
-        for bridge in self.bridges.iter().filter(|bridge| !bridge.fdb.is_empty()) {
-            bridge.fdb.expire(now, bridge.spec.ageing_secs);
-        }
-    }
-
     fn release_namespaces(&mut self) {
         let used: HashSet<Place> =
             self.ports.values().filter_map(|port| port.interface().map(|(place, _)| place)).collect();
         self.namespaces.retain(|place| used.contains(place));
     }
 
-    /// Builds the topology and has every worker run on it.
-    fn publish(&mut self, remove: &[PortId], add: Vec<(PortId, Vec<Box<dyn port::PortQueue>>)>) {
+    /// Builds the topology and has every worker run on it. What is returned holds the queues of ports in `remove`, and
+    /// dropping it closes them.
+    #[must_use]
+    fn publish(
+        &mut self,
+        remove: &[PortId],
+        add: Vec<(PortId, Vec<Box<dyn port::PortQueue>>)>,
+    ) -> Vec<Applied> {
         self.generation += 1;
         let topology = Arc::new(self.topology());
         for (bridge, built) in self.bridges.iter().zip(&topology.bridges) {
             bridge.fdb.set_ports(u32::try_from(built.members.len()).unwrap_or(u32::MAX).max(1));
         }
-        self.crew.apply(&topology, remove, add);
+        let applied = self.crew.apply(&topology, remove, add);
+        if self.crew.generation() < self.generation {
+            self.retired.extend(remove.iter().map(|&id| (id, self.generation)));
+        }
+        applied
     }
 
     fn topology(&self) -> Topology {
@@ -780,4 +562,47 @@ fn check_bridge(spec: &BridgeSpec) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::mem::MemPort;
+    use crate::switch::Options;
+
+    /// What a worker that is late with a topology learns must not be believed of another port.
+    #[test]
+    fn an_id_that_a_late_worker_knows_is_not_given_again() {
+        let poll = mio::Poll::new().expect("epoll");
+        let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd"));
+        let (events, _inbox) = crossbeam_channel::unbounded();
+        let options = Options { workers: Some(1), ..Options::default() };
+        let crew = Crew::start(&options, &events, &bell).expect("a worker");
+        let mut control = Control::new(crew, Namespaces::new(poll.registry().try_clone().expect("epoll")));
+        control.add_bridge(BridgeSpec::new("br0")).expect("added");
+        let add = |control: &mut Control, name: &str| {
+            let memory = MemPort::new(Capabilities::default(), 1500).expect("an eventfd");
+            let spec = PortSpec {
+                name: name.into(),
+                bridge: "br0".into(),
+                kind: PortKind::Mem(memory),
+                settings: PortSettings::default(),
+            };
+            control.add_port(spec, Missing::Refuse).expect("added");
+            control.port(name).expect("there")
+        };
+        let first = add(&mut control, "first");
+        control.del_port("first").expect("deleted");
+        assert!(control.retired.is_empty(), "every worker was in time");
+
+        // As if one had not been.
+        control.retired.push((first, control.generation + 2));
+        let station = Key::new(crate::addr::MacAddr([2, 0, 0, 0, 0, 1]), 0);
+        control.bridges[0].fdb.insert_static(station, first).expect("room");
+        assert_ne!(add(&mut control, "second"), first);
+        assert_eq!(control.bridges[0].fdb.len(), 1);
+        drop(control.publish(&[], Vec::new()));
+        assert_eq!(add(&mut control, "third"), first);
+        assert_eq!(control.bridges[0].fdb.len(), 0, "what the late worker learned is forgotten");
+    }
 }

@@ -15,7 +15,7 @@ use crate::port::PortQueue;
 use crate::status::WorkerStatus;
 use crate::sys::thread;
 use crate::topology::Topology;
-use crate::worker::{Command, Event, Shared, Status, Worker};
+use crate::worker::{Applied, Command, Event, Shared, Status, Worker};
 
 /// How long the control side waits for a worker. A batch takes well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -88,14 +88,15 @@ impl Crew {
         crate::bridge::fdb::Tick(u32::try_from(seconds).unwrap_or(u32::MAX))
     }
 
-    /// Hands every worker the new topology, and returns when all of them run on it. Queues of ports in `remove` are
-    /// closed after that. `add` has a queue for each worker.
+    /// Hands every worker the new topology, and returns when all of them run on it, with the queues of ports in
+    /// `remove`: closed earlier, the number of an fd that another worker still writes to could be reused under it.
+    /// `add` has a queue for each worker.
     pub(super) fn apply(
         &self,
         topology: &Arc<Topology>,
         remove: &[PortId],
         add: Vec<(PortId, Vec<Box<dyn PortQueue>>)>,
-    ) {
+    ) -> Vec<Applied> {
         let mut shares: Vec<Vec<_>> = self.members.iter().map(|_| Vec::new()).collect();
         for (id, queues) in add {
             for (share, queue) in shares.iter_mut().zip(queues) {
@@ -112,9 +113,13 @@ impl Crew {
             });
         }
         drop(done);
-        let released = self.await_all(&answers, "run on the new topology");
-        // Only now: closing an fd that another worker still writes to would let its number be reused under it.
-        drop(released);
+        self.await_all(&answers, "run on the new topology")
+    }
+
+    /// The topology that every worker has reached.
+    pub(super) fn generation(&self) -> u64 {
+        let of = |status: &Status| status.generation.load(Ordering::Acquire);
+        self.shared.status.iter().map(of).min().unwrap_or(u64::MAX)
     }
 
     /// Has every worker count the frames that the kernel dropped on their way to it.

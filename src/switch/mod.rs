@@ -277,8 +277,9 @@ impl Drop for Switch {
         if let Some(thread) = self.caretaker.take() {
             let _ = thread.join();
         }
-        // Workers close their queues, and with its fds a TAP device goes; the rest goes with `Control`.
-        self.control().crew.stop();
+        let mut control = self.control();
+        control.close_all();
+        control.crew.stop();
     }
 }
 

@@ -57,6 +57,17 @@ fn a_station_is_learned_refreshed_moved_aged_and_forgotten() {
 }
 
 #[test]
+fn a_table_looked_through_in_parts_forgets_as_much() {
+    let fdb = Fdb::new(1_000);
+    (0..1_000).for_each(|n| _ = fdb.hear(n, 0, if n < 600 { 0 } else { 10 }));
+    // 1,024 buckets, with a last part that begins again in front.
+    let parts: Vec<usize> = (0..11).map(|_| fdb.expire_part(Tick(10), 10, 100)).collect();
+    assert_eq!(parts.iter().sum::<usize>(), 600, "{parts:?}");
+    assert!(parts.iter().all(|&part| part < 120), "{parts:?}");
+    assert_eq!(fdb.len(), 400);
+}
+
+#[test]
 fn the_same_address_in_two_vlans_is_two_stations() {
     let fdb = Fdb::new(10);
     let keys = [1, 2].map(|vid| Key::new(MacAddr([2, 0, 0, 0, 0, 1]), vid));
@@ -184,6 +195,7 @@ fn a_table_is_copied_into_a_bigger_and_a_smaller_one() {
     let bigger = Fdb::new(1_000);
     assert_eq!(fdb.copy_to(&bigger), 0);
     assert_eq!(sorted(&bigger), sorted(&fdb));
+    assert_eq!(bigger.counters(), fdb.counters());
     let smaller = Fdb::new(30);
     fdb.copy_to(&smaller);
     assert_eq!(smaller.len(), 30);

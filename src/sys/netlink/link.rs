@@ -1,5 +1,6 @@
 //! Interfaces: what they are, and changing, making and removing them (RTM_*LINK).
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -39,6 +40,8 @@ pub struct Link {
     pub link_netnsid: Option<i32>,
     /// Packets the kernel queues towards the device; for a TAP, towards the program that holds it.
     pub txqlen: u32,
+    /// Its group, by which interfaces are dealt with together; 0 unless somebody gave it another.
+    pub group: u32,
 }
 
 /// What to change about an interface; what is `None` stays.
@@ -54,6 +57,8 @@ pub struct LinkChange<'a> {
     pub name: Option<&'a str>,
     /// Queue length in packets.
     pub txqlen: Option<u32>,
+    /// Group.
+    pub group: Option<u32>,
     /// Namespace to move to.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -214,6 +219,34 @@ impl Netlink {
             .map_err(|refusal| refusal.on(format!("cannot delete {what}")))
     }
 
+    /// Removes those of the interfaces that are still what they were (index, name and kind), all at once: the kernel then
+    /// waits once for whoever still looks at one, not once for each. It does so by a group, for which a number is
+    /// taken that no interface has.
+    ///
+    /// # Errors
+    /// The kernel's answer; some may have a group then, but none is gone.
+    pub fn del_links(&self, links: &[&Link]) -> Result<()> {
+        let present = self.links()?;
+        let used: HashSet<u32> = present.iter().map(|link| link.group).collect();
+        let Some(group) = (1..=u32::MAX).rev().find(|group| !used.contains(group)) else { return Ok(()) };
+        let known: HashMap<u32, &Link> = present.iter().map(|link| (link.index, link)).collect();
+        let same = |link: &&&Link| {
+            known.get(&link.index).is_some_and(|now| (&now.name, &now.kind) == (&link.name, &link.kind))
+        };
+        let change = LinkChange { group: Some(group), ..LinkChange::default() };
+        for link in links.iter().filter(same) {
+            self.set_link(link.index, &change)?;
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        match self.change(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(refusal) if !refusal.is_not_found() => {
+                Err(refusal.on(format!("cannot delete {} interfaces", links.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Answers a GETLINK that names one interface.
     pub(super) fn one_link(&self, mut message: LinkMessage) -> std::result::Result<Option<Link>, Refusal> {
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -259,6 +292,7 @@ impl Link {
             link: None,
             link_netnsid: None,
             txqlen: 0,
+            group: 0,
         };
         each_attribute(attributes, |kind, value| link.take(kind, value));
         Some(link)
@@ -271,6 +305,7 @@ impl Link {
             libc::IFLA_MTU => self.mtu = number(value).unwrap_or_default(),
             libc::IFLA_LINK => self.link = number(value).filter(|&index| index != 0),
             libc::IFLA_LINK_NETNSID => self.link_netnsid = number(value).map(u32::cast_signed),
+            libc::IFLA_GROUP => self.group = number(value).unwrap_or_default(),
             libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),
             libc::IFLA_LINKINFO => each_attribute(value, |kind, value| {
                 if kind == libc::IFLA_INFO_KIND {
@@ -297,6 +332,7 @@ impl LinkChange<'_> {
                 self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
                 self.mtu.map(LinkAttribute::Mtu),
                 self.txqlen.map(LinkAttribute::TxQueueLen),
+                self.group.map(LinkAttribute::Group),
             ]
             .into_iter()
             .flatten(),
@@ -314,6 +350,7 @@ impl fmt::Display for LinkChange<'_> {
             self.name.map(|name| format!("name '{name}'")),
             self.up.map(|up| if up { "up".to_owned() } else { "down".to_owned() }),
             self.txqlen.map(|len| format!("txqueuelen {len}")),
+            self.group.map(|group| format!("group {group}")),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
@@ -327,6 +364,7 @@ impl VethEnd<'_> {
             mac: self.mac,
             name: Some(self.name),
             txqlen: None,
+            group: None,
             netns: Some(self.netns.unwrap_or_else(|| here.as_fd())),
         };
         change.message(0)

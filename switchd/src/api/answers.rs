@@ -37,6 +37,28 @@ shown_as_word!(Origin { Configuration => "configuration", Runtime => "runtime" }
 shown_as_word!(State { Up => "up", Down => "down", Gone => "gone" });
 shown_as_word!(EntryState { Dynamic => "dynamic", Static => "static", Local => "local" });
 
+/// What has happened to a forwarding database since its bridge was added.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FdbCounters {
+    /// Stations that moved to another port.
+    pub moves: u64,
+    /// Moves that were not made: too many to one port within a second.
+    pub moves_limited: u64,
+    /// Stations forgotten to make room for another.
+    pub evictions: u64,
+    /// Frames whose source was not learned: full, and nobody over their share.
+    pub full: u64,
+    /// Frames whose source a static or local entry puts behind another port.
+    pub conflicts: u64,
+}
+
+impl FdbCounters {
+    fn new(counters: vswitch::bridge::fdb::Counters) -> Self {
+        let vswitch::bridge::fdb::Counters { moves, moves_limited, evictions, full, conflicts } = counters;
+        FdbCounters { moves, moves_limited, evictions, full, conflicts }
+    }
+}
+
 /// A bridge as it is now.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct BridgeInfo {
@@ -52,6 +74,8 @@ pub struct BridgeInfo {
     pub fdb_max: u32,
     /// Stations it remembers now.
     pub fdb_used: u32,
+    /// What has happened to the stations it remembers.
+    pub fdb_counters: FdbCounters,
     /// Names of its ports.
     pub ports: Vec<String>,
     /// Who asked for it.
@@ -62,7 +86,7 @@ impl BridgeInfo {
     /// From the data plane's account.
     #[must_use]
     pub fn new(status: BridgeStatus, origin: Origin) -> Self {
-        let BridgeStatus { spec, fdb_used, ports, .. } = status;
+        let BridgeStatus { spec, fdb_used, fdb_counters, ports, .. } = status;
         BridgeInfo {
             name: spec.name,
             ageing_secs: spec.ageing_secs,
@@ -70,6 +94,7 @@ impl BridgeInfo {
             default_pvid: spec.default_pvid.get(),
             fdb_max: spec.fdb_max,
             fdb_used,
+            fdb_counters: FdbCounters::new(fdb_counters),
             ports,
             origin,
         }

@@ -137,6 +137,7 @@ impl Control for Model {
         let status = |spec: &BridgeSpec| BridgeStatus {
             spec: spec.clone(),
             fdb_used: 0,
+            fdb_counters: vswitch::bridge::fdb::Counters::default(),
             ports: inner
                 .layout
                 .ports

@@ -71,12 +71,16 @@ pub(super) fn bridges(bridges: &[BridgeInfo]) -> String {
 }
 
 pub(super) fn bridge(bridge: &BridgeInfo) -> String {
+    let fdb = bridge.fdb_counters;
     details(&[
         ("name", bridge.name.clone()),
         ("ageing", format!("{} s", bridge.ageing_secs)),
         ("vlan-filtering", on_off_text(bridge.vlan_filtering).to_owned()),
         ("default-pvid", bridge.default_pvid.to_string()),
         ("stations", format!("{} of at most {}", bridge.fdb_used, bridge.fdb_max)),
+        ("moves", format!("{} ({} refused: too many a second)", fdb.moves, fdb.moves_limited)),
+        ("evictions", fdb.evictions.to_string()),
+        ("not-learned", format!("{} (full), {} (another port's by configuration)", fdb.full, fdb.conflicts)),
         ("origin", bridge.origin.to_string()),
         ("ports", bridge.ports.join(" ")),
     ])

@@ -26,6 +26,33 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
     for bridge in &bridges {
         page.sample("vswitch_bridge_fdb_entries_max", &[("bridge", &bridge.name)], bridge.fdb_max.into());
     }
+    let fdb_families: [Family<crate::api::BridgeInfo>; 5] = [
+        ("vswitch_bridge_fdb_moves_total", "Stations that moved to another port.", |b| b.fdb_counters.moves),
+        (
+            "vswitch_bridge_fdb_moves_limited_total",
+            "Moves that were not made: too many to one port within a second.",
+            |b| b.fdb_counters.moves_limited,
+        ),
+        ("vswitch_bridge_fdb_evictions_total", "Stations forgotten to make room for another.", |b| {
+            b.fdb_counters.evictions
+        }),
+        (
+            "vswitch_bridge_fdb_full_total",
+            "Frames whose source was not learned: full, and nobody over their share.",
+            |b| b.fdb_counters.full,
+        ),
+        (
+            "vswitch_bridge_fdb_conflicts_total",
+            "Frames whose source a static or local entry puts behind another port.",
+            |b| b.fdb_counters.conflicts,
+        ),
+    ];
+    for (name, help, value) in fdb_families {
+        page.family(name, "counter", help);
+        for bridge in &bridges {
+            page.sample(name, &[("bridge", &bridge.name)], value(bridge));
+        }
+    }
     page.family("vswitch_bridge_ports", "gauge", "Ports of the bridge.");
     for bridge in &bridges {
         page.sample("vswitch_bridge_ports", &[("bridge", &bridge.name)], bridge.ports.len() as u64);

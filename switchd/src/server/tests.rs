@@ -89,7 +89,8 @@ fn objects_live_and_die() {
     assert_eq!(
         bridge,
         json!({"name": "br0", "ageing_secs": 300, "vlan_filtering": true, "default_pvid": 1, "fdb_max": 65536,
-            "fdb_used": 0, "ports": [], "origin": "runtime"})
+            "fdb_used": 0,
+            "fdb_counters": {"moves": 0, "moves_limited": 0, "evictions": 0, "full": 0, "conflicts": 0}, "ports": [], "origin": "runtime"})
     );
     assert_eq!(server.ask("GET", "/v1/bridges", ""), (200, json!([bridge])));
     assert_eq!(server.ask("PATCH", "/v1/bridges/br0", r#"{"ageing_secs": 60}"#).1["ageing_secs"], 60);

@@ -101,6 +101,8 @@ pub fn static_entries_and_ageing() -> Outcome {
     assert_eq!(board.daemon.whereabouts(mobile).as_deref(), Some("p1"));
     board.expect(2, &test_frame(BROADCAST, mobile, "moved"), &[0, 1]);
     assert_eq!(board.daemon.whereabouts(mobile).as_deref(), Some("p2"));
+    let counters = &board.daemon.json("bridge show br0")[0]["fdb_counters"];
+    assert_eq!((&counters["moves"], &counters["conflicts"]), (&1.into(), &1.into()), "{counters}");
     let began = Instant::now();
     board.stations[0].send(&test_frame(GROUP, busy, "busy")).expect("sent");
     eventually("the silent one is forgotten", || {

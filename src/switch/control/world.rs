@@ -1,0 +1,151 @@
+//! The world: interfaces that change, vanish and come back, and namespaces that go.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use super::{Control, Port};
+use crate::addr::PortId;
+use crate::port;
+use crate::spec::PortKind;
+use crate::status::PortState;
+use crate::switch::Error;
+use crate::switch::namespaces::{News, Place};
+use crate::sys::netlink::{Link, LinkEvent, Netlink};
+
+impl Control {
+    /// Follows what happened to interfaces and namespaces; brings back packet ports whose interface is there again.
+    pub(in crate::switch) fn catch_up(&mut self) {
+        for (place, news) in self.namespaces.news() {
+            match news {
+                News::Link(LinkEvent::Changed(link)) => self.link_changed(&place, link),
+                News::Link(LinkEvent::Removed { index, .. }) => self.link_removed(&place, index),
+                News::Link(LinkEvent::Overrun) => self.reread(&place),
+                News::Vanished => {
+                    let inside = |port: &Port| port.interface().is_some_and(|(there, _)| there == place);
+                    let lost =
+                        self.ports.iter().filter(|(_, port)| inside(port)).map(|(&id, _)| id).collect();
+                    self.lose(lost);
+                }
+            }
+        }
+        self.regain();
+    }
+
+    /// Workers found the devices of these ports gone. An id may stand for another port by now, whose device is not.
+    pub(in crate::switch) fn lose_if_gone(&mut self, mut ids: Vec<PortId>) {
+        ids.retain(|id| self.ports.get(id).is_some_and(|port| port.shared.is_gone()));
+        self.lose(ids);
+    }
+
+    /// Devices of these ports are gone.
+    fn lose(&mut self, ids: Vec<PortId>) {
+        let mut lost = Vec::new();
+        let mut keep = Vec::new();
+        for id in ids {
+            let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
+            tracing::warn!("port '{}': its interface is gone", port.spec.name);
+            port.shared.gone.store(true, Ordering::Relaxed);
+            port.open = false;
+            port.link = None;
+            keep.append(&mut port.keep);
+            lost.push(id);
+        }
+        if lost.is_empty() {
+            return;
+        }
+        drop(self.publish(&lost, Vec::new()));
+        drop(keep);
+        lost.iter().for_each(|&id| self.forget_stations(id));
+        (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
+    }
+
+    fn link_changed(&mut self, place: &Place, link: Link) {
+        let index = link.index;
+        let of = |port: &Port| {
+            port.interface().is_some_and(|(there, _)| there == *place)
+                && port.link.as_ref().is_some_and(|known| known.index == index)
+        };
+        let Some((&id, port)) = self.ports.iter_mut().find(|(_, port)| of(port)) else { return };
+        port.shared.set_mtu(link.mtu);
+        let was_up = port.state() == PortState::Up;
+        let readdressed = port.link.as_ref().is_some_and(|known| known.mac != link.mac);
+        port.link = Some(link);
+        let (name, state) = (&port.spec.name, port.state());
+        if was_up != (state == PortState::Up) {
+            tracing::info!("port '{name}' is {}", if was_up { "down" } else { "up" });
+        }
+        let bridge = port.spec.bridge.clone();
+        if was_up && state != PortState::Up {
+            self.forget_stations(id);
+        }
+        if let (true, Ok(index)) = (readdressed, self.bridge(&bridge)) {
+            self.refresh_locals(index);
+        }
+    }
+
+    fn link_removed(&mut self, place: &Place, index: u32) {
+        // A TAP that was moved to another namespace is still ours: its fds say when it is gone.
+        let of = |port: &Port| {
+            matches!(port.spec.kind, PortKind::Packet(_))
+                && port.interface().is_some_and(|(there, _)| there == *place)
+                && port.link.as_ref().is_some_and(|known| known.index == index)
+        };
+        let lost = self.ports.iter().filter(|(_, port)| of(port)).map(|(&id, _)| id).collect();
+        self.lose(lost);
+    }
+
+    /// Events were lost: compare everything.
+    fn reread(&mut self, place: &Place) {
+        let Some(Ok(links)) = self.namespaces.get(place).map(Netlink::links) else { return };
+        let indices: HashSet<u32> = links.iter().map(|link| link.index).collect();
+        let known =
+            self.ports.values().filter(|port| port.interface().is_some_and(|(there, _)| there == *place));
+        let missing: Vec<u32> = known
+            .filter_map(|port| port.link.as_ref())
+            .map(|link| link.index)
+            .filter(|i| !indices.contains(i))
+            .collect();
+        links.into_iter().for_each(|link| self.link_changed(place, link));
+        missing.into_iter().for_each(|index| self.link_removed(place, index));
+    }
+
+    /// Packet ports come back by themselves when an interface of their name appears; so does a TAP that was never made, for
+    /// want of its namespace.
+    fn regain(&mut self) {
+        let lost: Vec<PortId> = self
+            .ports
+            .iter()
+            .filter(|(_, port)| {
+                !port.open && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_)))
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        for id in lost {
+            let Some(port) = self.ports.get(&id) else { continue };
+            let Some((place, name)) = port.interface() else { continue };
+            if place.as_ref().is_some_and(|ns| crate::sys::netns::identity(ns).is_none()) {
+                continue;
+            }
+            let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
+            let wanted = matches!(port.spec.kind, PortKind::Packet(_));
+            if !present.is_ok_and(|link| link.is_some() == wanted) {
+                continue;
+            }
+            // In and out of the map, because `attach` needs all of `self`.
+            let Some(mut port) = self.ports.remove(&id) else { continue };
+            let opened = port::open(&port.spec.kind, self.crew.len())
+                .map_err(|error| Error::port(&port.spec.name, error));
+            let back = opened.and_then(|opened| self.attach(&mut port, opened));
+            let name = port.spec.name.clone();
+            self.ports.insert(id, port);
+            match back {
+                Ok(queues) => {
+                    drop(self.publish(&[], vec![(id, queues)]));
+                    (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
+                    tracing::info!("port '{name}' is back");
+                }
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+    }
+}
