@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use vswitch::addr::MacAddr;
+use vswitch::bridge::vlan::{Leaves, VlanPolicy};
 use vswitch::spec::{BridgeSpec, PortSettings, PortSpec, VlanMode};
 use vswitch::switch::{Error, Missing};
 
@@ -60,7 +61,8 @@ impl Entry {
 /// The VLAN of a static station behind `port` when `asked` for `vlan`.
 ///
 /// # Errors
-/// When a VLAN is given on a bridge that does not filter, or none on a trunk without native VLAN.
+/// When a VLAN is given on a bridge that does not filter, one that the port does not carry, or none on a trunk without
+/// native VLAN.
 pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16>) -> Result<u16, String> {
     let owner = &port.name;
     match (bridge.vlan_filtering, asked, &port.settings.vlan) {
@@ -69,7 +71,19 @@ pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16
             "VLAN {vlan}: bridge '{0}' of port '{owner}' does not filter VLANs: leave the VLAN out, or 'bridge set {0} --vlan-filtering on'",
             bridge.name
         )),
-        (true, Some(vlan), _) => Ok(vlan),
+        (true, Some(vlan), mode) => {
+            let policy = VlanPolicy::new(mode, bridge.default_pvid);
+            if policy.leaves(vlan) == Leaves::Not {
+                let carried: Vec<String> = policy.vids().take(10).map(|vid| vid.to_string()).collect();
+                let more = if policy.vids().nth(10).is_some() { ", …" } else { "" };
+                return Err(format!(
+                    "port '{owner}' does not carry VLAN {vlan}, but {}{more}: choose one of these, or change the \
+                     port's VLANs",
+                    carried.join(", ")
+                ));
+            }
+            Ok(vlan)
+        }
         (true, None, VlanMode::Default) => Ok(bridge.default_pvid.get()),
         (true, None, VlanMode::Access(vid)) => Ok(vid.get()),
         (true, None, VlanMode::Trunk { native: Some(vid), .. }) => Ok(vid.get()),

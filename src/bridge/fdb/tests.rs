@@ -216,3 +216,20 @@ fn every_size_holds_as_many_as_it_says() {
         }
     }
 }
+
+/// As virtual machines have them. With these seeds a single multiplication left some without a place.
+#[test]
+fn addresses_in_sequence_all_find_room() {
+    const STATIONS: u64 = 16_384;
+    for seed in [25, 47, 74, 82, 83, 86, 87, 96, 129, 161] {
+        for step in [1, 2, 256, 65_536] {
+            let fdb = Fdb::with_seed(STATIONS as u32, seed);
+            for n in 0..STATIONS {
+                let raw = (0x0252_0000_0000 + n * step).to_be_bytes();
+                let key = Key::new(MacAddr(*raw.last_chunk().unwrap()), 0);
+                let learned = fdb.learn(key, fdb.hash(key), PortId(0), Tick(0));
+                assert_eq!(learned, Learned::Added, "{n} in steps of {step}, seed {seed}");
+            }
+        }
+    }
+}

@@ -126,6 +126,12 @@ fn mistakes_are_told_with_their_line() {
             "F:3: fdb entry 02:00:00:00:00:01: no port 'p'",
         ),
         (
+            "[[bridge]]\nname = \"b\"\nvlan_filtering = true\n[[port]]\nname = \"p\"\nbridge = \"b\"\ntype = \"tap\"\n\
+             trunk = \"10,20\"\n[[fdb]]\nmac = \"02:00:00:00:00:01\"\nport = \"p\"\nvlan = 30\n",
+            "F:11: fdb entry 02:00:00:00:00:01: port 'p' does not carry VLAN 30, but 10, 20: choose one of these, or \
+             change the port's VLANs",
+        ),
+        (
             "[[fdb]]\nmac = \"03:00:00:00:00:01\"\nport = \"p\"\n",
             "F:3: 03:00:00:00:00:01 is not a station's address",
         ),
