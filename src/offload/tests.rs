@@ -460,7 +460,7 @@ proptest! {
     /// The same of pure noise.
     #[test]
     fn noise_is_refused_or_harmless(
-        header in prop::array::uniform12(any::<u8>()),
+        header in prop::array::uniform10(any::<u8>()),
         mut frame in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         hostile(&header, &mut frame);

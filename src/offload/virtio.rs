@@ -1,7 +1,7 @@
 //! `virtio_net_hdr` to and from [`Offload`] (virtio 1.2, section 5.1.6; Linux `include/linux/virtio_net.h`).
 //!
-//! The twelve-byte form with `num_buffers`, little endian: what virtio 1 guests speak, and on little-endian machines
-//! also what TUN and `PACKET_VNET_HDR` mean by "native". What comes in may be hostile. What leaves was either made
+//! The ten-byte form without `num_buffers`, little endian: on little-endian machines what TUN and `PACKET_VNET_HDR` mean
+//! by "native", and the first ten bytes of what virtio 1 guests speak. What comes in may be hostile. What leaves was either made
 //! here or passed [`Offload::from_virtio`] and, for segmentation, [`Offload::admit`]; the kernel's `tun` and
 //! `AF_PACKET` then take it: their rules are checked here in advance, so that a bad frame is a drop with a reason
 //! at the port that sent it and not an EINVAL at somebody else's.
@@ -10,7 +10,7 @@ use super::{BadOffload, Gso, Offload};
 use crate::wire::{ethernet, tcp, udp};
 
 /// Length of the header, in bytes.
-pub const VNET_HDR_LEN: usize = 12;
+pub const VNET_HDR_LEN: usize = 10;
 
 const F_NEEDS_CSUM: u8 = 1;
 const F_DATA_VALID: u8 = 2;
@@ -43,7 +43,7 @@ impl Offload {
 
     fn from_unfinished(header: &[u8; VNET_HDR_LEN], frame_len: usize) -> Result<Offload, BadOffload> {
         let [flags, gso_type, fields @ ..] = *header;
-        let [hdr_len, gso_size, csum_start, csum_offset, _num_buffers] =
+        let [hdr_len, gso_size, csum_start, csum_offset] =
             std::array::from_fn(|i| u16::from_le_bytes([fields[2 * i], fields[2 * i + 1]]));
         let ecn = gso_type & GSO_ECN != 0;
         let (gso, gso_csum_offset) = match gso_type & !GSO_ECN {

@@ -29,9 +29,6 @@ use crate::offload::VNET_HDR_LEN;
 const SLOT_BYTES: usize = 2048;
 /// Slots a ring: 512 KiB, which stays within a core's L2 cache and leaves room for 32 ports of two queues in 64 MiB.
 const SLOTS: usize = 256;
-/// Bytes of offload header here: ours without `num_buffers`. (PACKET_VNET_HDR_SZ, from Linux 6.4, makes it 12; but then recvmsg
-/// hands over 12 bytes while the ring still has 10 before the frame.)
-const HEADER_LEN: usize = 10;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
@@ -177,18 +174,14 @@ impl PacketSocket {
 
     /// The frame that did not fit its slot.
     fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let (header, frame) = buffer.split_at_mut(VNET_HDR_LEN);
-        let mut iov = [
-            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: HEADER_LEN },
-            libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() },
-        ];
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         #[repr(align(8))]
         struct Control([u8; 64]);
         let mut control = Control([0; 64]);
         // SAFETY: msghdr is plain data for which zeros are valid.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = iov.as_mut_ptr();
-        message.msg_iovlen = iov.len();
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = control.0.len();
         let mut receive = || {
@@ -209,7 +202,7 @@ impl PacketSocket {
                 Err(error)
             };
         }
-        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < HEADER_LEN {
+        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < VNET_HDR_LEN {
             return Ok(Received::Truncated);
         }
         let mut tag = None;
@@ -226,7 +219,7 @@ impl PacketSocket {
                 control = libc::CMSG_NXTHDR(&raw const message, control);
             }
         }
-        Ok(Received::Frame { len: n.cast_unsigned() - HEADER_LEN, tag })
+        Ok(Received::Frame { len: n.cast_unsigned() - VNET_HDR_LEN, tag })
     }
 
     /// Frames that the kernel dropped for want of room since the last call.
@@ -304,12 +297,11 @@ impl Scratch {
         for (frame, (message, vectors)) in frames.iter().zip(slots) {
             let used = match frame {
                 Outgoing::Whole { bytes, .. } => {
-                    vectors[0] = vector(&bytes[..HEADER_LEN]);
-                    vectors[1] = vector(&bytes[VNET_HDR_LEN..]);
-                    2
+                    vectors[0] = vector(bytes);
+                    1
                 }
                 Outgoing::Pieces { header, addresses, tag, rest, .. } => {
-                    vectors[0] = vector(&header[..HEADER_LEN]);
+                    vectors[0] = vector(header);
                     vectors[1] = vector(addresses);
                     vectors[2] = vector(tag.as_ref().map_or(&[], |tag| tag));
                     vectors[3] = vector(rest);
@@ -424,16 +416,15 @@ impl Slot {
         let header = unsafe { self.memory.cast::<libc::tpacket2_hdr>().read() };
         let (at, len) = (usize::from(header.tp_mac), header.tp_snaplen as usize);
         if header.tp_len > header.tp_snaplen
-            || at < HEADER_LEN
+            || at < VNET_HDR_LEN
             || at + len > SLOT_BYTES
             || VNET_HDR_LEN + len > buffer.len()
         {
             return Received::Truncated;
         }
         // SAFETY: checked to lie within this slot, which is ours until released.
-        let slot = unsafe { std::slice::from_raw_parts(self.memory.add(at - HEADER_LEN), HEADER_LEN + len) };
-        buffer[..HEADER_LEN].copy_from_slice(&slot[..HEADER_LEN]);
-        buffer[VNET_HDR_LEN..VNET_HDR_LEN + len].copy_from_slice(&slot[HEADER_LEN..]);
+        let slot = unsafe { std::slice::from_raw_parts(self.memory.add(at - VNET_HDR_LEN), VNET_HDR_LEN + len) };
+        buffer[..slot.len()].copy_from_slice(slot);
         Received::Frame { len, tag: vlan_tag(self.status, header.tp_vlan_tci, header.tp_vlan_tpid) }
     }
 }

@@ -37,7 +37,7 @@ use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_steering, tun_set
 /// The queues of a TAP device that this process created.
 #[derive(Debug)]
 pub struct Tap {
-    /// One non-blocking fd a queue; reads and writes carry a 12-byte `virtio_net_hdr`.
+    /// One non-blocking fd a queue; reads and writes carry a `virtio_net_hdr` of [`VNET_HDR_LEN`](crate::offload::VNET_HDR_LEN) bytes.
     pub queues: Vec<OwnedFd>,
     /// What the kernel agreed to take from us (and to give us).
     pub capabilities: Capabilities,

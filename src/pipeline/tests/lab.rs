@@ -89,7 +89,7 @@ impl PortQueue for Tray {
         assert!(!frames.is_empty(), "nothing to send is not sent");
         for frame in frames {
             let [header, bytes @ ..] = frame.slices();
-            let (header, bytes) = (header.try_into().expect("12 bytes"), bytes.concat());
+            let (header, bytes) = (header.try_into().expect("a header"), bytes.concat());
             assert_eq!(bytes.len(), frame.frame_len());
             counters.sent(bytes.len(), frame.segments());
             self.0.lock().unwrap().push(Sent { header, bytes, segments: frame.segments() });

@@ -193,7 +193,7 @@ fn hostile() -> impl Strategy<Value = Arrival> {
     let bent = bent.prop_map(|((mut bytes, claim), bends, tag)| {
         let mut header = claim.write();
         for (at, value) in bends {
-            if at < 12 {
+            if at < 10 {
                 header[at] = value;
             } else if let Some(byte) = bytes.get_mut(at) {
                 *byte = value;
@@ -201,7 +201,7 @@ fn hostile() -> impl Strategy<Value = Arrival> {
         }
         Arrival { header, bytes, tag }
     });
-    let noise = (any::<[u8; 12]>(), proptest::collection::vec(any::<u8>(), 0..200), any::<Option<[u8; 4]>>());
+    let noise = (any::<[u8; 10]>(), proptest::collection::vec(any::<u8>(), 0..200), any::<Option<[u8; 4]>>());
     prop_oneof![4 => bent, 1 => noise.prop_map(|(header, bytes, tag)| Arrival { header, bytes, tag })]
 }
 

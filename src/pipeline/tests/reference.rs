@@ -193,7 +193,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub(super) fn read(header: &[u8; 12]) -> Claim {
+    pub(super) fn read(header: &[u8; 10]) -> Claim {
         let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
         Claim {
             needs_csum: header[0] & 1 != 0,
@@ -205,8 +205,8 @@ impl Claim {
         }
     }
 
-    pub(super) fn write(self) -> [u8; 12] {
-        let mut header = [0; 12];
+    pub(super) fn write(self) -> [u8; 10] {
+        let mut header = [0; 10];
         header[0] = u8::from(self.needs_csum);
         header[1] = self.gso;
         for (at, field) in

@@ -365,7 +365,7 @@ fn every_drop_reason_is_counted() {
     let mut lab = Lab::plain(2);
     lab.arrive(
         0,
-        &[Arrival { header: [0, 77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], ..frame(ALL, station(1), 0).into() }],
+        &[Arrival { header: [0, 77, 0, 0, 0, 0, 0, 0, 0, 0], ..frame(ALL, station(1), 0).into() }],
     );
     note(&lab, 0, DropReason::BadOffload);
 
