@@ -11,7 +11,8 @@
 //! pays, as in KVM's halt polling: a sleep that ended within [`SPIN_MAX`] should have been spun through, and the next one
 //! is; each longer sleep halves the time. When nothing is hot the worker sleeps in epoll, so idle costs nothing. At most
 //! all CPUs but one spin at a time, else the spinners would take the CPU from the programs whose frames they are
-//! waiting for.
+//! waiting for. For the same reason a spinning worker yields, and one that got its CPU back late sleeps instead for a
+//! while: where programs wait for a CPU, nothing is gained by being awake early.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -36,6 +37,10 @@ use crate::topology::{PORTS_MAX, Topology};
 pub const SPIN_MAX: Duration = Duration::from_micros(200);
 /// And at least: the rest of a burst comes within this.
 const SPIN_MIN: Duration = Duration::from_micros(10);
+/// Whoever has the CPU for so long after it was yielded needs it; an answer in a conversation takes some 10 µs.
+const CONTENDED: Duration = Duration::from_micros(80);
+/// For so long nobody spins on a CPU that others need.
+const REST: Duration = Duration::from_millis(5);
 /// Turns of the loop between two looks at epoll while some queue is hot.
 const TURNS_PER_POLL: u32 = 16;
 /// And at most this long, for many busy ports make long turns.
@@ -135,6 +140,9 @@ struct Hot {
     fresh: bool,
     /// When that was found the last time.
     since: Instant,
+    /// Whether epoll would tell of new frames. Not of a queue that is read all the time: each frame would pay for it, on
+    /// its sender's side.
+    watched: bool,
 }
 
 impl Worker {
@@ -181,11 +189,16 @@ impl Worker {
         let mut spinning = false;
         let mut turn = 0u32;
         let mut polled = Instant::now();
+        let mut yielded = None;
+        let mut rest_until = polled;
         loop {
             if !self.commands.is_empty() && !self.obey() {
                 break;
             }
             let now = Instant::now();
+            if yielded.take().is_some_and(|before| now.duration_since(before) > CONTENDED) {
+                rest_until = now + REST;
+            }
             turn = turn.wrapping_add(1);
             let look_at_epoll =
                 turn.is_multiple_of(TURNS_PER_POLL) || now.duration_since(polled) > POLL_EVERY;
@@ -194,6 +207,7 @@ impl Worker {
                 if look_at_epoll {
                     // Or one busy port would keep every port hot that ever had a frame.
                     self.cool(now);
+                    self.stop_watching();
                     self.ask_epoll(&mut ready, Some(Duration::ZERO));
                     polled = now;
                 }
@@ -203,7 +217,9 @@ impl Worker {
             let stay_awake = match self.shared.poll {
                 PollMode::Busy => true,
                 PollMode::Wait => false,
-                PollMode::Adaptive => !self.hot.is_empty() && (spinning || self.may_spin()),
+                PollMode::Adaptive => {
+                    !self.hot.is_empty() && now >= rest_until && (spinning || self.may_spin())
+                }
             };
             if stay_awake {
                 spinning = self.shared.poll == PollMode::Adaptive;
@@ -213,6 +229,7 @@ impl Worker {
                 } else {
                     // Not a pause: the program that was just woken may be waiting for this very CPU.
                     std::thread::yield_now();
+                    yielded = Some(now);
                 }
                 continue;
             }
@@ -220,7 +237,7 @@ impl Worker {
                 self.shared.spin_permits.fetch_add(1, Ordering::Relaxed);
             }
             // Nothing waits in any hot queue, and epoll tells what comes from now on.
-            self.hot.clear();
+            self.cool_all();
             self.shared.status[self.index].sleeps.add(1);
             let asleep = Instant::now();
             self.ask_epoll(&mut ready, None);
@@ -252,7 +269,7 @@ impl Worker {
             let port = PortId(event.token().0 as u16);
             match self.hot.iter_mut().find(|hot| hot.port == port) {
                 Some(hot) => hot.fresh = true,
-                None => self.hot.push(Hot { port, fresh: true, since: now }),
+                None => self.hot.push(Hot { port, fresh: true, since: now, watched: true }),
             }
         }
     }
@@ -309,15 +326,44 @@ impl Worker {
         }
     }
 
-    /// Forgets queues that have been silent for long enough.
+    /// Leaves queues that have been silent for long enough to epoll.
     fn cool(&mut self, now: Instant) {
-        let spin = self.spin;
-        self.hot.retain_mut(|hot| {
+        let mut slot = 0;
+        while let Some(hot) = self.hot.get_mut(slot) {
             if std::mem::take(&mut hot.fresh) {
                 hot.since = now;
             }
-            now.duration_since(hot.since) < spin
-        });
+            if now.duration_since(hot.since) < self.spin {
+                slot += 1;
+            } else {
+                let cold = self.hot.swap_remove(slot);
+                self.watch(cold);
+            }
+        }
+    }
+
+    /// Leaves every queue to epoll.
+    fn cool_all(&mut self) {
+        while let Some(cold) = self.hot.pop() {
+            self.watch(cold);
+        }
+    }
+
+    /// Has epoll tell of new frames again, and of those that came meanwhile.
+    fn watch(&self, hot: Hot) {
+        if let (false, Some(Some(queue))) = (hot.watched, self.queues.get(hot.port.index())) {
+            self.register(hot.port, &**queue);
+        }
+    }
+
+    /// Has epoll say nothing of hot queues any more.
+    fn stop_watching(&mut self) {
+        for hot in self.hot.iter_mut().filter(|hot| hot.watched) {
+            if let Some(Some(queue)) = self.queues.get(hot.port.index()) {
+                deregister(&self.poll, &**queue);
+                hot.watched = false;
+            }
+        }
     }
 
     /// A device has vanished: stop listening, say so once.
@@ -325,7 +371,7 @@ impl Worker {
         let Some(port) = self.topology.port(id) else { return };
         port.shared.gone.store(true, Ordering::Relaxed);
         if let Some(Some(queue)) = self.queues.get(id.index()) {
-            self.deregister(&**queue);
+            deregister(&self.poll, &**queue);
         }
         let _ = self.events.send(Event::PortGone(id));
         let _ = self.bell.wake();
@@ -362,7 +408,7 @@ impl Worker {
             if let Some(port) = self.topology.port(*id) {
                 port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
             }
-            self.deregister(&*queue);
+            deregister(&self.poll, &*queue);
             released.push(queue);
         }
         // Once for all of them: a thousand may leave in one go.
@@ -375,7 +421,7 @@ impl Worker {
             self.register(id, &*queue);
             self.queues[id.index()] = Some(queue);
             // Frames may have come before epoll was told to look.
-            self.hot.push(Hot { port: id, fresh: true, since: now });
+            self.hot.push(Hot { port: id, fresh: true, since: now, watched: true });
         }
         self.shared.status[self.index].generation.store(self.topology.generation, Ordering::Release);
         released
@@ -388,13 +434,6 @@ impl Worker {
             self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)
         {
             tracing::error!(worker = self.index, port = id.0, %error, "cannot watch the port");
-        }
-    }
-
-    fn deregister(&self, queue: &dyn PortQueue) {
-        // Not registered, or its fd already forgotten by epoll: either way it is not watched.
-        if let Some(fd) = queue.fd() {
-            let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
         }
     }
 
@@ -411,4 +450,11 @@ enum Served {
     Frames,
     Nothing,
     Gone,
+}
+
+fn deregister(poll: &Poll, queue: &dyn PortQueue) {
+    // Not registered, or its fd already forgotten by epoll: either way it is not watched.
+    if let Some(fd) = queue.fd() {
+        let _ = poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
+    }
 }

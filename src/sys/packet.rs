@@ -423,7 +423,8 @@ impl Slot {
             return Received::Truncated;
         }
         // SAFETY: checked to lie within this slot, which is ours until released.
-        let slot = unsafe { std::slice::from_raw_parts(self.memory.add(at - VNET_HDR_LEN), VNET_HDR_LEN + len) };
+        let slot =
+            unsafe { std::slice::from_raw_parts(self.memory.add(at - VNET_HDR_LEN), VNET_HDR_LEN + len) };
         buffer[..slot.len()].copy_from_slice(slot);
         Received::Frame { len, tag: vlan_tag(self.status, header.tp_vlan_tci, header.tp_vlan_tpid) }
     }

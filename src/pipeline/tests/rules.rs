@@ -363,10 +363,7 @@ fn every_drop_reason_is_counted() {
     lab.hear(0, frame(ALL, station(1), 0));
     note(&lab, 1, DropReason::PortGone);
     let mut lab = Lab::plain(2);
-    lab.arrive(
-        0,
-        &[Arrival { header: [0, 77, 0, 0, 0, 0, 0, 0, 0, 0], ..frame(ALL, station(1), 0).into() }],
-    );
+    lab.arrive(0, &[Arrival { header: [0, 77, 0, 0, 0, 0, 0, 0, 0, 0], ..frame(ALL, station(1), 0).into() }]);
     note(&lab, 0, DropReason::BadOffload);
 
     let access = |n| with(|port| port.vlan = VlanMode::Access(vid(n)));
