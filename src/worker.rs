@@ -3,7 +3,8 @@
 //! A worker owns its queues outright. What it shares with others is behind no lock: the topology it was given last
 //! (immutable), the FDBs (atomics) and its counters (it is their only writer). Changes arrive as a [`Command`] with
 //! a `mio` waker; the worker applies it between two batches and hands back the queues of ports that left, so that file
-//! descriptors are closed by the control side, after every worker has let go.
+//! descriptors are closed by the control side, after every worker has let go. (By a worker itself only if it was so late that
+//! nobody waits for it any more.)
 //!
 //! **How it waits.** A queue that brought frames is *hot*: it is read directly, without asking epoll, for a while after the
 //! last frame. Waking a sleeping worker costs more than handling a frame, and while traffic is a conversation the next
@@ -189,16 +190,12 @@ impl Worker {
         let mut spinning = false;
         let mut turn = 0u32;
         let mut polled = Instant::now();
-        let mut yielded = None;
         let mut rest_until = polled;
         loop {
             if !self.commands.is_empty() && !self.obey() {
                 break;
             }
             let now = Instant::now();
-            if yielded.take().is_some_and(|before| now.duration_since(before) > CONTENDED) {
-                rest_until = now + REST;
-            }
             turn = turn.wrapping_add(1);
             let look_at_epoll =
                 turn.is_multiple_of(TURNS_PER_POLL) || now.duration_since(polled) > POLL_EVERY;
@@ -206,14 +203,14 @@ impl Worker {
                 self.shared.status[self.index].busy_turns.add(1);
                 if look_at_epoll {
                     // Or one busy port would keep every port hot that ever had a frame.
-                    self.cool(now);
+                    self.cool(now, self.spin);
                     self.stop_watching();
                     self.ask_epoll(&mut ready, Some(Duration::ZERO));
                     polled = now;
                 }
                 continue;
             }
-            self.cool(now);
+            self.cool(now, self.spin);
             let stay_awake = match self.shared.poll {
                 PollMode::Busy => true,
                 PollMode::Wait => false,
@@ -228,8 +225,12 @@ impl Worker {
                     polled = now;
                 } else {
                     // Not a pause: the program that was just woken may be waiting for this very CPU.
+                    let before = Instant::now();
                     std::thread::yield_now();
-                    yielded = Some(now);
+                    let back = Instant::now();
+                    if back.duration_since(before) > CONTENDED {
+                        rest_until = back + REST;
+                    }
                 }
                 continue;
             }
@@ -237,11 +238,16 @@ impl Worker {
                 self.shared.spin_permits.fetch_add(1, Ordering::Relaxed);
             }
             // Nothing waits in any hot queue, and epoll tells what comes from now on.
-            self.cool_all();
+            self.cool(now, Duration::ZERO);
             self.shared.status[self.index].sleeps.add(1);
             let asleep = Instant::now();
-            self.ask_epoll(&mut ready, None);
-            self.spin = if asleep.elapsed() < SPIN_MAX { SPIN_MAX } else { (self.spin / 2).max(SPIN_MIN) };
+            self.ask_epoll(&mut ready, (!self.hot.is_empty()).then_some(POLL_EVERY));
+            polled = Instant::now();
+            self.spin = if polled.duration_since(asleep) < SPIN_MAX {
+                SPIN_MAX
+            } else {
+                (self.spin / 2).max(SPIN_MIN)
+            };
         }
         if spinning {
             self.shared.spin_permits.fetch_add(1, Ordering::Relaxed);
@@ -326,33 +332,28 @@ impl Worker {
         }
     }
 
-    /// Leaves queues that have been silent for long enough to epoll.
-    fn cool(&mut self, now: Instant) {
+    /// Leaves queues that have been silent for `spin` to epoll.
+    fn cool(&mut self, now: Instant, spin: Duration) {
         let mut slot = 0;
         while let Some(hot) = self.hot.get_mut(slot) {
             if std::mem::take(&mut hot.fresh) {
                 hot.since = now;
             }
-            if now.duration_since(hot.since) < self.spin {
+            let hot = *hot;
+            // One that epoll does not take back stays hot, or nobody would ever look at it again.
+            if now.duration_since(hot.since) < spin || !self.watch(hot) {
                 slot += 1;
             } else {
-                let cold = self.hot.swap_remove(slot);
-                self.watch(cold);
+                self.hot.swap_remove(slot);
             }
         }
     }
 
-    /// Leaves every queue to epoll.
-    fn cool_all(&mut self) {
-        while let Some(cold) = self.hot.pop() {
-            self.watch(cold);
-        }
-    }
-
-    /// Has epoll tell of new frames again, and of those that came meanwhile.
-    fn watch(&self, hot: Hot) {
-        if let (false, Some(Some(queue))) = (hot.watched, self.queues.get(hot.port.index())) {
-            self.register(hot.port, &**queue);
+    /// Has epoll tell of new frames again, and of those that came meanwhile; whether it will.
+    fn watch(&self, hot: Hot) -> bool {
+        match self.queues.get(hot.port.index()) {
+            Some(Some(queue)) if !hot.watched => self.register(hot.port, &**queue),
+            _ => true,
         }
     }
 
@@ -418,23 +419,24 @@ impl Worker {
         self.topology = topology;
         let now = Instant::now();
         for (id, queue) in add {
-            self.register(id, &*queue);
+            let watched = self.register(id, &*queue);
             self.queues[id.index()] = Some(queue);
             // Frames may have come before epoll was told to look.
-            self.hot.push(Hot { port: id, fresh: true, since: now, watched: true });
+            self.hot.push(Hot { port: id, fresh: true, since: now, watched });
         }
         self.shared.status[self.index].generation.store(self.topology.generation, Ordering::Release);
         released
     }
 
-    fn register(&self, id: PortId, queue: &dyn PortQueue) {
-        let Some(fd) = queue.fd() else { return };
-        let token = Token(id.index());
-        if let Err(error) =
-            self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)
-        {
+    /// Whether epoll watches the queue now, if there is anything to watch.
+    fn register(&self, id: PortId, queue: &dyn PortQueue) -> bool {
+        let Some(fd) = queue.fd() else { return true };
+        let mut source = SourceFd(&fd.as_raw_fd());
+        let registered = self.poll.registry().register(&mut source, Token(id.index()), Interest::READABLE);
+        if let Err(error) = &registered {
             tracing::error!(worker = self.index, port = id.0, %error, "cannot watch the port");
         }
+        registered.is_ok()
     }
 
     fn count_missed(&mut self) {

@@ -9,6 +9,9 @@
 //! - worker: look for commands, serve its queues on the topology it has (learn, send), and sleep until woken when
 //!   nothing is left to do; acknowledge with the queues it gives up, after the new topology has replaced the old.
 //!
+//! Not in the model: a worker that is more than two seconds late (ids then rest, see `Control::release_ids`), and when a worker
+//! takes a queue out of its epoll.
+//!
 //! What must hold: no worker touches a closed device; after the flush nothing is learned for the port that left, even if
 //! its id is taken again at once; nobody keeps the old topology; nobody sleeps through a command (a deadlock to shuttle).
 //! `src/pipeline/tests/switch.rs` does the same to the real thing, without control over the order.

@@ -15,7 +15,8 @@
 //! **Threads.** Every method may be called from any thread at any time. [`Fdb::lookup`] and [`Fdb::learn`]
 //! are bounded: they never wait for a preempted thread, at worst a station is not learned from this frame.
 //! Walks ([`Fdb::expire`], [`Fdb::flush`], [`Fdb::iter`]) see every entry that is there throughout, and may
-//! or may not see one that comes or goes meanwhile. An expired entry is found until the next [`Fdb::expire`].
+//! or may not see one that comes or goes meanwhile. An expired entry is found until the next [`Fdb::expire`], or until
+//! [`Fdb::expire_part`] comes by it.
 //!
 //! **Size.** Fixed, with at least as many buckets as stations: a quarter full at most. Half full would do for
 //! memory, but then about one station in 40,000 finds both of its buckets full, and a table that takes
@@ -369,12 +370,6 @@ impl Fdb {
     /// of what it evicts on the way nothing is said. What is learned here meanwhile may be missed.
     pub fn copy_to(&self, other: &Fdb) -> usize {
         other.ports.set_number(self.ports.number());
-        let counts = self.counters();
-        other.stats.moves.fetch_add(counts.moves, Ordering::Relaxed);
-        other.stats.moves_limited.fetch_add(counts.moves_limited, Ordering::Relaxed);
-        other.stats.evictions.fetch_add(counts.evictions, Ordering::Relaxed);
-        other.stats.full.fetch_add(counts.full, Ordering::Relaxed);
-        other.stats.conflicts.fetch_add(counts.conflicts, Ordering::Relaxed);
         let mut entries: Vec<_> = self.iter().collect();
         let newest = entries.iter().map(|(_, entry)| entry.last_seen).reduce(later).unwrap_or_default();
         entries.sort_by_key(|(_, entry)| {
@@ -387,7 +382,14 @@ impl Fdb {
                 other.learn(*key, other.hash(*key), entry.port, entry.last_seen) == Learned::Full
             }
         };
-        entries.iter().filter(|entry| refused(entry)).count()
+        let refused = entries.iter().filter(|entry| refused(entry)).count();
+        let counts = self.counters();
+        other.stats.moves.store(counts.moves, Ordering::Relaxed);
+        other.stats.moves_limited.store(counts.moves_limited, Ordering::Relaxed);
+        other.stats.evictions.store(counts.evictions, Ordering::Relaxed);
+        other.stats.full.store(counts.full, Ordering::Relaxed);
+        other.stats.conflicts.store(counts.conflicts, Ordering::Relaxed);
+        refused
     }
 
     /// Tells how many ports share the table: each may have `max / number` stations before it has to give when

@@ -325,8 +325,8 @@ impl Control {
         self.release_namespaces();
     }
 
-    /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many go at once when the
-    /// kernel is told so before.
+    /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many in one namespace go at once when
+    /// the kernel is told so before.
     fn delete_devices(&self, ports: &[Port]) {
         let mut devices: HashMap<Place, Vec<&Link>> = HashMap::new();
         for port in ports.iter().filter(|port| port.open && port.is_tap()) {

@@ -201,6 +201,7 @@ fn a_table_is_copied_into_a_bigger_and_a_smaller_one() {
     assert_eq!(smaller.len(), 30);
     assert_eq!(smaller.at(200), Some(1));
     assert!((80..90).all(|n| smaller.at(n) == Some(1)), "port 1 is within its share there too");
+    assert_eq!(smaller.counters(), fdb.counters(), "nothing happened to a frame");
     smaller.check();
 }
 

@@ -224,7 +224,7 @@ impl Netlink {
     /// taken that no interface has.
     ///
     /// # Errors
-    /// The kernel's answer; some may have a group then, but none is gone.
+    /// The kernel's answer. Some may have the group then, and stay.
     pub fn del_links(&self, links: &[&Link]) -> Result<()> {
         let present = self.links()?;
         let used: HashSet<u32> = present.iter().map(|link| link.group).collect();
@@ -234,14 +234,22 @@ impl Netlink {
             known.get(&link.index).is_some_and(|now| (&now.name, &now.kind) == (&link.name, &link.kind))
         };
         let change = LinkChange { group: Some(group), ..LinkChange::default() };
+        let mut marked = 0;
         for link in links.iter().filter(same) {
-            self.set_link(link.index, &change)?;
+            match self.set_link(link.index, &change) {
+                Ok(()) => marked += 1,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if marked == 0 {
+            return Ok(());
         }
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::Group(group));
         match self.change(RouteNetlinkMessage::DelLink(message), 0) {
             Err(refusal) if !refusal.is_not_found() => {
-                Err(refusal.on(format!("cannot delete {} interfaces", links.len())))
+                Err(refusal.on(format!("cannot delete {marked} interfaces")))
             }
             _ => Ok(()),
         }
