@@ -324,14 +324,17 @@ impl Fdb {
     /// Forgets dynamic entries not heard for `ageing_secs` (at most [`MAX_AGEING_SECS`]) or longer; returns
     /// how many. Meant to be called about once a second, and at least once a day.
     pub fn expire(&self, now: Tick, ageing_secs: u32) -> usize {
-        self.forget(self.table.slots(), too_old(now, ageing_secs))
+        self.expire_part(now, ageing_secs, usize::MAX)
     }
 
     /// The same in one part of the table, the next at each call: as many buckets as wanted, which are as many
     /// stations and 64 bytes each.
     pub fn expire_part(&self, now: Tick, ageing_secs: u32, buckets: usize) -> usize {
         let start = self.stats.sweep.fetch_add(buckets, Ordering::Relaxed);
-        self.forget(self.table.window(start, buckets), too_old(now, ageing_secs))
+        let ageing_secs = ageing_secs.min(MAX_AGEING_SECS);
+        self.forget(self.table.window(start, buckets), |_, entry| {
+            entry.kind == Kind::Dynamic && entry.age_secs(now) >= ageing_secs
+        })
     }
 
     /// Forgets every entry, of whatever kind, for which `forget` is true; returns how many. It is asked again
@@ -487,12 +490,6 @@ impl Fdb {
         }
         done
     }
-}
-
-/// Dynamic entries that were not heard for so long, or longer.
-fn too_old(now: Tick, ageing_secs: u32) -> impl Fn(Key, Entry) -> bool {
-    let ageing_secs = ageing_secs.min(MAX_AGEING_SECS);
-    move |_, entry| entry.kind == Kind::Dynamic && entry.age_secs(now) >= ageing_secs
 }
 
 /// One for each station at least, a power of two.

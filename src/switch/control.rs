@@ -410,7 +410,7 @@ impl Control {
     fn release_ids(&mut self) {
         let reached = self.crew.generation();
         for (id, _) in self.retired.extract_if(.., |(_, generation)| *generation <= reached) {
-            for bridge in self.bridges.iter().filter(|_| !self.ports.contains_key(&id)) {
+            for bridge in &self.bridges {
                 bridge.fdb.flush(|_, entry| entry.port == id);
             }
         }
@@ -461,7 +461,9 @@ impl Control {
         }
         let applied = self.crew.apply(&topology, remove, add);
         if self.crew.generation() < self.generation {
-            self.retired.extend(remove.iter().map(|&id| (id, self.generation)));
+            // A port that only lost its device keeps its id.
+            let removed = remove.iter().filter(|id| !self.ports.contains_key(id));
+            self.retired.extend(removed.map(|&id| (id, self.generation)));
         }
         applied
     }

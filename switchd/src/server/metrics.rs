@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::{PortInfo, State};
+use crate::api::{BridgeInfo, PortInfo, State, WorkerInfo};
 use crate::daemon::Daemon;
 
 /// One exposition of everything.
@@ -18,15 +18,9 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
     page.family("vswitch_uptime_seconds", "gauge", "Seconds since vswitchd started.");
     page.sample("vswitch_uptime_seconds", &[], status.uptime_secs);
 
-    page.family("vswitch_bridge_fdb_entries", "gauge", "Stations the bridge remembers.");
-    for bridge in &bridges {
-        page.sample("vswitch_bridge_fdb_entries", &[("bridge", &bridge.name)], bridge.fdb_used.into());
-    }
-    page.family("vswitch_bridge_fdb_entries_max", "gauge", "Most stations the bridge remembers.");
-    for bridge in &bridges {
-        page.sample("vswitch_bridge_fdb_entries_max", &[("bridge", &bridge.name)], bridge.fdb_max.into());
-    }
-    let fdb_families: [Family<crate::api::BridgeInfo>; 5] = [
+    let bridge_families: [Family<BridgeInfo>; 8] = [
+        ("vswitch_bridge_fdb_entries", "Stations the bridge remembers.", |b| b.fdb_used.into()),
+        ("vswitch_bridge_fdb_entries_max", "Most stations the bridge remembers.", |b| b.fdb_max.into()),
         ("vswitch_bridge_fdb_moves_total", "Stations that moved to another port.", |b| b.fdb_counters.moves),
         (
             "vswitch_bridge_fdb_moves_limited_total",
@@ -46,33 +40,22 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
             "Frames whose source a static or local entry puts behind another port.",
             |b| b.fdb_counters.conflicts,
         ),
+        ("vswitch_bridge_ports", "Ports of the bridge.", |b| b.ports.len() as u64),
     ];
-    for (name, help, value) in fdb_families {
-        page.family(name, "counter", help);
-        for bridge in &bridges {
-            page.sample(name, &[("bridge", &bridge.name)], value(bridge));
-        }
-    }
-    page.family("vswitch_bridge_ports", "gauge", "Ports of the bridge.");
-    for bridge in &bridges {
-        page.sample("vswitch_bridge_ports", &[("bridge", &bridge.name)], bridge.ports.len() as u64);
-    }
+    page.families(&bridge_families, &bridges, |bridge| vec![("bridge", &bridge.name)]);
 
     page.ports(&ports);
 
-    let worker_families: [Family<crate::api::WorkerInfo>; 3] = [
-        ("vswitch_worker_busy_turns_total", "Loop turns that found a frame.", |w| w.busy_turns),
-        ("vswitch_worker_sleeps_total", "Times the worker went to sleep.", |w| w.sleeps),
-        ("vswitch_worker_topology_generation", "Generation of the topology the worker runs on.", |w| {
+    let worker_families: [Family<(String, WorkerInfo)>; 3] = [
+        ("vswitch_worker_busy_turns_total", "Loop turns that found a frame.", |(_, w)| w.busy_turns),
+        ("vswitch_worker_sleeps_total", "Times the worker went to sleep.", |(_, w)| w.sleeps),
+        ("vswitch_worker_topology_generation", "Generation of the topology the worker runs on.", |(_, w)| {
             w.generation
         }),
     ];
-    for (name, help, value) in worker_families {
-        page.family(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
-        for (number, worker) in status.workers.iter().enumerate() {
-            page.sample(name, &[("worker", &number.to_string())], value(worker));
-        }
-    }
+    let workers: Vec<_> =
+        status.workers.into_iter().enumerate().map(|(number, worker)| (number.to_string(), worker)).collect();
+    page.families(&worker_families, &workers, |(number, _)| vec![("worker", number)]);
     page.0
 }
 
@@ -97,6 +80,21 @@ impl Page {
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
+    /// Each family with a sample of every object. What only grows is called `_total`.
+    fn families<T>(
+        &mut self,
+        families: &[Family<T>],
+        objects: &[T],
+        labels: for<'a> fn(&'a T) -> Vec<(&'a str, &'a str)>,
+    ) {
+        for (name, help, value) in families {
+            self.family(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+            for object in objects {
+                self.sample(name, &labels(object), value(object));
+            }
+        }
+    }
+
     fn ports(&mut self, ports: &[PortInfo]) {
         let counters: [Family<PortInfo>; 6] = [
             ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| {
@@ -116,12 +114,7 @@ impl Page {
                 p.counters.tx_segments
             }),
         ];
-        for (name, help, value) in counters {
-            self.family(name, "counter", help);
-            for port in ports {
-                self.sample(name, &[("bridge", &port.bridge), ("port", &port.name)], value(port));
-            }
-        }
+        self.families(&counters, ports, |port| vec![("bridge", &port.bridge), ("port", &port.name)]);
         self.family("vswitch_port_drops_total", "counter", "Frames dropped, by reason.");
         for port in ports {
             for (reason, count) in &port.counters.drops {
