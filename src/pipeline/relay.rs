@@ -11,6 +11,7 @@
 use super::{Context, Outbox};
 use crate::addr::MacAddr;
 use crate::batch::Batch;
+use crate::bridge::fdb::Kind;
 use crate::bridge::vlan::Leaves;
 use crate::frame::Frame;
 use crate::stats::DropReason;
@@ -66,6 +67,8 @@ impl Relay<'_> {
             .filter(|port| port.bridge == self.from.bridge);
         match port {
             Some(port) => self.may_leave(frame, port).map(|()| self.outbox.push(port.id, index)),
+            // Its device is gone for now, and the station with it.
+            None if known.is_some_and(|entry| entry.kind == Kind::Static) => Err(DropReason::PortGone),
             None => self.flood(frame, index, true),
         }
     }

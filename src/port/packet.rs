@@ -15,7 +15,7 @@ use crate::frame::Outgoing;
 use crate::offload::Capabilities;
 use crate::spec::PacketSpec;
 use crate::stats::{Counters, DropReason};
-use crate::sys::netlink::Netlink;
+use crate::sys::netlink::{Link, Netlink};
 use crate::sys::packet::{self, PacketSocket};
 use crate::sys::{self, bpf, netns};
 
@@ -32,6 +32,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         let what = format!("no interface '{name}'{place}; existing: {}", existing.join(", "));
         sys::Error::refused(std::io::ErrorKind::NotFound, what)
     })?;
+    check_link(&netlink, &link)?;
     if let Some((address, prefix)) = netlink.addresses(link.index)?.iter().find(|(ip, _)| !is_link_local(ip))
     {
         tracing::warn!(
@@ -41,15 +42,24 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     }
     let cannot =
         |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
-    let sockets =
-        netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?.map_err(cannot)?;
+    let sockets = netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?;
+    let sockets = sockets.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) if !link.up && workers > 1 => sys::Error::refused(
+            std::io::ErrorKind::NotFound,
+            format!(
+                "interface '{name}' is down, and this kernel (before Linux 6.13) cannot share out its frames then; \
+                 switch it on first: ip link set {name} up"
+            ),
+        ),
+        _ => cannot(source),
+    })?;
     let mut keep = Vec::new();
     match bpf::silence_host(link.index, target) {
         Ok(silence) => keep.push(silence),
         Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
     }
     Ok(OpenPort {
-        receiving: sockets.len(),
+        receiving: sockets.len().min(packet::RECEIVERS_MAX),
         queues: sockets
             .into_iter()
             .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)
@@ -61,6 +71,23 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         strict_mtu: true,
         keep,
     })
+}
+
+/// Refuses what Linux's bridge refuses: what has no Ethernet frames, and what is part of something else.
+fn check_link(netlink: &Netlink, link: &Link) -> Result<(), sys::Error> {
+    let refuse = |what| Err(sys::Error::refused(std::io::ErrorKind::InvalidInput, what));
+    let name = &link.name;
+    if !link.ethernet {
+        return refuse(format!(
+            "interface '{name}' does not carry Ethernet frames, so it cannot be a port; choose a veth end, a tap or a NIC"
+        ));
+    }
+    let Some(master) = link.master else { return Ok(()) };
+    let master = netlink.link_by_index(master)?.map_or_else(|| master.to_string(), |link| link.name);
+    refuse(format!(
+        "interface '{name}' belongs to '{master}', which would take its frames as well; \
+         take it out with: ip link set {name} nomaster"
+    ))
 }
 
 /// fe80::/10, which every interface gives itself.

@@ -71,17 +71,18 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
 fn queues(spec: &TapSpec, workers: usize) -> Result<usize, sys::Error> {
     let refuse = |what| Err(sys::Error::refused(io::ErrorKind::InvalidInput, what));
     let wanted = spec.queues.map(usize::from);
+    let most = workers.min(tun::QUEUES_MAX);
     match wanted {
         Some(n) if !spec.offload && n != 1 => {
             refuse(format!("port '{}': --no-offload has exactly one queue; leave --queues out", spec.ifname))
         }
-        Some(n) if n == 0 || n > workers => refuse(format!(
-            "port '{}': {n} queues; --queues takes 1 to {workers}, at most one a worker",
+        Some(n) if n == 0 || n > most => refuse(format!(
+            "port '{}': {n} queues; --queues takes 1 to {most}, at most one a worker",
             spec.ifname
         )),
         _ if !spec.offload => Ok(1),
         Some(n) => Ok(n),
-        None => Ok(workers),
+        None => Ok(most),
     }
 }
 

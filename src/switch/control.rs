@@ -14,7 +14,7 @@ mod stations;
 mod world;
 
 use super::crew::Crew;
-use super::namespaces::{Namespaces, Place};
+use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
 use crate::bridge::fdb::{self, Fdb, Key, Kind};
@@ -23,7 +23,7 @@ use crate::offload::Capabilities;
 use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use crate::stats::DropReason;
-use crate::status::{BridgeStatus, PortCounters, PortState, PortStatus};
+use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
@@ -63,6 +63,8 @@ struct Port {
     link: Option<Link>,
     /// Frames that overflowed a TAP's queue towards us, as last read.
     missed: u64,
+    /// Why it did not come back, as last told to the operator.
+    complaint: Option<String>,
 }
 
 impl Port {
@@ -136,18 +138,20 @@ impl Control {
     pub(super) fn set_bridge(&mut self, spec: BridgeSpec) -> Result<(), Error> {
         let index = self.bridge(&spec.name)?;
         check_bridge(&spec)?;
+        let statics = self.statics_under(index, &spec)?;
         let size_changed = self.bridges[index].spec.fdb_max != spec.fdb_max;
         let resized = size_changed.then(|| new_fdb(&spec)).transpose()?;
         let bridge = &mut self.bridges[index];
         let before = std::mem::replace(&mut bridge.spec, spec);
-        let mode_changed = before.vlan_filtering != bridge.spec.vlan_filtering;
+        let rekeyed = before.vlan_filtering != bridge.spec.vlan_filtering
+            || before.default_pvid != bridge.spec.default_pvid;
         if let Some(resized) = resized {
             bridge.fdb.copy_to(&resized);
             bridge.fdb = resized;
         }
         drop(self.publish(&[], Vec::new()));
-        if mode_changed || before.default_pvid != self.bridges[index].spec.default_pvid {
-            self.rekey(index);
+        if rekeyed {
+            self.rekey(index, &statics);
         }
         self.refresh_locals(index);
         Ok(())
@@ -205,15 +209,7 @@ impl Control {
                 spec.name, port.spec.bridge
             )));
         }
-        // The one pair that makes sense: a TAP of one bridge whose host end is a packet port of another.
-        let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
-        let taken = interface(&spec.kind);
-        let same = |port: &&Port| {
-            taken.is_some() && port.interface() == taken && (packet(&port.spec.kind) || !packet(&spec.kind))
-        };
-        if let (Some(port), Some((_, ifname))) = (self.ports.values().find(same), &taken) {
-            return Err(Error::Exists(format!("interface '{ifname}' is port '{}' already", port.spec.name)));
-        }
+        self.check_interface(&spec)?;
         let id = self.free_id()?;
         let opened = match port::open(&spec.kind, self.crew.len()) {
             Ok(opened) => Some(opened),
@@ -234,6 +230,7 @@ impl Control {
             open: false,
             link: None,
             missed: 0,
+            complaint: None,
         };
         let add = match opened {
             Some(opened) => {
@@ -250,6 +247,25 @@ impl Control {
         drop(self.publish(&[], add));
         self.refresh_locals(bridge);
         Ok(())
+    }
+
+    /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
+    /// packet port of another; on the same bridge its frames would go round for ever.
+    fn check_interface(&self, spec: &PortSpec) -> Result<(), Error> {
+        let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
+        let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
+        let same = |port: &&Port| {
+            let there = port.interface().filter(|(_, name)| *name == ifname);
+            there.is_some_and(|(there, _)| same_place(&there, &place))
+                && (packet(&port.spec.kind) == packet(&spec.kind) || port.spec.bridge == spec.bridge)
+        };
+        match self.ports.values().find(same) {
+            None => Ok(()),
+            Some(port) => Err(Error::Exists(format!(
+                "interface '{ifname}' is port '{0}' of bridge '{1}' already; remove that first with: vswitchctl port del {0}",
+                port.spec.name, port.spec.bridge
+            ))),
+        }
     }
 
     /// Takes over what was opened for a port; returns the workers' queues.
@@ -274,6 +290,7 @@ impl Control {
         port.queues = opened.receiving;
         port.keep = opened.keep;
         port.open = true;
+        port.complaint = None;
         Ok(opened.queues)
     }
 
@@ -347,9 +364,29 @@ impl Control {
         self.catch_up();
         self.crew.count_missed();
         self.ports.values_mut().for_each(|port| port.count_missed(&self.namespaces));
-        let mut ports: Vec<_> = self.ports.values().collect();
-        ports.sort_by_key(|port| port.sequence);
-        ports.into_iter().map(|port| self.port_status(port)).collect()
+        let mut peers = self.peers(self.ports.iter());
+        let mut ports: Vec<_> = self.ports.iter().collect();
+        ports.sort_by_key(|(_, port)| port.sequence);
+        ports.into_iter().map(|(id, port)| self.port_status(port, peers.remove(id))).collect()
+    }
+
+    /// The other ends of those that are veths. The names of namespaces are gone through once a namespace, not once a port.
+    fn peers<'a>(&self, ports: impl Iterator<Item = (&'a PortId, &'a Port)>) -> HashMap<PortId, Peer> {
+        let mut places: HashMap<Place, (Vec<PortId>, Vec<Link>)> = HashMap::new();
+        for (&id, port) in ports {
+            if let (Some((place, _)), Some(link)) = (port.interface(), &port.link) {
+                let (ids, links) = places.entry(place).or_default();
+                ids.push(id);
+                links.push(link.clone());
+            }
+        }
+        let mut found = HashMap::new();
+        for (place, (ids, links)) in places {
+            let peers = self.namespaces.get(&place).and_then(|netlink| netlink.peers_of(&links).ok());
+            let peers = ids.into_iter().zip(peers.into_iter().flatten());
+            found.extend(peers.filter_map(|(id, peer)| Some((id, peer?))));
+        }
+        found
     }
 
     /// One of them, for much less work when there are many.
@@ -359,15 +396,11 @@ impl Control {
         let id = self.port(name)?;
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         port.count_missed(&self.namespaces);
-        Ok(self.port_status(&self.ports[&id]))
+        let port = &self.ports[&id];
+        Ok(self.port_status(port, self.peers(std::iter::once((&id, port))).remove(&id)))
     }
 
-    fn port_status(&self, port: &Port) -> PortStatus {
-        let netlink = port.interface().and_then(|(place, _)| self.namespaces.get(&place));
-        let peer = match (&port.link, netlink) {
-            (Some(link), Some(netlink)) => netlink.peer_of(link).ok().flatten(),
-            _ => None,
-        };
+    fn port_status(&self, port: &Port, peer: Option<Peer>) -> PortStatus {
         let link = port.link.as_ref().filter(|_| port.open);
         PortStatus {
             spec: port.spec.clone(),

@@ -70,6 +70,7 @@ impl Crew {
             let stay = place.is_ok();
             let _ = placed.send(place);
             if stay {
+                let _end = EndWithMe;
                 worker.run();
             }
         };
@@ -184,6 +185,19 @@ impl Member {
         let _ = self.commands.send(command);
         if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "cannot wake a worker");
+        }
+    }
+}
+
+/// A switch without one of its workers would say "up" and forward nothing of that worker's flows, for ever: it had better
+/// end and be started again.
+struct EndWithMe;
+
+impl Drop for EndWithMe {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a worker panicked; the process ends");
+            std::process::abort();
         }
     }
 }

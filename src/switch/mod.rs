@@ -94,7 +94,7 @@ impl Error {
         let mut existing: Vec<_> = existing.collect();
         existing.sort_unstable();
         let existing = match existing.len() {
-            0 => format!("there is no {what} yet"),
+            0 => format!("there is no {what} yet; add one with: vswitchctl {what} add"),
             1..=20 => format!("existing: {}", existing.join(", ")),
             n => format!("there are {n} others; list them with: vswitchctl {what} show"),
         };

@@ -18,6 +18,15 @@ use crate::sys::{self, netns};
 /// A namespace that a port is in; `None` is the switch's own.
 pub(super) type Place = Option<Netns>;
 
+/// Whether two ways to say it mean one namespace: a name and its path, or nothing and the switch's own.
+pub(super) fn same_place(one: &Place, other: &Place) -> bool {
+    let identity = |place: &Place| match place {
+        Some(name) => netns::identity(name),
+        None => netns::identity(&Netns("/proc/thread-self/ns/net".to_owned())),
+    };
+    one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
 #[derive(Debug)]
 pub(super) struct Namespaces {
     registry: Registry,

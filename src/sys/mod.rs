@@ -14,7 +14,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 mod error;
 
+mod assembler;
 pub mod bpf;
+mod filter;
 pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;

@@ -147,9 +147,10 @@ pub fn add(name: &str) -> Result<()> {
     let path = Path::new(RUN_DIR).join(name);
     let claimed = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
     claimed.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            Error::refused(error.kind(), format!("network namespace '{name}' exists already"))
-        }
+        io::ErrorKind::AlreadyExists => Error::refused(
+            error.kind(),
+            format!("network namespace '{name}' exists already; use --may-exist if that is fine"),
+        ),
         _ => Error::new(cannot(), error),
     })?;
     let made = scratch_thread(|| Ok(make_namespace_at(&path))).map_err(Error::on(cannot)).and_then(|made| {

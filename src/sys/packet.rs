@@ -29,6 +29,8 @@ use crate::offload::VNET_HDR_LEN;
 const SLOT_BYTES: usize = 2048;
 /// Slots a ring: 512 KiB, which stays within a core's L2 cache and leaves room for 32 ports of two queues in 64 MiB.
 const SLOTS: usize = 256;
+/// Sockets that share an interface's flows at most: the kernel's default for a fanout group.
+pub const RECEIVERS_MAX: usize = 256;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
@@ -49,20 +51,24 @@ pub struct PacketSocket {
     scratch: Scratch,
 }
 
-/// Opens one socket a queue on the interface, in the calling thread's namespace. Each receives its share of the
-/// flows; together they receive every frame once, none that the host sent.
+/// Opens one socket a queue on the interface, in the calling thread's namespace. Each of the first [`RECEIVERS_MAX`] receives
+/// its share of the flows; together they receive every frame once, none that the host sent.
 ///
 /// # Errors
-/// The operation that the kernel refused.
+/// The operation that the kernel refused. Before Linux 6.13 it lets nobody join a group on an interface that is down:
+/// EINVAL.
 pub fn open(ifindex: u32, queues: usize) -> io::Result<Vec<PacketSocket>> {
     let sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
     // Without the right to load it, the kernel's own hash: right, but slower.
     let steering = super::steering::by_flow().ok();
     let mut group = 0;
-    for (index, socket) in sockets.iter().enumerate() {
+    let (receivers, senders) = sockets.split_at(queues.min(RECEIVERS_MAX));
+    senders.iter().try_for_each(|socket| socket.bind(ifindex, 0))?;
+    for (index, socket) in receivers.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
         socket.attach_reject_all()?;
-        socket.bind(ifindex)?;
+        socket.bind(ifindex, libc::ETH_P_ALL as u16)?;
+        socket.be_promiscuous(ifindex)?;
         if queues > 1 {
             group = socket.join_fanout(group, index == 0, steering.is_some())?;
         } else {
@@ -72,8 +78,13 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<Vec<PacketSocket>> {
     if let (true, Some(program), Some(first)) = (queues > 1, &steering, sockets.first()) {
         set(&first.fd, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program.as_raw_fd())?;
     }
-    for socket in &sockets {
-        set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?;
+    let filter = super::filter::by_what_a_header_can_say();
+    for socket in receivers {
+        match &filter {
+            // In place of the one that rejects everything.
+            Ok(filter) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())?,
+            Err(_) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?,
+        }
     }
     Ok(sockets)
 }
@@ -120,24 +131,27 @@ impl PacketSocket {
         set(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
     }
 
-    fn bind(&self, ifindex: u32) -> io::Result<()> {
-        let all = (libc::ETH_P_ALL as u16).to_be();
+    /// Protocol 0 is for sending only.
+    fn bind(&self, ifindex: u32, protocol: u16) -> io::Result<()> {
         let index = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
         // SAFETY: sockaddr_ll is shorter than sockaddr_storage, and all of it that matters is written.
         let ((), address) = unsafe {
             SockAddr::try_init(|storage, len| {
                 let link = storage.cast::<libc::sockaddr_ll>();
                 (*link).sll_family = libc::AF_PACKET as libc::sa_family_t;
-                (*link).sll_protocol = all;
+                (*link).sll_protocol = protocol.to_be();
                 (*link).sll_ifindex = index;
                 *len = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
                 Ok(())
             })
         }?;
-        socket2::SockRef::from(&self.fd).bind(&address)?;
+        socket2::SockRef::from(&self.fd).bind(&address)
+    }
+
+    fn be_promiscuous(&self, ifindex: u32) -> io::Result<()> {
         // SAFETY: packet_mreq is plain data for which zeros are valid.
         let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
-        membership.mr_ifindex = index;
+        membership.mr_ifindex = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
         membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
         set(&self.fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
     }
@@ -440,7 +454,7 @@ fn vlan_tag(status: u32, tci: u16, tpid: u16) -> Option<[u8; TAG_LEN]> {
     Some([a, b, c, d])
 }
 
-fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+pub(super) fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the pointer and length are those of a live value; each caller passes the type the option wants.
     let status = unsafe {
         libc::setsockopt(

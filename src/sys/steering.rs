@@ -11,63 +11,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use super::assembler::{NET, PROTOCOL, jump, load, network, op};
 use super::bpf::{Instruction, load_socket_filter};
 
-/// Opcodes, each a class, a size or operation, and a mode (`Documentation/bpf/standardization/instruction-set.rst`).
-mod op {
-    pub(super) const MOV: u8 = 0xbf;
-    pub(super) const MOV_IMM: u8 = 0xb7;
-    pub(super) const XOR: u8 = 0xaf;
-    pub(super) const AND_IMM: u8 = 0x57;
-    pub(super) const SHL_IMM: u8 = 0x67;
-    pub(super) const SHR_IMM: u8 = 0x77;
-    pub(super) const MUL32_IMM: u8 = 0x24;
-    pub(super) const SHR32_IMM: u8 = 0x74;
-    pub(super) const JUMP: u8 = 0x05;
-    pub(super) const JUMP_EQ: u8 = 0x15;
-    pub(super) const JUMP_NE: u8 = 0x55;
-    pub(super) const JUMP_SET: u8 = 0x45;
-    pub(super) const EXIT: u8 = 0x95;
-    /// r0 = a word of the context.
-    pub(super) const LOAD_CONTEXT: u8 = 0x61;
-    /// r0 = the frame's word, half word or byte, in host order; out of the frame ends the program with 0.
-    pub(super) const FRAME_WORD: u8 = 0x20;
-    pub(super) const FRAME_HALF: u8 = 0x28;
-    pub(super) const FRAME_BYTE: u8 = 0x30;
-    /// The same at a register's offset.
-    pub(super) const FRAME_WORD_AT: u8 = 0x40;
-}
-
-/// `SKF_NET_OFF`: offsets from here count from the IP header, whatever comes before it.
-const NET: i32 = -0x10_0000;
-/// Offset of `protocol` in `struct __sk_buff`.
-const PROTOCOL: i16 = 16;
 const SUM: u8 = 7;
 const FRAME: u8 = 6;
-
-const fn op(opcode: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { opcode, registers: from << 4 | to, offset, immediate }
-}
-
-const fn load(opcode: u8, at: i32) -> Instruction {
-    op(opcode, 0, 0, 0, NET + at)
-}
 
 /// `sum ^= r0`
 const fn add() -> Instruction {
     op(op::XOR, SUM, 0, 0, 0)
-}
-
-/// The ethertype as it lies in the context: in network order.
-const fn network(ethertype: u16) -> i32 {
-    ethertype.to_be() as i32
-}
-
-/// Jumps count from the next instruction; `at` is this one's index and `to` the target's.
-// Indices into a program of some dozen instructions.
-#[allow(clippy::cast_possible_truncation)]
-const fn jump(opcode: u8, immediate: i32, at: usize, to: usize) -> Instruction {
-    op(opcode, 0, 0, (to as i32 - at as i32 - 1) as i16, immediate)
 }
 
 const IPV4: usize = 6;

@@ -34,6 +34,11 @@ mod ioctl {
 }
 use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_steering, tun_set_vnet_hdr_size};
 
+const TUN: &str = "/dev/net/tun";
+
+/// Queues that the kernel gives a device at most (MAX_TAP_QUEUES).
+pub const QUEUES_MAX: usize = 256;
+
 /// The queues of a TAP device that this process created.
 #[derive(Debug)]
 pub struct Tap {
@@ -52,7 +57,7 @@ pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
     let mut name = name.to_owned();
     let mut tap = Tap { queues: Vec::with_capacity(queues), capabilities: Capabilities::default() };
     for index in 0..queues.max(1) {
-        let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+        let file = File::options().read(true).write(true).open(TUN).map_err(no_driver)?;
         let fd = OwnedFd::from(file);
         let exclusive = if index == 0 { libc::IFF_TUN_EXCL } else { 0 };
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
@@ -70,6 +75,14 @@ pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
         steer(&tap);
     }
     Ok((tap, name))
+}
+
+/// A bare "not found" would be taken for an interface or namespace that is yet to come.
+fn no_driver(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other(format!("there is no {TUN}; try: modprobe tun")),
+        _ => error,
+    }
 }
 
 /// Chooses the queue by flow. Where the kernel does not let us, its own way stays, which is right but slower.
@@ -99,7 +112,8 @@ fn attach(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<String> {
     if got & libc::IFF_VNET_HDR == 0 || got & libc::IFF_TAP == 0 {
         return Err(io::Error::other("the kernel ignored IFF_VNET_HDR"));
     }
-    Ok(request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| char::from(c.cast_unsigned())).collect())
+    let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.cast_unsigned()).collect();
+    String::from_utf8(name).map_err(io::Error::other)
 }
 
 /// TUNSETOFFLOAD, probing downwards: USO came with Linux 6.2.
@@ -122,7 +136,7 @@ fn offer_offloads(fd: &OwnedFd) -> io::Result<Capabilities> {
 /// # Errors
 /// What the kernel refused.
 pub fn open_plain(name: &str) -> io::Result<(OwnedFd, String)> {
-    let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap)?;
+    let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap).map_err(no_driver)?;
     // Before the duplicate: they share the open file, and with it the flag.
     // SAFETY: `device` keeps its descriptor open for this borrow.
     super::set_nonblocking(&unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) })?;

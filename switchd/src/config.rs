@@ -381,7 +381,7 @@ impl Checker {
         let Some(bridge) = layout.bridges.iter().find(|bridge| bridge.name == port.bridge) else {
             return Err(format!("fdb entry {}: no bridge '{}'", entry.mac, port.bridge));
         };
-        let vlan = entry_vlan(bridge, port, entry.vlan.map(|vid| vid.0.get()))
+        let vlan = entry_vlan(bridge, port, entry.vlan.map(|vlan| vlan.0))
             .map_err(|error| format!("fdb entry {}: {error}", entry.mac))?;
         let entry = Entry { bridge: bridge.name.clone(), vlan, mac: entry.mac.0, port: entry.port.clone() };
         self.place(crate::plan::Step::AddEntry(entry.clone()).to_string(), line)?;

@@ -8,12 +8,12 @@
 //! Nothing here is fast or needs to be: a request costs a few system calls anyway.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
-use vswitch::status::{BridgeStatus, FdbState, PortState, PortStatus};
+use vswitch::spec::PortSpec;
+use vswitch::status::{BridgeStatus, FdbEntry, FdbState, PortStatus};
 use vswitch::switch::{Error, FdbFilter, Missing};
 
 use crate::api::values::Mac;
@@ -22,9 +22,9 @@ use crate::api::{
     ReloadReport, Stats, StatusInfo, WorkerInfo, none_such,
 };
 use crate::compare;
-use crate::config::{Config, DEFAULT_CONFIG, DaemonSection};
+use crate::config::{Config, DaemonSection};
 use crate::control::Control;
-use crate::plan::{self, Entry, Layout, Step, entry_vlan};
+use crate::plan::{Entry, Step, entry_vlan};
 
 /// The switch, and who asked for what in it.
 pub struct Daemon {
@@ -60,6 +60,17 @@ impl Record {
 
     fn port(&self, name: &str) -> Origin {
         if self.ports.contains(name) { Origin::Configuration } else { Origin::Runtime }
+    }
+
+    fn fdb_info(&self, entry: FdbEntry) -> FdbInfo {
+        let origin = (entry.state == FdbState::Static).then(|| {
+            let same = |ours: &Entry| {
+                (&ours.bridge, ours.vlan, ours.mac, &ours.port)
+                    == (&entry.bridge, entry.vlan, entry.mac, &entry.port)
+            };
+            if self.entries.iter().any(same) { Origin::Configuration } else { Origin::Runtime }
+        });
+        FdbInfo::new(entry, origin)
     }
 
     fn forget_port(&mut self, name: &str) {
@@ -249,7 +260,13 @@ impl Daemon {
     /// There is no such port, or an option is impossible.
     pub fn set_port(&self, name: &str, request: &PortSet) -> Result<PortInfo, Error> {
         let record = self.record();
-        let now = self.find_port(name)?.spec.settings;
+        let PortSpec { bridge, settings: now, .. } = self.find_port(name)?.spec;
+        if request.has_vlan_options() && !self.find_bridge(&bridge)?.spec.vlan_filtering {
+            return Err(Error::Invalid(format!(
+                "port '{name}' cannot have VLAN options: bridge '{bridge}' does not filter VLANs; \
+                 turn it on with: vswitchctl bridge set {bridge} --vlan-filtering on"
+            )));
+        }
         let then = request.change(name, &now).map_err(Error::Invalid)?;
         if then != now {
             self.switch.set_port(name, then)?;
@@ -304,7 +321,9 @@ impl Daemon {
     /// There is no such bridge or port.
     pub fn fdb(&self, select: &FdbSelect) -> Result<Vec<FdbInfo>, Error> {
         let filter = self.check_select(select)?;
-        Ok(self.switch.fdb(&filter)?.into_iter().map(FdbInfo::from).collect())
+        let entries = self.switch.fdb(&filter)?;
+        let record = self.record();
+        Ok(entries.into_iter().map(|entry| record.fdb_info(entry)).collect())
     }
 
     /// Adds a static entry; a learned one of that address becomes static.
@@ -316,7 +335,7 @@ impl Daemon {
         let record = self.record();
         let port = self.find_port(&request.port)?.spec;
         let bridge = self.find_bridge(&port.bridge)?.spec;
-        let vlan = entry_vlan(&bridge, &port, request.vlan.map(|vid| vid.0.get())).map_err(Error::Invalid)?;
+        let vlan = entry_vlan(&bridge, &port, request.vlan.map(|vlan| vlan.0)).map_err(Error::Invalid)?;
         let Mac(mac) = request.mac;
         let entry = Entry { bridge: bridge.name, vlan, mac, port: port.name };
         match self.find_entry(&entry)? {
@@ -324,28 +343,34 @@ impl Daemon {
             Some(existing)
                 if existing.port == entry.port && existing.state == FdbState::Static && may_exist =>
             {
-                return Ok(existing.into());
+                return Ok(record.fdb_info(existing));
             }
             Some(existing) => {
+                let remedy = match existing.state {
+                    FdbState::Local => "it goes with the port".to_owned(),
+                    _ => {
+                        format!("remove it first with: vswitchctl fdb del {mac} --bridge {}", existing.bridge)
+                    }
+                };
                 return Err(Error::Exists(format!(
-                    "{} is a {} entry behind port '{}' already: remove it first",
+                    "{} is a {} entry behind port '{}' already: {remedy}",
                     Step::AddEntry(entry),
-                    FdbInfo::from(existing.clone()).state,
+                    crate::api::EntryState::from(existing.state),
                     existing.port
                 )));
             }
             None => {}
         }
-        self.switch.fdb_add(mac, &entry.port, entry.vlan_option())?;
+        self.switch.fdb_add(mac, &entry.port, Some(entry.vlan))?;
+        let added = self.find_entry(&entry)?.map(|entry| record.fdb_info(entry));
         drop(record);
-        let added = self.find_entry(&entry)?.map(FdbInfo::from);
         added.ok_or_else(|| Error::NotFound(format!("{} was removed meanwhile", Step::AddEntry(entry))))
     }
 
     /// The entry of the same bridge, VLAN and address, behind whatever port.
-    fn find_entry(&self, like: &Entry) -> Result<Option<vswitch::status::FdbEntry>, Error> {
+    fn find_entry(&self, like: &Entry) -> Result<Option<FdbEntry>, Error> {
         let filter = FdbFilter { bridge: Some(like.bridge.clone()), ..FdbFilter::default() };
-        let same = |entry: &vswitch::status::FdbEntry| entry.mac == like.mac && entry.vlan == like.vlan;
+        let same = |entry: &FdbEntry| entry.mac == like.mac && entry.vlan == like.vlan;
         Ok(self.switch.fdb(&filter)?.into_iter().find(same))
     }
 
@@ -355,9 +380,12 @@ impl Daemon {
     /// There is no such bridge or entry (unless `if_exists`).
     pub fn fdb_del(&self, mac: Mac, key: &FdbKey, if_exists: bool) -> Result<(), Error> {
         let mut record = self.record();
-        let bridge = self.find_bridge(&key.bridge)?.spec;
-        let vlan = key.vlan.map(|vid| vid.0.get());
-        if let Some(vlan) = vlan.filter(|_| !bridge.vlan_filtering) {
+        let bridge = match self.find_bridge(&key.bridge) {
+            Err(Error::NotFound(_)) if if_exists => return Ok(()),
+            found => found?.spec,
+        };
+        let vlan = key.vlan.map(|vlan| vlan.0);
+        if let Some(vlan) = vlan.filter(|&vlan| vlan != 0 && !bridge.vlan_filtering) {
             return Err(Error::Invalid(format!(
                 "bridge '{}' does not filter VLANs: leave VLAN {vlan} out",
                 bridge.name
@@ -386,158 +414,9 @@ impl Daemon {
         let _serialised = self.record();
         self.switch.fdb_flush(&filter)
     }
-
-    // ---- configuration ----
-
-    /// Reads the configuration again and applies the difference; objects of run time stay as they are.
-    ///
-    /// # Errors
-    /// The file cannot be read or is wrong, or a change is refused; everything is as before then.
-    pub fn reload(&self) -> Result<ReloadReport, Error> {
-        let mut record = self.record();
-        let path = match record.path.clone() {
-            Some(path) => path,
-            None if Path::new(DEFAULT_CONFIG).exists() => PathBuf::from(DEFAULT_CONFIG),
-            None => {
-                return Err(Error::Invalid(format!(
-                    "vswitchd runs without a configuration: write {DEFAULT_CONFIG}, or start it with --config"
-                )));
-            }
-        };
-        let config = Config::read(&path).map_err(Error::Invalid)?;
-        self.reconcile(&mut record, &config)
-    }
-
-    /// Makes the configuration's objects what `config` says.
-    fn reconcile(&self, record: &mut Record, config: &Config) -> Result<ReloadReport, Error> {
-        let bridges: Vec<BridgeSpec> = self.switch.bridges().into_iter().map(|status| status.spec).collect();
-        let ports = self.switch.ports();
-        let dead = ports.iter().filter(|port| is_dead(port)).map(|port| port.spec.name.clone()).collect();
-        let ports: Vec<PortSpec> = ports.into_iter().map(|status| status.spec).collect();
-        let wanted = crate::config::names(&config.layout);
-        let mut adopted = Vec::new();
-        let mut now = Layout::default();
-        for bridge in bridges {
-            match config.layout.bridges.iter().find(|b| b.name == bridge.name) {
-                _ if record.bridges.contains(&bridge.name) => now.bridges.push(bridge),
-                Some(same) if *same == bridge => {
-                    adopted.push(format!("bridge '{}'", bridge.name));
-                    now.bridges.push(bridge);
-                }
-                Some(other) => {
-                    return Err(foreign(
-                        config,
-                        format!("bridge '{}'", other.name),
-                        &compare::bridges(&bridge, other),
-                    ));
-                }
-                None => {}
-            }
-        }
-        let mut left_behind = Vec::new();
-        for port in ports {
-            match config.layout.ports.iter().find(|p| p.name == port.name) {
-                _ if record.ports.contains(&port.name) => now.ports.push(port),
-                Some(same) if *same == port => {
-                    adopted.push(format!("port '{}'", port.name));
-                    now.ports.push(port);
-                }
-                Some(other) => {
-                    return Err(foreign(
-                        config,
-                        format!("port '{}'", other.name),
-                        &compare::ports(&port, other),
-                    ));
-                }
-                None if record.bridges.contains(&port.bridge) && !wanted.0.contains(&port.bridge) => {
-                    left_behind.push(port);
-                }
-                None => {}
-            }
-        }
-        if let Some(port) = left_behind.first() {
-            return Err(Error::Invalid(format!(
-                "bridge '{0}' is not in {1} any more, but port '{2}' was added to it at run time: remove the port, or keep the bridge",
-                port.bridge,
-                config.path.display(),
-                port.name
-            )));
-        }
-        now.entries.clone_from(&record.entries);
-
-        let steps = plan::plan(&now, &config.layout, &dead);
-        plan::apply(&*self.switch, &steps).map_err(|refused| explain(config, refused))?;
-
-        let mut report = report(&steps);
-        for object in adopted {
-            report
-                .warnings
-                .push(format!("{object} was added at run time; it is the configuration's from now on"));
-        }
-        let differing = record.section.differing(&config.daemon);
-        if !differing.is_empty() {
-            report.warnings.push(format!(
-                "[daemon] {} changed: restart vswitchd for it to take effect",
-                differing.join(", ")
-            ));
-        }
-        (record.bridges, record.ports) = wanted;
-        record.entries.clone_from(&config.layout.entries);
-        record.path = Some(config.path.clone());
-        Ok(report)
-    }
 }
 
-/// Whether the device that vswitchd made for it is gone for good, with its namespace or by somebody's hand.
-fn is_dead(port: &PortStatus) -> bool {
-    port.state == PortState::Gone && matches!(port.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
-}
-
-/// The configuration wants a name that was taken at run time.
-fn foreign(config: &Config, object: String, differences: &[String]) -> Error {
-    Error::Exists(format!(
-        "{}{object} was added at run time with other attributes ({}): remove it, or give it another name",
-        config.place_of(&object),
-        differences.join(", ")
-    ))
-}
-
-/// A refusal with the place in the file, and the truth about what could not be undone.
-fn explain(config: &Config, refused: plan::Refused) -> Error {
-    let place = config.place_of(&refused.object);
-    let left = if refused.left.is_empty() {
-        String::new()
-    } else {
-        format!("; and taking back what had been done failed: {}", refused.left.join("; "))
-    };
-    match refused.error {
-        Error::Exists(text) => Error::Exists(format!("{place}{text}{left}")),
-        Error::NotFound(text) => Error::NotFound(format!("{place}{text}{left}")),
-        Error::Invalid(text) => Error::Invalid(format!("{place}{text}{left}")),
-        Error::System { what, source } if left.is_empty() => {
-            Error::System { what: format!("{place}{what}"), source }
-        }
-        error @ Error::System { .. } => Error::Invalid(format!("{place}{error}{left}")),
-    }
-}
-
-/// What the steps come to. A port that is taken down and built anew is a change.
-fn report(steps: &[Step]) -> ReloadReport {
-    let (mut added, mut changed, mut removed) = (Vec::new(), Vec::new(), Vec::new());
-    for step in steps {
-        let object = step.to_string();
-        match step {
-            Step::AddBridge(_) | Step::AddPort(_) | Step::AddEntry(_) => added.push(object),
-            Step::SetBridge { .. } | Step::SetPort { .. } => changed.push(object),
-            Step::DelBridge(_) | Step::DelPort(_) | Step::DelEntry(_) => removed.push(object),
-        }
-    }
-    let both: Vec<String> = added.iter().filter(|object| removed.contains(object)).cloned().collect();
-    added.retain(|object| !both.contains(object));
-    removed.retain(|object| !both.contains(object));
-    changed.extend(both);
-    ReloadReport { added, changed, removed, warnings: Vec::new() }
-}
+mod reload;
 
 #[cfg(test)]
 mod tests;

@@ -3,15 +3,17 @@
 //! A [`Layout`] is a set of bridges, ports and static stations as plain values. [`plan`] compares two and
 //! yields the fewest steps between them; objects that are equal in both get no step, so their frames never
 //! notice. [`apply`] takes the steps on a running switch; when one is refused it takes those already taken
-//! back, in reverse order, so a reload happens as a whole or not at all. (What a roll-back cannot return is
-//! what a re-created interface lost: learned stations, and addresses set from outside.)
+//! back, in reverse order, so a reload happens as a whole or not at all.
 //!
-//! Order matters, because every step must be acceptable by itself:
+//! Order matters, because every step must be acceptable by itself, and what cannot be taken back comes last: a device that is
+//! removed has lost its index, its address and what others set on it, even if it is made anew.
 //!
-//! 1. static stations go, then ports (interfaces may be wanted under another name);
+//! 1. static stations go;
 //! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware;
-//! 3. bridges change, go, come;
-//! 4. the other ports change (their bridge filters by now), new ones come, then static stations.
+//! 3. bridges change, and come;
+//! 4. the other ports change (their bridge filters by now), and ports come whose name and interface are free;
+//! 5. ports go: first those in whose place others come, and these come; then the rest;
+//! 6. bridges go, static stations come.
 //!
 //! Rejected: tearing everything down and building it anew (loses frames on ports that did not change), and
 //! a transaction inside the switch (every step would need a second form there that only this uses).
@@ -24,6 +26,7 @@ use vswitch::bridge::vlan::{Leaves, VlanPolicy};
 use vswitch::spec::{BridgeSpec, PortSettings, PortSpec, VlanMode};
 use vswitch::switch::{Error, Missing};
 
+use crate::config::interface;
 use crate::control::Control;
 
 /// Bridges, ports and static stations as plain values, in the order of their creation.
@@ -50,14 +53,6 @@ pub struct Entry {
     pub port: String,
 }
 
-impl Entry {
-    /// The VLAN as the data plane's calls want it.
-    #[must_use]
-    pub fn vlan_option(&self) -> Option<u16> {
-        (self.vlan != 0).then_some(self.vlan)
-    }
-}
-
 /// The VLAN of a static station behind `port` when `asked` for `vlan`.
 ///
 /// # Errors
@@ -66,14 +61,14 @@ impl Entry {
 pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16>) -> Result<u16, String> {
     let owner = &port.name;
     match (bridge.vlan_filtering, asked, &port.settings.vlan) {
-        (false, None, _) => Ok(0),
+        (false, None | Some(0), _) => Ok(0),
         (false, Some(vlan), _) => Err(format!(
             "VLAN {vlan}: bridge '{0}' of port '{owner}' does not filter VLANs: leave the VLAN out, or 'bridge set {0} --vlan-filtering on'",
             bridge.name
         )),
         (true, Some(vlan), mode) => {
             let policy = VlanPolicy::new(mode, bridge.default_pvid);
-            if policy.leaves(vlan) == Leaves::Not {
+            if vlan == 0 || policy.leaves(vlan) == Leaves::Not {
                 let carried: Vec<String> = policy.vids().take(10).map(|vid| vid.to_string()).collect();
                 let more = if policy.vids().nth(10).is_some() { ", …" } else { "" };
                 return Err(format!(
@@ -147,8 +142,8 @@ impl Step {
     /// Takes it.
     fn take(&self, switch: &dyn Control) -> Result<(), Error> {
         match self.clone() {
-            Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, entry.vlan_option()),
-            Step::DelEntry(entry) => match switch.fdb_del(entry.mac, &entry.bridge, entry.vlan_option()) {
+            Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, Some(entry.vlan)),
+            Step::DelEntry(entry) => match switch.fdb_del(entry.mac, &entry.bridge, Some(entry.vlan)) {
                 // It went with a change of its bridge or port.
                 Err(Error::NotFound(_)) => Ok(()),
                 result => result,
@@ -163,6 +158,11 @@ impl Step {
     }
 }
 
+/// Whether a port becomes another without its device being made anew.
+pub(crate) fn keeps_device(old: &PortSpec, new: &PortSpec, dead: &BTreeSet<String>) -> bool {
+    new.kind == old.kind && new.bridge == old.bridge && !dead.contains(&old.name)
+}
+
 /// The steps from `now` to `then`. Ports named in `dead` have lost their device and are built anew.
 #[must_use]
 pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
@@ -175,10 +175,8 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| bridges.get(name).map(|b| b.vlan_filtering);
 
     // A port that is only set keeps its device; one whose kind or bridge differs is another port.
-    let stays = |old: &PortSpec| {
-        let same = |new: &&PortSpec| new.kind == old.kind && new.bridge == old.bridge;
-        new_ports.get(old.name.as_str()).is_some_and(same) && !dead.contains(&old.name)
-    };
+    let stays =
+        |old: &PortSpec| new_ports.get(old.name.as_str()).is_some_and(|new| keeps_device(old, new, dead));
     let stays_by_name = |name: &str| old_ports.get(name).is_some_and(|old| stays(old));
     let entry_stays = |entry: &Entry| {
         now.entries.contains(entry)
@@ -187,9 +185,9 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
             && mode(&old_bridges, &entry.bridge) == mode(&new_bridges, &entry.bridge)
     };
 
-    let mut first = Vec::new();
-    first.extend(now.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::DelEntry));
-    first.extend(now.ports.iter().rev().filter(|p| !stays(p)).cloned().map(Step::DelPort));
+    let becomes_unaware =
+        |name: &str| mode(&old_bridges, name) == Some(true) && mode(&new_bridges, name) == Some(false);
+    let go: Vec<_> = now.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::DelEntry).collect();
 
     let (mut set_before, mut set_after) = (Vec::new(), Vec::new());
     for new in &then.ports {
@@ -200,24 +198,43 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         };
         let step =
             Step::SetPort { name: new.name.clone(), from: old.settings.clone(), to: new.settings.clone() };
-        let becomes_unaware =
-            mode(&old_bridges, &new.bridge) == Some(true) && mode(&new_bridges, &new.bridge) == Some(false);
-        if becomes_unaware { set_before.push(step) } else { set_after.push(step) }
+        if becomes_unaware(&new.bridge) { set_before.push(step) } else { set_after.push(step) }
+    }
+    // Those that go have to be removable afterwards as well, and to come back.
+    let mut go_ports: Vec<PortSpec> = now.ports.iter().rev().filter(|port| !stays(port)).cloned().collect();
+    for port in go_ports.iter_mut().filter(|port| becomes_unaware(&port.bridge)) {
+        let from = port.settings.clone();
+        port.settings.vlan = VlanMode::Default;
+        if from != port.settings {
+            set_before.push(Step::SetPort { name: port.name.clone(), from, to: port.settings.clone() });
+        }
     }
 
-    let mut steps = first;
+    let mut steps = go;
     steps.append(&mut set_before);
     for new in &then.bridges {
         if let Some(old) = old_bridges.get(new.name.as_str()).filter(|old| **old != new) {
             steps.push(Step::SetBridge { from: (*old).clone(), to: new.clone() });
         }
     }
-    let gone = now.bridges.iter().rev().filter(|b| !new_bridges.contains_key(b.name.as_str()));
-    steps.extend(gone.cloned().map(Step::DelBridge));
     let come = then.bridges.iter().filter(|b| !old_bridges.contains_key(b.name.as_str()));
     steps.extend(come.cloned().map(Step::AddBridge));
     steps.append(&mut set_after);
-    steps.extend(then.ports.iter().filter(|p| !stays_by_name(&p.name)).cloned().map(Step::AddPort));
+
+    let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
+    let replaces = |new: &PortSpec, old: &PortSpec| {
+        new.name == old.name || interface(new).is_some_and(|new| interface(old) == Some(new))
+    };
+    let (in_place, free): (Vec<_>, Vec<_>) =
+        come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));
+    let (replaced, rest): (Vec<_>, Vec<_>) =
+        go_ports.into_iter().partition(|old| in_place.iter().any(|new| replaces(new, old)));
+    steps.extend(free.into_iter().cloned().map(Step::AddPort));
+    steps.extend(replaced.into_iter().map(Step::DelPort));
+    steps.extend(in_place.into_iter().cloned().map(Step::AddPort));
+    steps.extend(rest.into_iter().map(Step::DelPort));
+    let gone = now.bridges.iter().rev().filter(|b| !new_bridges.contains_key(b.name.as_str()));
+    steps.extend(gone.cloned().map(Step::DelBridge));
     steps.extend(then.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::AddEntry));
     steps
 }
@@ -231,6 +248,8 @@ pub struct Refused {
     pub error: Error,
     /// What could not be taken back; empty when everything is as before.
     pub left: Vec<String>,
+    /// Ports whose device had gone and was made anew.
+    pub rebuilt: Vec<String>,
 }
 
 /// Takes the steps, all or none.
@@ -240,13 +259,15 @@ pub struct Refused {
 pub fn apply(switch: &dyn Control, steps: &[Step]) -> Result<(), Refused> {
     for (taken, step) in steps.iter().enumerate() {
         let Err(error) = step.take(switch) else { continue };
-        let mut left = Vec::new();
+        let (mut left, mut rebuilt) = (Vec::new(), Vec::new());
         for done in steps[..taken].iter().rev() {
             if let Err(error) = done.inverse().take(switch) {
                 left.push(format!("{done}: {error}"));
+            } else if matches!(done, Step::DelPort(_)) {
+                rebuilt.push(done.to_string());
             }
         }
-        return Err(Refused { object: step.to_string(), error, left });
+        return Err(Refused { object: step.to_string(), error, left, rebuilt });
     }
     Ok(())
 }

@@ -30,6 +30,10 @@ use crate::sys::mem::{Zeroable, Zeroed};
 /// Stations that may move to one port in a second.
 pub(super) const MOVES_PER_TICK: u32 = 4096;
 
+/// How far the clocks of two workers may be apart, in seconds. What looks further behind is half the ticks' range ago: a
+/// port that nothing moved to for months.
+const CLOCK_BEHIND: std::ops::RangeInclusive<i32> = -60..=0;
+
 /// Buckets every search for a victim looks at: at a quarter full, 32 slots hold eight entries to choose from.
 const WINDOW_LEAST: usize = 8;
 /// Buckets looked at when the first found nothing and the newcomer has a claim.
@@ -93,10 +97,10 @@ impl Ports {
     pub(super) fn may_move(&self, port: PortId, now: Tick) -> bool {
         let spend = |state: u64| {
             let (tick, used) = (Tick((state >> 32) as u32), (state & 0xffff_ffff) as u32);
-            if now.since(tick) > 0 {
-                Some(u64::from(now.0) << 32 | 1)
-            } else {
+            if CLOCK_BEHIND.contains(&now.since(tick)) {
                 (used < MOVES_PER_TICK).then_some(state + 1)
+            } else {
+                Some(u64::from(now.0) << 32 | 1)
             }
         };
         self.ports[port.index()].moves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()

@@ -180,6 +180,22 @@ fn moves_are_bounded_for_each_port() {
     fdb.check();
 }
 
+/// Ticks are compared modulo 2^24: for a port that nothing moved to in the first 97 days, now is "before" its last move.
+#[test]
+fn moves_are_possible_after_months_without_any() {
+    let fdb = Fdb::new(10_000);
+    for now in [(1 << 23) - 1, (1 << 23) + 5, (1 << 24) - 1, (3 << 23) + 5] {
+        (0..5_000).for_each(|n| _ = fdb.hear(n, 1, now));
+        for second in [now + 1, now + 2] {
+            let to = (second % 2 + 2) as u16;
+            let moved =
+                (0..5_000).filter(|&n| matches!(fdb.hear(n, to, second), Learned::Moved { .. })).count();
+            assert_eq!(moved, fair::MOVES_PER_TICK as usize, "at second {second}");
+        }
+        fdb.flush(|_, _| true);
+    }
+}
+
 #[test]
 fn a_table_is_copied_into_a_bigger_and_a_smaller_one() {
     let fdb = Fdb::new(100);

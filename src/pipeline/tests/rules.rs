@@ -291,9 +291,23 @@ fn an_entry_whose_port_has_left_floods() {
     lab.topology.bridges[0].members.pop();
     lab.hear(0, frame(station(3), station(1), 0));
     assert_eq!(lab.sent_counts(), [0, 1, 0]);
-    lab.fdb().insert_static(Key::new(station(3), 0), PortId(4000)).unwrap();
+    lab.fdb().flush(|_, _| true);
+    let key = Key::new(station(3), 0);
+    lab.fdb().learn(key, lab.fdb().hash(key), PortId(4000), Tick::default());
     lab.hear(0, frame(station(3), station(1), 0));
     assert_eq!(lab.sent_counts(), [0, 1, 0], "nor is an id beyond the table one");
+}
+
+/// A station that an operator has put behind a port is nowhere else while the port's device is gone.
+#[test]
+fn a_static_entry_whose_port_is_gone_drops() {
+    let mut lab = Lab::plain(3);
+    lab.fdb().insert_static(Key::new(station(3), 0), PortId(2)).unwrap();
+    lab.topology.ports[2] = None;
+    lab.topology.bridges[0].members.pop();
+    lab.hear(0, frame(station(3), station(1), 0));
+    assert_eq!(lab.sent_counts(), [0, 0, 0]);
+    assert_eq!(lab.drops(0), [(DropReason::PortGone, 1)]);
 }
 
 #[test]
@@ -310,7 +324,8 @@ fn bridges_do_not_mix() {
     lab.port_mut(2).bridge = 1;
     lab.port_mut(3).bridge = 1;
     // A stale entry: its port moved to the other bridge.
-    lab.fdb().insert_static(Key::new(station(3), 0), PortId(2)).unwrap();
+    let key = Key::new(station(3), 0);
+    lab.fdb().learn(key, lab.fdb().hash(key), PortId(2), Tick::default());
     lab.hear(0, frame(station(3), station(1), 0));
     lab.hear(0, frame(ALL, station(1), 0));
     assert_eq!(lab.sent_counts(), [0, 2, 0, 0]);

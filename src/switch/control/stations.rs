@@ -1,11 +1,12 @@
 //! Stations: the forwarding databases in the operator's terms, and what follows for them from changes of ports.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Bridge, Control, is};
 use crate::addr::{MacAddr, PortId};
 use crate::bridge::fdb::{Key, Kind};
-use crate::spec::PortKind;
+use crate::bridge::vlan::{Leaves, VlanPolicy};
+use crate::spec::{BridgeSpec, PortKind};
 use crate::status::{FdbEntry, FdbState};
 use crate::switch::{Error, FdbFilter};
 
@@ -58,7 +59,7 @@ impl Control {
             (false, None | Some(0)) => 0,
             (false, Some(_)) => return Err(self.unaware(&bridge.spec.name)),
             (true, Some(vid)) => {
-                if self.policy(id).leaves(vid) == crate::bridge::vlan::Leaves::Not {
+                if vid == 0 || self.policy(id).leaves(vid) == Leaves::Not {
                     return Err(Error::Invalid(format!("port '{port}' does not carry VLAN {vid}")));
                 }
                 vid
@@ -151,18 +152,69 @@ impl Control {
         }
     }
 
-    /// After a change of mode or default PVID: dynamic entries are forgotten, static ones follow their port's VLAN.
-    pub(super) fn rekey(&mut self, index: usize) {
-        let Bridge { spec, fdb } = &self.bridges[index];
-        let statics: Vec<_> = fdb.iter().filter(|(_, entry)| entry.kind == Kind::Static).collect();
-        fdb.flush(|_, entry| entry.kind != Kind::Local);
-        for (key, entry) in statics {
-            let vid = match (spec.vlan_filtering, key.vid()) {
-                (false, _) => 0,
-                (true, 0) => self.default_vid(entry.port).unwrap_or(0),
-                (true, vid) => vid,
+    /// Where a bridge's static entries are when its settings are `then`: in the VLAN of their port's untagged frames if they
+    /// were so before, else in the VLAN they were put in.
+    ///
+    /// # Errors
+    /// One would be in no VLAN, two would be one, or they have no room: nothing that was configured is lost silently.
+    pub(super) fn statics_under(
+        &self,
+        index: usize,
+        then: &BridgeSpec,
+    ) -> Result<HashMap<Key, PortId>, Error> {
+        let Bridge { spec: now, fdb } = &self.bridges[index];
+        let remedy = |mac| format!("remove it first with: vswitchctl fdb del {mac} --bridge {}", now.name);
+        let name = |id| self.ports.get(&id).map_or("", |port| &port.spec.name);
+        let mut statics = HashMap::new();
+        for (key, entry) in fdb.iter().filter(|(_, entry)| entry.kind == Kind::Static) {
+            let Some(port) = self.ports.get(&entry.port) else { continue };
+            let untagged = |spec: &BridgeSpec| {
+                VlanPolicy::new(&port.spec.settings.vlan, spec.default_pvid).classify(None)
             };
-            if let Err(error) = fdb.insert_static(Key::new(key.mac(), vid), entry.port) {
+            let vid = match (then.vlan_filtering, now.vlan_filtering && untagged(now) != Some(key.vid())) {
+                (false, _) => 0,
+                (true, true) => key.vid(),
+                (true, false) => untagged(then).ok_or_else(|| {
+                    Error::Invalid(format!(
+                        "bridge '{}': static entry {2} would be in no VLAN, for its port '{1}' is a trunk without native \
+                         VLAN; {3}",
+                        now.name,
+                        port.spec.name,
+                        key.mac(),
+                        remedy(key.mac())
+                    ))
+                })?,
+            };
+            let other = statics.insert(Key::new(key.mac(), vid), entry.port);
+            if let Some(other) = other.filter(|&other| other != entry.port) {
+                return Err(Error::Invalid(format!(
+                    "bridge '{}': the static entries {} behind ports '{}' and '{}' would be in one VLAN; {}",
+                    now.name,
+                    key.mac(),
+                    name(other),
+                    name(entry.port),
+                    remedy(key.mac())
+                )));
+            }
+        }
+        let locals = fdb.iter().filter(|(_, entry)| entry.kind == Kind::Local).count();
+        if statics.len() + locals > then.fdb_max as usize {
+            return Err(Error::Invalid(format!(
+                "bridge '{}': fdb_max {} has no room for its {} static and {locals} local entries",
+                now.name,
+                then.fdb_max,
+                statics.len()
+            )));
+        }
+        Ok(statics)
+    }
+
+    /// After a change of mode or default PVID: dynamic entries are forgotten, static ones are `statics` now.
+    pub(super) fn rekey(&mut self, index: usize, statics: &HashMap<Key, PortId>) {
+        let Bridge { spec, fdb } = &self.bridges[index];
+        fdb.flush(|_, entry| entry.kind != Kind::Local);
+        for (key, port) in statics {
+            if let Err(error) = fdb.insert_static(*key, *port) {
                 tracing::error!("bridge '{}': static entry {} is lost: {error}", spec.name, key.mac());
             }
         }

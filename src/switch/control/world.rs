@@ -144,7 +144,14 @@ impl Control {
                     (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
                     tracing::info!("port '{name}' is back");
                 }
-                Err(error) => tracing::debug!("{error}"),
+                Err(error) => {
+                    // Tried again several times a second, told once.
+                    let complaint = Some(error.to_string());
+                    if let Some(port) = self.ports.get_mut(&id).filter(|port| port.complaint != complaint) {
+                        tracing::warn!("port '{name}' cannot come back yet: {error}");
+                        port.complaint = complaint;
+                    }
+                }
             }
         }
     }

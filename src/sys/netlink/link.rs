@@ -32,6 +32,10 @@ pub struct Link {
     pub up: bool,
     /// It can carry frames: up and with carrier (IFF_RUNNING, RFC 2863 ifOperStatus).
     pub running: bool,
+    /// It carries Ethernet frames, and not only to itself (ARPHRD_ETHER).
+    pub ethernet: bool,
+    /// Index of the kernel's bridge, bond or the like that it belongs to.
+    pub master: Option<u32>,
     /// The driver's kind ("veth", "tun", "vxlan"); `None` for hardware.
     pub kind: Option<String>,
     /// IFLA_LINK: for a veth, the index of its peer in the peer's namespace.
@@ -296,6 +300,8 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Up | LinkFlags::Running),
+            ethernet: u16::from_ne_bytes([header[2], header[3]]) == libc::ARPHRD_ETHER,
+            master: None,
             kind: None,
             link: None,
             link_netnsid: None,
@@ -312,6 +318,7 @@ impl Link {
             libc::IFLA_ADDRESS => self.mac = value.try_into().ok().map(MacAddr),
             libc::IFLA_MTU => self.mtu = number(value).unwrap_or_default(),
             libc::IFLA_LINK => self.link = number(value).filter(|&index| index != 0),
+            libc::IFLA_MASTER => self.master = number(value).filter(|&index| index != 0),
             libc::IFLA_LINK_NETNSID => self.link_netnsid = number(value).map(u32::cast_signed),
             libc::IFLA_GROUP => self.group = number(value).unwrap_or_default(),
             libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),

@@ -332,21 +332,32 @@ pub struct FdbInfo {
     pub state: EntryState,
     /// Seconds since it was last heard; 0 for static and local entries.
     pub age_secs: u32,
+    /// Who asked for a static entry; none for others.
+    pub origin: Option<Origin>,
 }
 
-impl From<FdbEntry> for FdbInfo {
-    fn from(entry: FdbEntry) -> Self {
+impl From<status::FdbState> for EntryState {
+    fn from(state: status::FdbState) -> Self {
+        match state {
+            status::FdbState::Dynamic => EntryState::Dynamic,
+            status::FdbState::Static => EntryState::Static,
+            status::FdbState::Local => EntryState::Local,
+        }
+    }
+}
+
+impl FdbInfo {
+    /// As shown; `origin` is for static entries.
+    #[must_use]
+    pub fn new(entry: FdbEntry, origin: Option<Origin>) -> Self {
         FdbInfo {
             mac: Mac(entry.mac),
             vlan: entry.vlan,
             bridge: entry.bridge,
             port: entry.port,
-            state: match entry.state {
-                status::FdbState::Dynamic => EntryState::Dynamic,
-                status::FdbState::Static => EntryState::Static,
-                status::FdbState::Local => EntryState::Local,
-            },
+            state: entry.state.into(),
             age_secs: entry.age_secs,
+            origin,
         }
     }
 }

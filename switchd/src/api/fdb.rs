@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vswitch::switch::FdbFilter;
 
-use super::values::{Mac, Vid};
+use super::values::{Mac, StationVlan};
 
 /// A static entry to add.
 #[derive(Args, Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ pub struct FdbAdd {
     /// Its VLAN, on a filtering bridge [default: the port's own]
     #[arg(long, value_name = "VID")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vlan: Option<Vid>,
+    pub vlan: Option<StationVlan>,
 }
 
 impl FdbAdd {
@@ -51,7 +51,7 @@ pub struct FdbKey {
     #[arg(long, value_name = "VID")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<u16>)]
-    pub vlan: Option<Vid>,
+    pub vlan: Option<StationVlan>,
 }
 
 /// Which entries; what is not given does not matter.
@@ -71,17 +71,13 @@ pub struct FdbSelect {
     #[arg(long, value_name = "VID")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<u16>)]
-    pub vlan: Option<Vid>,
+    pub vlan: Option<StationVlan>,
 }
 
 impl FdbSelect {
     /// As the data plane wants it.
     #[must_use]
     pub fn to_filter(&self) -> FdbFilter {
-        FdbFilter {
-            bridge: self.bridge.clone(),
-            port: self.port.clone(),
-            vlan: self.vlan.map(|vid| vid.0.get()),
-        }
+        FdbFilter { bridge: self.bridge.clone(), port: self.port.clone(), vlan: self.vlan.map(|vlan| vlan.0) }
     }
 }

@@ -133,9 +133,9 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,
         /// MTU of the created interface, in bytes [default: 1500]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schema(minimum = 68, maximum = 65535)]
+        #[schema(minimum = 68, maximum = 65521)]
         pub mtu: Option<u32>,
         /// Address of the created interface with prefix length; may be repeated
         #[arg(long, value_name = "CIDR")]
@@ -213,6 +213,12 @@ impl PortSet {
         self.over(port, settings)
     }
 
+    /// Whether it has a VLAN option, which needs a filtering bridge.
+    #[must_use]
+    pub fn has_vlan_options(&self) -> bool {
+        self.access.is_some() || self.trunk.is_some() || self.native.is_some()
+    }
+
     /// Whether nothing is asked for.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -282,8 +288,8 @@ impl PortAdd {
                 "{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"
             ));
         }
-        if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
-            return Err(format!("{owner}: MTU {mtu} is not between 68 and 65535 bytes"));
+        if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65521).contains(mtu)) {
+            return Err(format!("{owner}: MTU {mtu} is not between 68 and 65521 bytes"));
         }
         if let Some(queues) = self.queues.filter(|queues| !(1..=256).contains(queues)) {
             return Err(format!("{owner}: {queues} queues: give 1 to 256"));

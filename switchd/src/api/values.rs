@@ -113,6 +113,42 @@ macro_rules! as_text {
 as_text!(Mac, "a MAC address such as \"02:00:00:00:00:01\"");
 as_text!(Cidr, "an address with prefix length such as \"10.0.0.1/24\"");
 
+/// A number in JSON and TOML, and its text in query strings.
+macro_rules! as_number {
+    ($type:ident, $expecting:literal) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_u16((*self).into())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Number;
+                impl Visitor<'_> for Number {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+                    fn visit_u64<E: de::Error>(self, number: u64) -> Result<$type, E> {
+                        $type::try_from(number).map_err(E::custom)
+                    }
+                    fn visit_i64<E: de::Error>(self, number: i64) -> Result<$type, E> {
+                        u64::try_from(number)
+                            .map_err(|_| E::custom(format!("{number} is not {}", $expecting)))
+                            .and_then(|number| self.visit_u64(number))
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$type, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                // Any: query strings only have text, JSON and TOML have numbers.
+                deserializer.deserialize_any(Number)
+            }
+        }
+    };
+}
+
 /// A VLAN id, 1 to 4094.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ToSchema)]
 #[schema(value_type = u16, minimum = 1, maximum = 4094, examples(10))]
@@ -146,36 +182,54 @@ impl fmt::Display for Vid {
     }
 }
 
-impl Serialize for Vid {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u16(self.0.get())
+impl From<Vid> for u16 {
+    fn from(vid: Vid) -> u16 {
+        vid.0.get()
     }
 }
 
-impl<'de> Deserialize<'de> for Vid {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
-        impl Visitor<'_> for Number {
-            type Value = Vid;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a VLAN id from 1 to 4094")
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Vid, E> {
-                Vid::try_from(number).map_err(E::custom)
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Vid, E> {
-                u64::try_from(number)
-                    .map_err(|_| E::custom(format!("{number} is not a VLAN id: expected 1 to 4094")))
-                    .and_then(|number| self.visit_u64(number))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Vid, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        // Any: query strings only have text, JSON and TOML have numbers.
-        deserializer.deserialize_any(Number)
+as_number!(Vid, "a VLAN id from 1 to 4094");
+
+/// The VLAN of a station as 'fdb show' prints it: a VLAN id, or 0 on a bridge that does not filter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ToSchema)]
+#[schema(value_type = u16, minimum = 0, maximum = 4094, examples(0))]
+pub struct StationVlan(pub u16);
+
+impl FromStr for StationVlan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        number.and_then(|number: u64| StationVlan::try_from(number).ok()).ok_or_else(|| {
+            format!("'{text}' is not a station's VLAN: expected a number from 1 to 4094, or 0 where VLANs are not filtered")
+        })
     }
 }
+
+impl TryFrom<u64> for StationVlan {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let vlan = u16::try_from(number).ok().filter(|&number| number == 0 || VlanId::new(number).is_some());
+        vlan.map(StationVlan).ok_or_else(|| {
+            format!("{number} is not a station's VLAN: expected 1 to 4094, or 0 where VLANs are not filtered")
+        })
+    }
+}
+
+impl fmt::Display for StationVlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl From<StationVlan> for u16 {
+    fn from(vlan: StationVlan) -> u16 {
+        vlan.0
+    }
+}
+
+as_number!(StationVlan, "a VLAN id from 1 to 4094, or 0");
 
 /// A list of VLAN ids: `10,20-30` as text; in JSON and TOML also an array of numbers and such texts.
 ///

@@ -177,8 +177,9 @@ impl Control for Model {
 
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
         let mut inner = self.inner();
-        let bridge = inner.port(name)?.bridge.clone();
-        if !inner.bridge(&bridge)?.vlan_filtering && settings.vlan != VlanMode::Default {
+        let PortSpec { bridge, settings: now, .. } = inner.port(name)?.clone();
+        let given = settings.vlan != VlanMode::Default && settings.vlan != now.vlan;
+        if given && !inner.bridge(&bridge)?.vlan_filtering {
             return Err(unaware_refusal(name, &bridge));
         }
         inner.change("port")?;
@@ -244,6 +245,7 @@ impl Control for Model {
     fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
         let mut inner = self.inner();
         let bridge = inner.port(port)?.bridge.clone();
+        let vlan = vlan.filter(|&vlan| vlan != 0);
         if inner.bridge(&bridge)?.vlan_filtering != vlan.is_some() {
             return Err(Error::Invalid(format!("{mac}: a VLAN is for filtering bridges")));
         }

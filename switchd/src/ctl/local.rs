@@ -49,7 +49,10 @@ pub(super) fn veth(verb: VethVerb, json: bool) -> Outcome {
     match verb {
         VethVerb::Add { pair, tolerance } => veth_add(&pair, tolerance.may_exist)?,
         VethVerb::Del { name, netns, tolerance } => {
-            let namespace = open(netns.as_deref())?;
+            let namespace = match open(netns.as_deref()) {
+                Err(_) if tolerance.if_exists && netns.as_deref().is_some_and(absent) => return done(json),
+                opened => opened?,
+            };
             let netlink = Netlink::open_in(namespace.as_ref().map(|fd| fd.as_fd()))?;
             match netlink.link(&name)? {
                 Some(link) if link.kind.as_deref() == Some("veth") => netlink.del_link(link.index)?,
@@ -68,6 +71,10 @@ fn open(netns: Option<&str>) -> Result<Option<OwnedFd>, Failed> {
     let Some(netns) = netns else { return Ok(None) };
     let netns = check_netns("veth", netns)?;
     Ok(Some(netns::open(&netns)?))
+}
+
+fn absent(netns: &str) -> bool {
+    check_netns("veth", netns).is_ok_and(|netns| netns::open(&netns).is_err_and(|error| error.is_not_found()))
 }
 
 /// The pair, both ends up and with their addresses, or nothing.

@@ -1,11 +1,13 @@
 //! Requests and reloads against the model of the switch.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use vswitch::addr::MacAddr;
 
 use super::*;
+use crate::config::DEFAULT_CONFIG;
 use crate::control::model::Model;
 
 /// A daemon, and a view into its switch.
@@ -67,6 +69,8 @@ fn what_is_absent_is_removed_only_if_it_need_not_exist() {
     let key: FdbKey = request!({"bridge": "br0"});
     assert!(matches!(daemon.fdb_del(mac, &key, false), Err(Error::NotFound(_))));
     daemon.fdb_del(mac, &key, true).unwrap();
+    assert!(matches!(daemon.fdb_del(mac, &request!({"bridge": "br9"}), false), Err(Error::NotFound(_))));
+    daemon.fdb_del(mac, &request!({"bridge": "br9"}), true).unwrap();
 }
 
 #[test]
@@ -131,6 +135,10 @@ fn a_bridge_without_vlans_takes_none() {
         daemon.fdb_del(mac, &request!({"bridge": "br0", "vlan": 5}), false),
         Err(Error::Invalid(_))
     ));
+    // 0 is what 'fdb show' prints there.
+    daemon.fdb_add(&request!({"mac": mac, "port": "p", "vlan": 0}), false).unwrap();
+    assert_eq!(daemon.fdb(&request!({"vlan": 0})).unwrap().len(), 1);
+    daemon.fdb_del(mac, &request!({"bridge": "br0", "vlan": 0}), false).unwrap();
     assert!(matches!(daemon.fdb(&request!({"bridge": "br9"})), Err(Error::NotFound(_))));
     assert!(matches!(daemon.fdb_flush(&request!({"port": "x"})), Err(Error::NotFound(_))));
     assert!(matches!(daemon.stats(Some("x")), Err(Error::NotFound(_))));
@@ -209,6 +217,77 @@ fn a_reload_makes_lost_devices_anew() {
     );
     assert_eq!(model.inner().devices_touched, ["p1", "p1"], "a packet port comes back by itself");
     assert_eq!(model.inner().layout.entries.len(), 1, "its static stations are there again");
+}
+
+#[test]
+fn static_stations_of_run_time_are_not_taken_away() {
+    let (daemon, model, file) = configured(TWO_PORTS);
+    let mac: Mac = "02:00:00:00:00:02".parse().unwrap();
+    let origins = |daemon: &Daemon| -> Vec<(String, Option<Origin>)> {
+        let all = daemon.fdb(&FdbSelect::default()).unwrap();
+        all.into_iter().map(|entry| (entry.port, entry.origin)).collect()
+    };
+    daemon.fdb_add(&request!({"mac": mac, "port": "p2"}), false).unwrap();
+    let (mine, theirs) =
+        (("p2".to_owned(), Some(Origin::Runtime)), ("p1".to_owned(), Some(Origin::Configuration)));
+    assert_eq!(origins(&daemon), [theirs.clone(), mine]);
+
+    let entry = |port: &str| format!("{TWO_PORTS}[[fdb]]\nmac = \"02:00:00:00:00:02\"\nport = \"{port}\"\n");
+    fs::write(file.path(), entry("p1")).unwrap();
+    let refused = daemon.reload().unwrap_err().to_string();
+    assert!(
+        refused.contains("fdb entry 02:00:00:00:00:02") && refused.contains("behind port 'p2', not 'p1'"),
+        "{refused}"
+    );
+    fs::write(file.path(), entry("p2")).unwrap();
+    assert!(daemon.reload().unwrap().warnings[0].contains("fdb entry 02:00:00:00:00:02"), "taken over");
+    assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+    fs::write(file.path(), TWO_PORTS).unwrap();
+    daemon.reload().unwrap();
+    assert_eq!(origins(&daemon), [theirs], "the configuration's now, it goes with the file");
+    assert_eq!(model.inner().devices_touched.len(), 0);
+}
+
+#[test]
+fn stations_of_run_time_survive_a_device_that_is_made_anew() {
+    let (daemon, model, file) = configured(TWO_PORTS);
+    daemon.fdb_add(&request!({"mac": "02:00:00:00:00:02", "port": "p1"}), false).unwrap();
+    fs::write(file.path(), TWO_PORTS.replace("type = \"tap\"", "type = \"tap\"\nmtu = 1400")).unwrap();
+    daemon.reload().unwrap();
+    assert_eq!(model.inner().devices_touched, ["p1", "p1"]);
+    let origins: Vec<_> =
+        daemon.fdb(&FdbSelect::default()).unwrap().into_iter().map(|entry| entry.origin).collect();
+    assert_eq!(origins, [Some(Origin::Configuration), Some(Origin::Runtime)]);
+    assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+}
+
+/// A mode that was changed by hand has moved the configuration's stations to another VLAN; they are still its own.
+#[test]
+fn stations_are_known_again_in_another_vlan() {
+    let (daemon, model, _file) = configured(TWO_PORTS);
+    {
+        let mut inner = model.inner();
+        inner.layout.bridges[0].vlan_filtering = true;
+        let mut entry = inner.layout.entries.pop_first().unwrap();
+        entry.vlan = 1;
+        inner.layout.entries.insert(entry);
+    }
+    let report = daemon.reload().unwrap();
+    assert_eq!(report.changed, ["bridge 'br0'"]);
+    assert_eq!(model.inner().layout.entries.iter().map(|entry| entry.vlan).collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn a_vlan_option_on_an_unaware_bridge_is_refused_however_often() {
+    let (daemon, model) = with_bridge();
+    daemon.add_port(&request!({"name": "p", "bridge": "br0", "type": "tap"}), false).unwrap();
+    // Left from a time when the bridge filtered.
+    model.inner().layout.ports[0].settings.vlan =
+        vswitch::spec::VlanMode::Access(vswitch::addr::VlanId::new(10).unwrap());
+    let refused = daemon.set_port("p", &request!({"access": 10})).unwrap_err().to_string();
+    assert!(refused.contains("bridge set br0 --vlan-filtering on"), "{refused}");
+    daemon.set_port("p", &request!({"learning": false})).unwrap();
+    daemon.set_port("p", &request!({"vlan": "default"})).unwrap();
 }
 
 #[test]

@@ -115,5 +115,29 @@ proptest! {
         let refused = apply(&model, &steps).unwrap_err();
         prop_assert!(refused.left.is_empty(), "{:?}", refused);
         prop_assert_eq!(sorted(&model.inner().layout), sorted(&a));
+        // A device is touched only when it had to make room before what was refused could be tried.
+        for port in &refused.rebuilt {
+            let had_to = |step: &Step| matches!(step, Step::DelPort(_)) && step.to_string() == *port;
+            let place = steps.iter().position(had_to).expect("a step");
+            prop_assert!(place < at.index(steps.len()));
+            prop_assert!(steps[place..].iter().any(|step| matches!(step, Step::AddPort(_) | Step::DelPort(_))));
+        }
+    }
+
+    /// What may be refused by the kernel is tried before any device is removed, where names and interfaces allow it.
+    #[test]
+    fn devices_go_only_when_nothing_else_can_be_refused(a in layout(), b in layout()) {
+        let steps = plan(&a, &b, &BTreeSet::new());
+        let Some(first) = steps.iter().position(|step| matches!(step, Step::DelPort(_))) else { return Ok(()) };
+        for step in &steps[first..] {
+            let allowed = match step {
+                Step::AddPort(new) => a.ports.iter().any(|old| {
+                    old.name == new.name || interface(old) == interface(new)
+                }),
+                Step::DelPort(_) | Step::DelBridge(_) | Step::AddEntry(_) => true,
+                _ => false,
+            };
+            prop_assert!(allowed, "{} after a port was removed", step);
+        }
     }
 }

@@ -241,7 +241,7 @@ struct DelEntryQuery {
     bridge: String,
     /// Its VLAN, on a filtering bridge.
     #[param(value_type = Option<u16>)]
-    vlan: Option<crate::api::values::Vid>,
+    vlan: Option<crate::api::values::StationVlan>,
     /// Fine when there is none.
     #[serde(default)]
     if_exists: bool,

@@ -1,0 +1,102 @@
+//! Which frames a packet socket had better never see: those that no `virtio_net_hdr` can describe.
+//!
+//! When the kernel cannot write the header of a GSO frame into a ring's slot (SCTP; UDP before Linux 6.2) it drops the frame
+//! and never uses the slot again, so the socket receives nothing any more. A filter runs before the slot is
+//! taken: it refuses these frames. They are lost, uncounted, but only they; their senders do without where the
+//! interface's `tx-sctp-segmentation` or `tx-udp-segmentation` is switched off (`ethtool -K`).
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::assembler::{GSO_SIZE, PROTOCOL, jump, load, network, op};
+use super::bpf::{Instruction, load_socket_filter};
+
+const IPV6: usize = 8;
+const TRANSPORT: usize = 9;
+const ACCEPT: usize = 11;
+const REJECT: usize = 13;
+const FRAME: u8 = 6;
+
+const UDP: i32 = 17;
+const SCTP: i32 = 132;
+
+/// Refuses GSO frames of `first` and `second` (protocols of IP).
+#[rustfmt::skip]
+const fn refuse(first: i32, second: i32) -> [Instruction; 15] {
+    [
+        /*  0 */ op(op::MOV, FRAME, 1, 0, 0),
+        /*  1 */ op(op::LOAD_CONTEXT, 0, FRAME, GSO_SIZE, 0),
+        /*  2 */ jump(op::JUMP_EQ, 0, 2, ACCEPT),
+        /*  3 */ op(op::LOAD_CONTEXT, 0, FRAME, PROTOCOL, 0),
+        /*  4 */ jump(op::JUMP_EQ, network(0x86dd), 4, IPV6),
+        /*  5 */ jump(op::JUMP_NE, network(0x0800), 5, ACCEPT),
+        /*  6 */ load(op::FRAME_BYTE, 9),
+        /*  7 */ jump(op::JUMP, 0, 7, TRANSPORT),
+        /*  8 */ load(op::FRAME_BYTE, 6),
+        /*  9 */ jump(op::JUMP_EQ, first, 9, REJECT),
+        /* 10 */ jump(op::JUMP_EQ, second, 10, REJECT),
+        /* 11 */ op(op::MOV_IMM, 0, 0, 0, i32::MAX),
+        /* 12 */ op(op::EXIT, 0, 0, 0, 0),
+        /* 13 */ op(op::MOV_IMM, 0, 0, 0, 0),
+        /* 14 */ op(op::EXIT, 0, 0, 0, 0),
+    ]
+}
+
+static REFUSE_SCTP: [Instruction; 15] = refuse(SCTP, SCTP);
+static REFUSE_SCTP_AND_UDP: [Instruction; 15] = refuse(SCTP, UDP);
+
+/// The program for this kernel, loaded.
+///
+/// # Errors
+/// EPERM without CAP_BPF, where the kernel does not let everybody load filters.
+pub(super) fn by_what_a_header_can_say() -> io::Result<OwnedFd> {
+    let program = if knows_udp() { &REFUSE_SCTP } else { &REFUSE_SCTP_AND_UDP };
+    load_socket_filter(*b"vswitch_gso\0\0\0\0\0", program)
+}
+
+/// Whether the kernel's header can describe a UDP GSO frame: Linux 6.2.
+fn knows_udp() -> bool {
+    nix::sys::utsname::uname().is_ok_and(|name| at_least_6_2(&name.release().to_string_lossy()))
+}
+
+fn at_least_6_2(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn releases_are_told_apart() {
+        for old in ["6.1.0-18-amd64", "5.15.90", "6", ""] {
+            assert!(!at_least_6_2(old), "{old}");
+        }
+        for new in ["6.2.0", "6.18.1-cloud", "7.0-rc1", "10.0"] {
+            assert!(at_least_6_2(new), "{new}");
+        }
+    }
+
+    /// Both programs load, and let through what is no GSO frame.
+    #[test]
+    fn the_kernel_accepts_the_programs() {
+        for program in [&REFUSE_SCTP, &REFUSE_SCTP_AND_UDP] {
+            let program = match load_socket_filter(*b"vswitch_test\0\0\0\0", program) {
+                Ok(program) => program,
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+                    continue;
+                }
+            };
+            let (from, to) = UnixDatagram::pair().expect("a pair of sockets");
+            let to = OwnedFd::from(to);
+            crate::sys::packet::set(&to, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &program.as_raw_fd())
+                .expect("attached");
+            assert_eq!(from.send(&[0x45; 40]).ok(), Some(40));
+        }
+    }
+}

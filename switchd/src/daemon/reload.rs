@@ -1,0 +1,251 @@
+//! Reload: what belongs to the configuration, and how it becomes what the file says.
+//!
+//! Objects of run time stay as they are. One that the file has as well is taken over if it is the same, else the reload is
+//! refused; so nothing is changed that somebody asked for by hand.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
+use vswitch::status::{FdbState, PortState, PortStatus};
+use vswitch::switch::{Error, FdbFilter};
+
+use super::{Daemon, Record};
+use crate::api::ReloadReport;
+use crate::compare;
+use crate::config::{Config, DEFAULT_CONFIG};
+use crate::plan::{self, Entry, Layout, Step, entry_vlan, keeps_device};
+
+impl Daemon {
+    /// Reads the configuration again and applies the difference; objects of run time stay as they are.
+    ///
+    /// # Errors
+    /// The file cannot be read or is wrong, or a change is refused; everything is as before then.
+    pub fn reload(&self) -> Result<ReloadReport, Error> {
+        let mut record = self.record();
+        let path = match record.path.clone() {
+            Some(path) => path,
+            None if Path::new(DEFAULT_CONFIG).exists() => PathBuf::from(DEFAULT_CONFIG),
+            None => {
+                return Err(Error::Invalid(format!(
+                    "vswitchd runs without a configuration: write {DEFAULT_CONFIG}, or start it with --config"
+                )));
+            }
+        };
+        let config = Config::read(&path).map_err(Error::Invalid)?;
+        self.reconcile(&mut record, &config)
+    }
+
+    /// Every static station there is.
+    fn stations(&self) -> Result<Vec<Entry>, Error> {
+        let all = self.switch.fdb(&FdbFilter::default())?.into_iter();
+        let fixed = all.filter(|entry| entry.state == FdbState::Static);
+        Ok(fixed.map(|e| Entry { bridge: e.bridge, vlan: e.vlan, mac: e.mac, port: e.port }).collect())
+    }
+
+    /// Makes the configuration's objects what `config` says.
+    pub(super) fn reconcile(&self, record: &mut Record, config: &Config) -> Result<ReloadReport, Error> {
+        let bridges: Vec<BridgeSpec> = self.switch.bridges().into_iter().map(|status| status.spec).collect();
+        let ports = self.switch.ports();
+        let dead = ports.iter().filter(|port| is_dead(port)).map(|port| port.spec.name.clone()).collect();
+        let ports: Vec<PortSpec> = ports.into_iter().map(|status| status.spec).collect();
+        let wanted = crate::config::names(&config.layout);
+        let mut adopted = Vec::new();
+        let mut now = Layout::default();
+        for bridge in bridges {
+            match config.layout.bridges.iter().find(|b| b.name == bridge.name) {
+                _ if record.bridges.contains(&bridge.name) => now.bridges.push(bridge),
+                Some(same) if *same == bridge => {
+                    adopted.push(format!("bridge '{}'", bridge.name));
+                    now.bridges.push(bridge);
+                }
+                Some(other) => {
+                    return Err(foreign(
+                        config,
+                        format!("bridge '{}'", other.name),
+                        &compare::bridges(&bridge, other),
+                    ));
+                }
+                None => {}
+            }
+        }
+        let mut left_behind = Vec::new();
+        for port in ports {
+            match config.layout.ports.iter().find(|p| p.name == port.name) {
+                _ if record.ports.contains(&port.name) => now.ports.push(port),
+                Some(same) if *same == port => {
+                    adopted.push(format!("port '{}'", port.name));
+                    now.ports.push(port);
+                }
+                Some(other) => {
+                    return Err(foreign(
+                        config,
+                        format!("port '{}'", other.name),
+                        &compare::ports(&port, other),
+                    ));
+                }
+                None if record.bridges.contains(&port.bridge) && !wanted.0.contains(&port.bridge) => {
+                    left_behind.push(port);
+                }
+                None => {}
+            }
+        }
+        if let Some(port) = left_behind.first() {
+            return Err(Error::Invalid(format!(
+                "bridge '{0}' is not in {1} any more, but port '{2}' was added to it at run time: remove the port, or keep the bridge",
+                port.bridge,
+                config.path.display(),
+                port.name
+            )));
+        }
+        let stations = self.stations()?;
+        now.entries =
+            record.entries.iter().filter_map(|entry| current(entry, &stations, &record.entries)).collect();
+        for entry in &config.layout.entries {
+            let there =
+                stations.iter().find(|there| is_entry(there, entry)).filter(|_| !now.entries.contains(entry));
+            match there {
+                Some(there) if there.port == entry.port => {
+                    adopted.push(Step::AddEntry(entry.clone()).to_string());
+                    now.entries.insert(entry.clone());
+                }
+                // With its port goes the entry.
+                Some(there) if record.ports.contains(&there.port) && !wanted.1.contains(&there.port) => {}
+                Some(there) if !now.entries.contains(there) => {
+                    let differs = format!("it is behind port '{}', not '{}'", there.port, entry.port);
+                    return Err(foreign(config, Step::AddEntry(entry.clone()).to_string(), &[differs]));
+                }
+                _ => {}
+            }
+        }
+        let mut then = config.layout.clone();
+        let lost = carry_over(&stations, &dead, &mut now, &mut then);
+
+        let steps = plan::plan(&now, &then, &dead);
+        plan::apply(&*self.switch, &steps).map_err(|refused| explain(config, refused))?;
+
+        let mut report = report(&steps);
+        for object in adopted {
+            report
+                .warnings
+                .push(format!("{object} was added at run time; it is the configuration's from now on"));
+        }
+        for entry in lost {
+            report.warnings.push(format!(
+                "{entry} was added at run time; its port was made anew and has no such VLAN now"
+            ));
+        }
+        let differing = record.section.differing(&config.daemon);
+        if !differing.is_empty() {
+            report.warnings.push(format!(
+                "[daemon] {} changed: restart vswitchd for it to take effect",
+                differing.join(", ")
+            ));
+        }
+        (record.bridges, record.ports) = wanted;
+        record.entries.clone_from(&config.layout.entries);
+        record.path = Some(config.path.clone());
+        Ok(report)
+    }
+}
+
+/// Whether both stand for one station of one bridge and VLAN, behind whatever port.
+fn is_entry(one: &Entry, other: &Entry) -> bool {
+    (&one.bridge, one.vlan, one.mac) == (&other.bridge, other.vlan, other.mac)
+}
+
+/// What became of one of the configuration's `ours`: it may have followed its bridge into another VLAN, or be gone.
+fn current(entry: &Entry, stations: &[Entry], ours: &BTreeSet<Entry>) -> Option<Entry> {
+    let moved = |there: &&Entry| {
+        (&there.bridge, there.mac, &there.port) == (&entry.bridge, entry.mac, &entry.port)
+            && !ours.contains(there)
+    };
+    stations.iter().find(|there| *there == entry).or_else(|| stations.iter().find(moved)).cloned()
+}
+
+/// Has stations of run time survive that the ports of the configuration they are behind are made anew. Returns those that
+/// cannot.
+fn carry_over(
+    stations: &[Entry],
+    dead: &BTreeSet<String>,
+    now: &mut Layout,
+    then: &mut Layout,
+) -> Vec<String> {
+    let mut lost = Vec::new();
+    for entry in stations {
+        let port = |layout: &Layout| layout.ports.iter().find(|port| port.name == entry.port).cloned();
+        let (Some(old), Some(new)) = (port(now), port(then)) else { continue };
+        if now.entries.contains(entry) || keeps_device(&old, &new, dead) {
+            continue;
+        }
+        let bridge = then.bridges.iter().find(|bridge| bridge.name == new.bridge);
+        let vlan = bridge.and_then(|bridge| {
+            entry_vlan(bridge, &new, Some(entry.vlan)).or_else(|_| entry_vlan(bridge, &new, None)).ok()
+        });
+        let stays = vlan.map(|vlan| Entry { bridge: new.bridge.clone(), vlan, ..entry.clone() });
+        match stays.filter(|stays| !then.entries.iter().any(|other| is_entry(other, stays))) {
+            Some(stays) => then.entries.insert(stays),
+            None => {
+                lost.push(Step::AddEntry(entry.clone()).to_string());
+                false
+            }
+        };
+        now.entries.insert(entry.clone());
+    }
+    lost
+}
+
+/// Whether the device that vswitchd made for it is gone for good, with its namespace or by somebody's hand.
+fn is_dead(port: &PortStatus) -> bool {
+    port.state == PortState::Gone && matches!(port.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
+}
+
+/// The configuration wants a name that was taken at run time.
+fn foreign(config: &Config, object: String, differences: &[String]) -> Error {
+    Error::Exists(format!(
+        "{}{object} was added at run time with other attributes ({}): remove it, or give it another name",
+        config.place_of(&object),
+        differences.join(", ")
+    ))
+}
+
+/// A refusal with the place in the file, and the truth about what could not be undone.
+fn explain(config: &Config, refused: plan::Refused) -> Error {
+    let place = config.place_of(&refused.object);
+    let mut left = if refused.left.is_empty() {
+        String::new()
+    } else {
+        format!("; and taking back what had been done failed: {}", refused.left.join("; "))
+    };
+    if !refused.rebuilt.is_empty() {
+        left += &format!("; made anew on the way back: {}", refused.rebuilt.join(", "));
+    }
+    match refused.error {
+        Error::Exists(text) => Error::Exists(format!("{place}{text}{left}")),
+        Error::NotFound(text) => Error::NotFound(format!("{place}{text}{left}")),
+        Error::Invalid(text) => Error::Invalid(format!("{place}{text}{left}")),
+        Error::System { what, source } if left.is_empty() => {
+            Error::System { what: format!("{place}{what}"), source }
+        }
+        error @ Error::System { .. } => Error::Invalid(format!("{place}{error}{left}")),
+    }
+}
+
+/// What the steps come to. A port that is taken down and built anew is a change.
+fn report(steps: &[Step]) -> ReloadReport {
+    let (mut added, mut changed, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+    for step in steps {
+        let object = step.to_string();
+        match step {
+            Step::AddBridge(_) | Step::AddPort(_) | Step::AddEntry(_) => added.push(object),
+            Step::SetBridge { .. } | Step::SetPort { .. } => changed.push(object),
+            Step::DelBridge(_) | Step::DelPort(_) | Step::DelEntry(_) => removed.push(object),
+        }
+    }
+    changed.retain(|object| !removed.contains(object));
+    let both: Vec<String> = added.iter().filter(|object| removed.contains(object)).cloned().collect();
+    added.retain(|object| !both.contains(object));
+    removed.retain(|object| !both.contains(object));
+    changed.extend(both);
+    ReloadReport { added, changed, removed, warnings: Vec::new() }
+}
