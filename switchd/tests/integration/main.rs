@@ -13,6 +13,7 @@ mod harness;
 mod host;
 mod lifecycle;
 mod oracle;
+mod ports;
 mod settings;
 mod traffic;
 mod vlan;
@@ -42,6 +43,9 @@ const TESTS: &[(&str, Test)] = &[
     ("settings::learning_by_vlan", settings::learning_by_vlan),
     ("settings::bridges_are_separate", settings::bridges_are_separate),
     ("settings::counters", settings::counters),
+    ("settings::static_entries_follow", settings::static_entries_follow),
+    ("ports::not_every_interface", ports::not_every_interface),
+    ("ports::one_interface_one_port", ports::one_interface_one_port),
     ("cli::bridges", cli::bridges),
     ("cli::tap_ports", cli::tap_ports),
     ("cli::packet_ports", cli::packet_ports),

@@ -127,6 +127,32 @@ pub fn static_entries_and_ageing() -> Outcome {
     Ok(())
 }
 
+/// Static entries follow their port's VLAN, and none is lost on the way.
+pub fn static_entries_follow() -> Outcome {
+    let board = Board::new("--vlan-filtering on --default-pvid 10", &["", "", "--trunk 10,20,30"]);
+    let daemon = &board.daemon;
+    let (fixed, tagged) = (station(74), station(75));
+    daemon.ctl(&format!("fdb add {} --port p0", mac_text(fixed)));
+    daemon.ctl(&format!("fdb add {} --port p2 --vlan 20", mac_text(tagged)));
+    let vlans = || daemon.fdb("").into_iter().map(|entry| (entry.0, entry.1)).collect::<Vec<_>>();
+    let (fixed_text, tagged_text) = (mac_text(fixed), mac_text(tagged));
+    assert_eq!(vlans(), [(fixed_text.clone(), 10), (tagged_text.clone(), 20)]);
+    daemon.ctl("bridge set br0 --default-pvid 30");
+    assert_eq!(vlans(), [(tagged_text.clone(), 20), (fixed_text.clone(), 30)]);
+    board.expect(1, &test_frame(fixed, station(76), "it is there indeed"), &[0]);
+
+    daemon.ctl("bridge set br0 --vlan-filtering off");
+    assert_eq!(vlans(), [(fixed_text.clone(), 0), (tagged_text.clone(), 0)]);
+    daemon.ctl(&format!("fdb del {tagged_text} --bridge br0 --vlan 0"));
+    daemon.ctl(&format!("fdb add {tagged_text} --port p2"));
+    let error = daemon.refused("bridge set br0 --vlan-filtering on");
+    assert!(error.contains(&tagged_text) && error.contains("'p2'") && error.contains("fdb del"), "{error}");
+    let error = daemon.refused("bridge set br0 --fdb-max 1");
+    assert!(error.contains("fdb_max 1") && error.contains("2 static"), "{error}");
+    assert_eq!(daemon.fdb("--vlan 0").len(), 2, "nothing is half done");
+    Ok(())
+}
+
 pub fn flushes() -> Outcome {
     let board = Board::new("--vlan-filtering on", &["--trunk 10,20", "--trunk 10,20", "--trunk 10,20"]);
     for vid in [10, 20] {
