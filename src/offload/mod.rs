@@ -18,6 +18,7 @@
 
 pub mod checksum;
 pub mod segment;
+mod tunnel;
 mod virtio;
 
 #[cfg(test)]
@@ -61,6 +62,8 @@ pub struct Offload {
     pub gso: Gso,
     /// TCP carries CWR that only the first segment may keep (`VIRTIO_NET_HDR_GSO_ECN`).
     pub ecn: bool,
+    /// The segmentation is of the packet inside a tunnel that the sender built, which no port's header can say.
+    pub tunnel: bool,
     /// Payload bytes of each segment but the last.
     pub gso_size: u16,
     /// Length of all headers, in bytes; a hint, 0 when unknown.
@@ -136,6 +139,8 @@ pub struct Layout {
     pub payload: usize,
     /// IPv6 extension headers stand between `l3` and `l4`.
     extensions: bool,
+    /// The headers of the tunnel in which `l3`, `l4` and `payload` are.
+    outer: Option<tunnel::Outer>,
 }
 
 /// What has to be done to a frame before a port takes it.
@@ -160,7 +165,7 @@ impl Capabilities {
             Gso::Tcp6 => self.tso6,
             Gso::Udp => self.uso,
         };
-        if !segments || (!self.csum && !matches!(offload.gso, Gso::None)) {
+        if !segments || offload.tunnel || (!self.csum && !matches!(offload.gso, Gso::None)) {
             Takes::Segment
         } else if offload.needs_csum && (!self.csum || offload.csum_offset == checksum::SCTP_CHECKSUM_OFFSET)
         {
@@ -214,7 +219,7 @@ impl Offload {
     /// [`check_headers`] does, and puts right what senders leave out and receivers insist on:
     /// - no checksum was asked for: the pseudo-header's sum is put in, and it is;
     /// - IPv4 with a zero header checksum or total length, IPv6 with a zero payload length: filled in;
-    /// - a payload that fits one segment: not segmentation any more;
+    /// - a payload that fits one segment: not segmentation any more, unless it is in a tunnel;
     /// - `hdr_len` is made exact, which [`Offload::segments`] counts on.
     ///
     /// # Errors
@@ -248,7 +253,8 @@ impl Offload {
         fill_ip_length(&mut head[layout.l3..layout.l4], frame_len - layout.l3);
 
         offload.hdr_len = low16(layout.payload);
-        if frame_len - layout.payload <= usize::from(offload.gso_size) {
+        offload.tunnel = layout.outer.is_some();
+        if !offload.tunnel && frame_len - layout.payload <= usize::from(offload.gso_size) {
             offload = Offload { gso: Gso::None, ecn: false, gso_size: 0, hdr_len: 0, ..offload };
         }
         *self = offload;
@@ -303,6 +309,15 @@ fn layout(head: &[u8], frame_len: usize, offload: &Offload) -> Result<Layout, Ba
         Gso::Udp => (protocol::UDP, udp::CHECKSUM_OFFSET),
         Gso::None => return Err(BadOffload::UnknownGso(0)),
     };
+    if layers.fragment {
+        return Err(BadOffload::Fragment);
+    }
+    let (outer, layers) = if usize::from(offload.csum_start) > layers.l4 {
+        let (outer, inner) = tunnel::open(head, &layers, offload, frame_len)?;
+        (Some(outer), inner)
+    } else {
+        (None, layers)
+    };
     let version_ok = match offload.gso {
         Gso::Tcp4 => layers.ipv4,
         Gso::Tcp6 => !layers.ipv4,
@@ -325,7 +340,8 @@ fn layout(head: &[u8], frame_len: usize, offload: &Offload) -> Result<Layout, Ba
     };
     let payload = layers.l4 + transport_len;
     check_lengths(&layers, frame_len, frame_len - payload, offload)?;
-    Ok(Layout { ipv4: layers.ipv4, l3: layers.l3, l4: layers.l4, payload, extensions: layers.extensions })
+    let Layers { ipv4, l3, l4, extensions, .. } = layers;
+    Ok(Layout { ipv4, l3, l4, payload, extensions, outer })
 }
 
 /// The IP length, the segment size and the number of segments, for a payload of so many bytes.

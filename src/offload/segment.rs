@@ -84,6 +84,9 @@ impl<'a> Segmenter<'a> {
             .and_then(|at| rest.get(at..))
             .ok_or(BadOffload::Headers)?;
         let pseudo_sum = pseudo_header(window, &layout, offload);
+        // The outer checksum is over the inner one.
+        let outer_checksum = layout.outer.is_some_and(|outer| outer.checksum);
+        let checksum = if outer_checksum { Checksum::Complete } else { checksum };
         let mut segmenter = Segmenter {
             headers,
             payload,
@@ -174,6 +177,9 @@ impl<'a> Segmenter<'a> {
         };
         let field = self.checksum_field();
         out[field..field + 2].copy_from_slice(&checksum);
+        if let Some(outer) = &self.layout.outer {
+            outer.finish(out, self.sent / self.gso_size);
+        }
         self.sent += piece_len;
         Some(header_len + piece_len)
     }

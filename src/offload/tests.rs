@@ -176,6 +176,7 @@ impl Model {
                 (true, false) => Gso::Tcp6,
                 (false, _) => Gso::Udp,
             },
+            tunnel: false,
             ecn: gso_size != 0 && self.tcp && self.tcp_flags & tcp::CWR != 0,
             gso_size,
             hdr_len: if gso_size == 0 { 0 } else { low16(self.header_len()) },
@@ -277,6 +278,82 @@ fn gso_models() -> impl Strategy<Value = (Model, u16)> {
         .prop_filter("two segments", |(model, size)| model.payload.len() > usize::from(*size))
 }
 
+/// A tunnel around a frame.
+#[derive(Clone, Copy, Debug)]
+enum Tunnel {
+    Vxlan { checksum: bool },
+    GreTap { key: bool },
+    Ip,
+}
+
+#[derive(Clone, Debug)]
+struct Wrapping {
+    tunnel: Tunnel,
+    tags: Vec<Tag>,
+    ipv4: bool,
+    id: u16,
+}
+
+impl Wrapping {
+    /// `inner` is a frame whose IP header is at `l3`; number `index` of several.
+    fn wrap(&self, inner: &[u8], l3: usize, index: usize) -> Vec<u8> {
+        let (number, mut packet) = match self.tunnel {
+            Tunnel::Vxlan { .. } => (17, vec![0xc0, 1, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 5, 0]),
+            Tunnel::GreTap { key: true } => (47, vec![0x20, 0, 0x65, 0x58, 0, 0, 0, 9]),
+            Tunnel::GreTap { key: false } => (47, vec![0, 0, 0x65, 0x58]),
+            Tunnel::Ip if inner[l3] >> 4 == 4 => (4, vec![]),
+            Tunnel::Ip => (41, vec![]),
+        };
+        packet.extend(if matches!(self.tunnel, Tunnel::Ip) { &inner[l3..] } else { inner });
+        let len = u16::try_from(packet.len()).expect("64 KiB");
+        if let Tunnel::Vxlan { checksum } = self.tunnel {
+            packet[4..6].copy_from_slice(&len.to_be_bytes());
+            let (header, payload) = UdpHeader::from_slice(&packet).expect("valid");
+            let sum = match (checksum, self.ipv4) {
+                (false, _) => 0,
+                (true, true) => {
+                    header.calc_checksum_ipv4_raw([10, 9, 0, 1], [10, 9, 0, 2], payload).expect("fits")
+                }
+                (true, false) => header.calc_checksum_ipv6_raw(SRC, DST, payload).expect("fits"),
+            };
+            packet[6..8].copy_from_slice(&sum.to_be_bytes());
+        }
+        let mut frame = vec![2, 0, 0, 0, 9, 2, 2, 0, 0, 0, 9, 1];
+        self.tags.iter().for_each(|tag| frame.extend(tag.to_bytes()));
+        if self.ipv4 {
+            let mut header =
+                etherparse::Ipv4Header::new(len, 64, number.into(), [10, 9, 0, 1], [10, 9, 0, 2])
+                    .expect("fits");
+            header.identification = self.id.wrapping_add(u16::try_from(index).expect("few"));
+            header.header_checksum = header.calc_header_checksum();
+            frame.extend([8, 0]);
+            frame.extend(header.to_bytes());
+        } else {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend(len.to_be_bytes());
+            frame.extend([number, 64]);
+            frame.extend(SRC);
+            frame.extend(DST);
+        }
+        frame.extend(packet);
+        frame
+    }
+}
+
+fn wrappings() -> impl Strategy<Value = Wrapping> {
+    let tunnel = prop_oneof![
+        any::<bool>().prop_map(|checksum| Tunnel::Vxlan { checksum }),
+        any::<bool>().prop_map(|key| Tunnel::GreTap { key }),
+        Just(Tunnel::Ip),
+    ];
+    (tunnel, tags(), any::<bool>(), any::<u16>()).prop_map(|(tunnel, tags, ipv4, id)| Wrapping {
+        tunnel,
+        tags,
+        ipv4,
+        id,
+    })
+}
+
 fn cut(segmenter: &mut Segmenter<'_>) -> Vec<Vec<u8>> {
     let mut buffer = vec![0xaa; segmenter.segment_size_max()];
     let mut segments = vec![];
@@ -315,6 +392,37 @@ fn kernel_takes(header: &[u8; VNET_HDR_LEN], frame: &[u8]) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    /// The same inside a tunnel: the outer headers are those of separate packets, too.
+    #[test]
+    fn segments_in_a_tunnel_are_what_would_have_been_sent((model, gso_size) in gso_models(), wrapping in wrappings()) {
+        prop_assume!(model.extensions.is_empty() && model.payload.len() < 64_000);
+        let inner = model.build(Field::PseudoHeader);
+        let mut frame = wrapping.wrap(&inner, model.l3(), 0);
+        let mut offload = model.offload(gso_size);
+        offload.csum_start = low16(frame.len() - inner.len() + model.l4());
+        offload.hdr_len = 0;
+        let len = frame.len();
+        offload.admit(&mut frame, len).expect("admitted");
+        prop_assert!(offload.tunnel);
+        let expected: Vec<_> = (model.segments(gso_size).iter().enumerate())
+            .map(|(index, segment)| wrapping.wrap(&segment.build(Field::Complete), model.l3(), index))
+            .collect();
+        prop_assert_eq!(offload.segments(len) as usize, expected.len());
+        let all = Capabilities { csum: true, tso4: true, tso6: true, uso: true };
+        prop_assert_eq!(all.takes(&offload), Takes::Segment, "no header can say it");
+
+        let mut segmenter = Segmenter::new(&frame, &offload, Checksum::Complete).expect("valid");
+        prop_assert_eq!(cut(&mut segmenter), expected.clone());
+
+        let mut segmenter = Segmenter::new(&frame, &offload, all.segment_checksum()).expect("valid");
+        let left = segmenter.segment_offload();
+        let mut partial = cut(&mut segmenter);
+        for segment in &mut partial {
+            checksum::finish(segment, &left).expect("finished");
+        }
+        prop_assert_eq!(partial, expected);
+    }
 
     /// Segments are byte for byte the frames that a sender without segmentation would have sent.
     #[test]

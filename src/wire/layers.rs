@@ -12,6 +12,12 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPV4: u8 = 4;
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: u8 = 41;
+    /// GRE (RFC 2784).
+    pub const GRE: u8 = 47;
     /// SCTP.
     pub const SCTP: u8 = 132;
 }
@@ -49,7 +55,8 @@ impl Layers {
         }
     }
 
-    fn ipv4(packet: &[u8], l3: usize) -> Option<Layers> {
+    /// Of an IPv4 packet that begins at `l3` of its frame.
+    pub(crate) fn ipv4(packet: &[u8], l3: usize) -> Option<Layers> {
         let header = ipv4::Header::from_slice(packet).ok()?;
         let ip_len = usize::from(header.total_len());
         let header_len = header.slice().len();
@@ -67,7 +74,8 @@ impl Layers {
         })
     }
 
-    fn ipv6(packet: &[u8], l3: usize) -> Option<Layers> {
+    /// Of an IPv6 packet that begins at `l3` of its frame.
+    pub(crate) fn ipv6(packet: &[u8], l3: usize) -> Option<Layers> {
         let header = ipv6::Header::from_slice(packet).ok()?;
         let (extensions, protocol, _) =
             ipv6::Extensions::from_slice(header.next_header(), packet.get(ipv6::HEADER_LEN..)?).ok()?;
