@@ -81,6 +81,7 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
+    ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),
     ("traffic::tags_on_the_wire", traffic::tags_on_the_wire),
     ("traffic::too_long_for_one_port", traffic::too_long_for_one_port),

@@ -109,6 +109,43 @@ pub fn superframes_stay_whole() -> Outcome {
     Ok(())
 }
 
+/// Hosts that run a tunnel of their own hand over GSO frames of what is inside; these arrive, and at once.
+pub fn tunnels_of_hosts() -> Outcome {
+    let (switch, left, right) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+    let daemon = Daemon::start(&switch);
+    daemon.ctl("bridge add br0");
+    let a = Station::plug(&daemon, (&switch, &left), Kind::Packet, 1, 1500, "");
+    let b = Station::plug(&daemon, (&switch, &right), Kind::Packet, 2, 1500, "");
+    for (number, checksums) in [(1, "noudpcsum"), (2, "udpcsum")] {
+        for (station, peer) in [(&a, &b), (&b, &a)] {
+            station.ns.ip(&format!(
+                "link add vx{number} mtu 1400 type vxlan id {number} local {} remote {} dstport 4789 {checksums}; \
+                 link set vx{number} up",
+                station.v4, peer.v4
+            ));
+        }
+        let inside = |station: &Station<'_>, last: u8| {
+            let (v4, v6) =
+                ([10, 8, number, last].into(), [0xfd08, number.into(), 0, 0, 0, 0, 0, last.into()].into());
+            station.ns.ip(&format!("addr add {v4}/24 dev vx{number}; addr add {v6}/64 dev vx{number} nodad"));
+            (v4, v6)
+        };
+        let in_a = a.inside(inside(&a, 1));
+        let in_b = b.inside(inside(&b, 2));
+        let began = Instant::now();
+        tcp(&in_a, &in_b, false, 8 << 20);
+        tcp(&in_a, &in_b, true, 8 << 20);
+        assert!(began.elapsed() < Duration::from_secs(10), "it crawls: {:?}", began.elapsed());
+    }
+    let stats = daemon.stats(&a.ifname);
+    let count = |field: &str| stats[field].as_u64().expect("a number");
+    assert!(count("rx_segments") > 2 * count("rx_frames"), "its offloads are used: {stats}");
+    for port in [&a.ifname, &b.ifname] {
+        assert_eq!(daemon.drops(port, "bad_offload"), 0);
+    }
+    Ok(())
+}
+
 /// Two switches with a trunk between them: real TCP and UDP in two VLANs over it, tags and offloads together, and no
 /// frame of one VLAN in the other.
 pub fn vlans_over_a_trunk() -> Outcome {

@@ -84,6 +84,11 @@ impl<'a> Station<'a> {
         Station { kind, ns, ifname, v4, v6, mtu, switch }
     }
 
+    /// The same host by the addresses it has inside a tunnel.
+    pub fn inside(&self, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Station<'a> {
+        Station { v4, v6, ifname: self.ifname.clone(), ..*self }
+    }
+
     pub fn ip(&self, v6: bool) -> IpAddr {
         if v6 { self.v6.into() } else { self.v4.into() }
     }
