@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use vswitch::spec::{PortKind, TapSpec};
 use vswitch::switch::{Error, Switch};
 
 use crate::api::ReloadReport;
@@ -68,7 +69,7 @@ fn run(options: Options) -> Result<(), String> {
     let settings = options.daemon.or(from_file);
     let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
     if options.check {
-        return check(config.as_ref());
+        return check(config.as_ref(), &settings);
     }
     crate::log::start(filter);
     need_capabilities()?;
@@ -99,11 +100,23 @@ fn run(options: Options) -> Result<(), String> {
     serve(runtime, Arc::new(daemon), socket, signals, &settings)
 }
 
-fn check(config: Option<&Config>) -> Result<(), String> {
+fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String> {
     let Some(config) = config else {
         return Err(format!("there is no configuration to check: no --config, and no {DEFAULT_CONFIG}"));
     };
     let layout = &config.layout;
+    let workers = settings.options().workers.unwrap_or_else(vswitch::sys::thread::available_cpus);
+    for port in &layout.ports {
+        if let PortKind::Tap(TapSpec { queues: Some(queues), .. }) = port.kind
+            && usize::from(queues) > workers
+        {
+            let place = config.place_of(&format!("port '{}'", port.name));
+            return Err(format!(
+                "{place}port '{}': {queues} queues; there are {workers} workers, and a port has at most one queue a worker",
+                port.name
+            ));
+        }
+    }
     let summary = format!(
         "{}: good: bridges: {}, ports: {}, static stations: {}",
         config.path.display(),

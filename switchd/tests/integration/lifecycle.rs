@@ -93,6 +93,11 @@ pub fn check() -> Outcome {
             "vlan_filtering",
         ),
         ("[daemon]\npoll = \"sometimes\"\n", 2, "sometimes"),
+        (
+            "[daemon]\nworkers = 1\n[[bridge]]\nname = \"b\"\n[[port]]\nname = \"p\"\nbridge = \"b\"\ntype = \"tap\"\nqueues = 2\n",
+            5,
+            "1 workers",
+        ),
         ("[[bridge]\n", 1, ""),
         ("\u{0}", 1, ""),
     ] {
