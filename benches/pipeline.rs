@@ -29,7 +29,7 @@ use vswitch::frame::Outgoing;
 use vswitch::offload::{Capabilities, VNET_HDR_LEN};
 use vswitch::pipeline::{self, Context, Outbox, Workshop};
 use vswitch::port::mem::MemPort;
-use vswitch::port::{self, Health, PortQueue, Received};
+use vswitch::port::{Inbound, self, Health, PortQueue, Received};
 use vswitch::spec::{PortKind, VlanMode};
 use vswitch::stats::Counters;
 use vswitch::topology::{Bridge, Port, PortShared, Topology};
@@ -46,7 +46,7 @@ impl PortQueue for Sink {
         None
     }
 
-    fn receive(&mut self, _: &mut Batch, _: &Counters) -> Received {
+    fn receive(&mut self, _: &mut Batch, _: &Inbound<'_>) -> Received {
         Received::Drained
     }
 
@@ -101,6 +101,8 @@ impl Rig {
             let mode = if kind == Kind::Trunk && id.0 == 0 { trunk } else { VlanMode::Access(ten) };
             Some(Port {
                 id,
+                device: id,
+                group: 0,
                 bridge: 0,
                 learning: true,
                 flood: true,
@@ -112,7 +114,7 @@ impl Rig {
             })
         });
         let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, members: ids.clone().collect() };
-        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect() };
+        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
         let mut far_ends = Vec::new();
         let queues = ids.map(|_| {
             if !mem {

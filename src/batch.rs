@@ -8,10 +8,13 @@
 //! the L2 cache. In front of each frame lies its offload header, ready to be written out with it, and before that room
 //! for a VLAN tag to be put back.
 
+use std::net::IpAddr;
+
 use arrayvec::ArrayVec;
 
 use crate::frame::{ADDRESSES_LEN, Frame, TAG_LEN, TAG_SHIFT};
 use crate::offload::{BadOffload, Offload, VNET_HDR_LEN};
+use crate::tunnel::Origin;
 
 /// Most frames in a batch.
 pub const BATCH_FRAMES: usize = 64;
@@ -31,11 +34,13 @@ pub struct Batch {
     used: usize,
     /// The frames, in order of arrival.
     pub frames: ArrayVec<Frame, BATCH_FRAMES>,
+    /// Whose the frames are, and the address they came from, when they came by an endpoint of several ports.
+    pub origin: Option<(Origin, IpAddr)>,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(), used: 0, frames: ArrayVec::new() }
+        Batch { arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(), used: 0, frames: ArrayVec::new(), origin: None }
     }
 }
 
@@ -45,6 +50,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.frames.clear();
         self.used = 0;
+        self.origin = None;
     }
 
     /// Whether it takes no further frame.

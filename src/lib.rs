@@ -13,5 +13,6 @@ pub mod status;
 pub mod switch;
 pub mod sys;
 pub mod topology;
+pub mod tunnel;
 pub mod wire;
 pub mod worker;

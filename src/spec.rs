@@ -64,6 +64,8 @@ pub enum PortKind {
     Packet(PacketSpec),
     /// A TAP device that gives the host itself an interface on the bridge.
     Internal(TapSpec),
+    /// Frames in UDP datagrams to switches elsewhere (RFC 7348).
+    Vxlan(VxlanSpec),
     /// Two queues in memory: tests and benches.
     Mem(crate::port::mem::MemPort),
 }
@@ -76,6 +78,7 @@ impl PortKind {
             PortKind::Tap(_) => "tap",
             PortKind::Packet(_) => "packet",
             PortKind::Internal(_) => "internal",
+            PortKind::Vxlan(_) => "vxlan",
             PortKind::Mem(_) => "mem",
         }
     }
@@ -125,6 +128,21 @@ pub struct PacketSpec {
     /// Interface name, at most 15 bytes.
     pub ifname: String,
     /// Network namespace the interface is in; `None` is the switch's own.
+    pub netns: Option<Netns>,
+}
+
+/// A VXLAN tunnel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VxlanSpec {
+    /// The network's number, 0 to 16,777,215.
+    pub vni: u32,
+    /// Address of this host in the underlay.
+    pub local: IpAddr,
+    /// The other ends: each gets a copy of what is flooded.
+    pub remotes: Vec<IpAddr>,
+    /// UDP port, here and there.
+    pub dstport: u16,
+    /// The namespace of the underlay; `None` is the switch's own.
     pub netns: Option<Netns>,
 }
 

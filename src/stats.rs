@@ -65,6 +65,12 @@ drop_reasons! {
     RxTruncated = "rx_truncated",
     /// The receiving port could not hand the frame over.
     RxError = "rx_error",
+    /// A datagram that is not of this tunnel: cut short, or flags set that nobody agreed on.
+    BadTunnelHeader = "bad_tunnel_header",
+    /// A tunnelled frame of a network that no port here has.
+    UnknownVni = "unknown_vni",
+    /// There is no way to the tunnel's other end.
+    Unreachable = "unreachable",
     /// Dropped by the kernel before the switch could read it.
     RxMissed = "rx_missed",
 }

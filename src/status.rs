@@ -1,6 +1,7 @@
 //! What an operator reads: bridges, ports, stations and counters as plain values.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::addr::MacAddr;
 use crate::spec::{BridgeSpec, Netns, PortSpec};
@@ -37,6 +38,8 @@ pub struct PortStatus {
     pub queues: usize,
     /// The other end of a veth pair.
     pub peer: Option<Peer>,
+    /// The other ends of a tunnel.
+    pub remotes: Vec<RemoteStatus>,
     /// Frames, bytes and drops.
     pub counters: PortCounters,
 }
@@ -82,6 +85,34 @@ pub struct PortCounters {
     pub drops: BTreeMap<&'static str, u64>,
 }
 
+impl PortCounters {
+    /// Adds others to these.
+    pub fn add(&mut self, other: &PortCounters) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.rx_segments += other.rx_segments;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        self.tx_segments += other.tx_segments;
+        for (reason, frames) in &other.drops {
+            *self.drops.entry(reason).or_default() += frames;
+        }
+    }
+}
+
+/// The other end of a tunnel.
+#[derive(Clone, Debug)]
+pub struct RemoteStatus {
+    /// Its address in the underlay.
+    pub address: IpAddr,
+    /// Not configured: known by its frames. What is flooded does not go to it.
+    pub learned: bool,
+    /// Longest payload of a frame that fits one packet on the way to it, in bytes.
+    pub mtu: u32,
+    /// What came from it and went to it.
+    pub counters: PortCounters,
+}
+
 /// A station a bridge knows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FdbEntry {
@@ -93,6 +124,8 @@ pub struct FdbEntry {
     pub bridge: String,
     /// The port it is behind.
     pub port: String,
+    /// The remote of a tunnel port that it is behind.
+    pub remote: Option<IpAddr>,
     /// How it came to be known.
     pub state: FdbState,
     /// Seconds since it was last heard; 0 for static and local entries.

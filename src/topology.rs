@@ -6,11 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use hashbrown::HashMap;
+
 use crate::addr::PortId;
 use crate::bridge::fdb::Fdb;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::stats::Counters;
+use crate::tunnel::Demux;
 
 /// Most ports a switch can have.
 pub const PORTS_MAX: usize = 4096;
@@ -22,8 +25,10 @@ pub struct Topology {
     pub generation: u64,
     /// Bridges, named by their index.
     pub bridges: Vec<Bridge>,
-    /// Ports, by [`PortId`].
+    /// Ports, by [`PortId`]. A remote of a tunnel port is one.
     pub ports: Vec<Option<Port>>,
+    /// Where datagrams of tunnels arrive, by an id of their own.
+    pub endpoints: HashMap<PortId, Endpoint>,
 }
 
 impl Topology {
@@ -33,6 +38,15 @@ impl Topology {
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(id.index())?.as_ref()
     }
+}
+
+/// Sockets at which the frames of several tunnel ports arrive, as workers see them.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Whose they are.
+    pub demux: Demux,
+    /// What is nobody's is counted here, one a worker.
+    pub counters: Arc<[Counters]>,
 }
 
 /// A bridge, as workers see it.
@@ -53,6 +67,10 @@ pub struct Bridge {
 pub struct Port {
     /// Its id: its index in [`Topology::ports`].
     pub id: PortId,
+    /// The port that operators know: itself, or the tunnel port whose remote it is.
+    pub device: PortId,
+    /// What comes by one tunnel of a group is not flooded into another; 0 is no tunnel.
+    pub group: u16,
     /// Index of its bridge in [`Topology::bridges`].
     pub bridge: usize,
     /// Source addresses are remembered.
@@ -78,6 +96,8 @@ pub struct PortShared {
     pub gone: AtomicBool,
     /// Longest untagged frame without GSO it can send, in bytes with Ethernet header.
     frame_max: AtomicU32,
+    /// Longest frame worth cutting GSO frames into, in bytes; 0 is as long as their senders want.
+    segment_max: AtomicU32,
     /// Extra bytes that a tagged frame may have.
     tag_allowance: u32,
     /// One a worker.
@@ -91,6 +111,7 @@ impl PortShared {
         let shared = PortShared {
             gone: AtomicBool::new(false),
             frame_max: AtomicU32::new(0),
+            segment_max: AtomicU32::new(0),
             tag_allowance: if strict_mtu { 4 } else { 0 },
             counters: (0..workers).map(|_| Counters::default()).collect(),
         };
@@ -109,6 +130,18 @@ impl PortShared {
     pub fn set_mtu(&self, mtu: u32) {
         let header = if self.tag_allowance == 0 { 18 } else { 14 };
         self.frame_max.store(mtu.saturating_add(header), Ordering::Relaxed);
+    }
+
+    /// Has GSO frames cut into frames of at most so many bytes where they are cut here: longer ones would be fragmented on their way.
+    pub fn set_segment_max(&self, bytes: u32) {
+        self.segment_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Longest frame worth cutting GSO frames into, if there is a limit.
+    #[inline]
+    #[must_use]
+    pub fn segment_max(&self) -> Option<usize> {
+        Some(self.segment_max.load(Ordering::Relaxed) as usize).filter(|&max| max != 0)
     }
 
     /// Whether a frame of `len` bytes that is not GSO is too long for this port.

@@ -15,6 +15,7 @@
 //! waiting for. For the same reason a spinning worker yields, and one that got its CPU back late sleeps instead for a
 //! while: where programs wait for a CPU, nothing is gained by being awake early.
 
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,10 +29,11 @@ use crate::addr::PortId;
 use crate::batch::Batch;
 use crate::bridge::fdb::Tick;
 use crate::pipeline::{self, Context, Outbox, Workshop};
-use crate::port::{PortQueue, Received};
+use crate::port::{Inbound, PortQueue, Received};
 use crate::stats::{Counter, DropReason};
 use crate::switch::PollMode;
 use crate::topology::{PORTS_MAX, Topology};
+use crate::tunnel::Origin;
 
 /// How long after its last frame a worker keeps looking before it sleeps, at most. Programs at both ends may have to be
 /// woken before the next frame comes, each on an idle CPU, which takes a virtual machine 20 to 60 µs.
@@ -46,6 +48,9 @@ const REST: Duration = Duration::from_millis(5);
 const TURNS_PER_POLL: u32 = 16;
 /// And at most this long, for many busy ports make long turns.
 const POLL_EVERY: Duration = Duration::from_micros(500);
+
+/// Least time between two strangers that are told of.
+const BETWEEN_STRANGERS: Duration = Duration::from_millis(10);
 
 const WAKER: Token = Token(PORTS_MAX);
 
@@ -86,6 +91,8 @@ pub struct Applied {
 pub enum Event {
     /// A port's device has vanished. Told once a worker.
     PortGone(PortId),
+    /// A frame came to a tunnel port from a remote that it does not know.
+    Stranger(PortId, IpAddr),
 }
 
 /// What workers share.
@@ -132,6 +139,8 @@ pub struct Worker {
     outbox: Outbox,
     workshop: Workshop,
     batch: Batch,
+    /// When a stranger was told of last.
+    told: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +184,7 @@ impl Worker {
             outbox: Outbox::default(),
             workshop: Workshop::default(),
             batch: Batch::default(),
+            told: None,
         })
     }
 
@@ -304,13 +314,30 @@ impl Worker {
     }
 
     fn serve_port(&mut self, id: PortId, now: Instant) -> Served {
-        let Some(port) = self.topology.port(id) else { return Served::Gone };
         let Some(Some(queue)) = self.queues.get_mut(id.index()) else { return Served::Gone };
-        let Some(bridge) = self.topology.bridges.get(port.bridge) else { return Served::Nothing };
+        let inbound = match self.topology.port(id) {
+            Some(port) => Inbound { counters: &port.shared.counters[self.index], demux: None },
+            None => match self.topology.endpoints.get(&id) {
+                Some(endpoint) => {
+                    Inbound { counters: &endpoint.counters[self.index], demux: Some(&endpoint.demux) }
+                }
+                None => return Served::Gone,
+            },
+        };
         self.batch.clear();
-        let received = queue.receive(&mut self.batch, &port.shared.counters[self.index]);
+        let received = queue.receive(&mut self.batch, &inbound);
         let worked = !self.batch.frames.is_empty();
-        if worked {
+        let id = match self.batch.origin {
+            None => id,
+            Some((Origin::Remote(remote), _)) => remote,
+            Some((Origin::Stranger(port), address)) => {
+                self.stranger(port, address, now);
+                port
+            }
+        };
+        let port = self.topology.port(id);
+        let bridge = port.and_then(|port| self.topology.bridges.get(port.bridge));
+        if let (true, Some(port), Some(bridge)) = (worked, port, bridge) {
             let seconds = now.duration_since(self.shared.epoch).as_secs();
             let mut context = Context {
                 topology: &self.topology,
@@ -330,6 +357,16 @@ impl Worker {
             Received::Drained if worked => Served::Frames,
             Received::Drained => Served::Nothing,
         }
+    }
+
+    /// Tells of a remote that nobody knows, not too often: anybody can make up addresses.
+    fn stranger(&mut self, port: PortId, address: IpAddr, now: Instant) {
+        if self.told.is_some_and(|told| now.duration_since(told) < BETWEEN_STRANGERS) {
+            return;
+        }
+        self.told = Some(now);
+        let _ = self.events.send(Event::Stranger(port, address));
+        let _ = self.bell.wake();
     }
 
     /// Leaves queues that have been silent for `spin` to epoll.

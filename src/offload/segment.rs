@@ -104,6 +104,14 @@ impl<'a> Segmenter<'a> {
         Ok(segmenter)
     }
 
+    /// Has segments of TCP be at most `frame_max` bytes long; a stream has no boundaries that would have to be kept.
+    pub fn limit(&mut self, frame_max: usize) {
+        let most = frame_max.saturating_sub(self.layout.payload);
+        if self.tcp && most > 0 {
+            self.gso_size = self.gso_size.min(most);
+        }
+    }
+
     /// Takes out of the headers what is set anew in every segment.
     fn take_fields(&mut self) {
         let Layout { ipv4, l3, l4, payload, .. } = self.layout;

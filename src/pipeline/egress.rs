@@ -179,6 +179,9 @@ impl Leaving<'_> {
         let checksum = self.port.capabilities.segment_checksum();
         let mut segmenter = Segmenter::with_head(head, form.rest, &form.offload, checksum)
             .map_err(|_| DropReason::BadOffload)?;
+        if let Some(frame_max) = self.port.shared.segment_max() {
+            segmenter.limit(frame_max);
+        }
         let slot_size = (VNET_HDR_LEN + segmenter.segment_size_max()).next_multiple_of(64);
         let mut more = true;
         while more {

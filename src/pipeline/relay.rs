@@ -78,6 +78,10 @@ impl Relay<'_> {
         let mut left = Err(DropReason::NoEgress);
         for &to in &self.bridge.members {
             let Some(port) = self.topology.port(to) else { continue };
+            // Who floods into a tunnel reaches every remote himself.
+            if port.group != 0 && port.group == self.from.group {
+                continue;
+            }
             if (unknown_unicast && !port.flood) || self.may_leave(frame, port).is_err() {
                 continue;
             }
@@ -90,7 +94,7 @@ impl Relay<'_> {
     /// Whether a frame may leave by `to`.
     #[inline]
     fn may_leave(&self, frame: &Frame, to: &Port) -> Result<(), DropReason> {
-        if to.id == self.from.id && !to.hairpin {
+        if to.device == self.from.device && !to.hairpin {
             return Err(DropReason::SamePort);
         }
         if to.isolated && self.from.isolated {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Health, OpenPort, PortQueue, Received};
+use super::{Health, Inbound, OpenPort, PortQueue, Received};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, Offload, VNET_HDR_LEN};
@@ -113,7 +113,8 @@ impl PortQueue for MemQueue {
         self.receives.then(|| self.port.0.bell.as_fd())
     }
 
-    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        let counters = inbound.counters;
         // Silence the bell first: who rings after this is heard by the loop below or rings again.
         let _ = crate::sys::read(self.port.0.bell.as_fd(), &mut [0; 8]);
         // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.

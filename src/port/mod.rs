@@ -14,10 +14,12 @@ use crate::offload::Capabilities;
 use crate::spec::PortKind;
 use crate::stats::Counters;
 use crate::sys;
+use crate::tunnel::Demux;
 
 pub mod mem;
 mod packet;
 mod tap;
+pub mod vxlan;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -25,7 +27,7 @@ pub trait PortQueue: Send + Debug {
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Appends waiting frames to the batch until it is full or nothing waits.
-    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received;
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received;
 
     /// Sends the frames in order; each is counted, as sent or as dropped.
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health;
@@ -34,6 +36,15 @@ pub trait PortQueue: Send + Debug {
     fn take_missed(&mut self) -> u64 {
         0
     }
+}
+
+/// What receiving needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Inbound<'a> {
+    /// Where drops are counted.
+    pub counters: &'a Counters,
+    /// Whose the frames are, at an endpoint of several ports.
+    pub demux: Option<&'a Demux>,
 }
 
 /// How a receive call ended.
@@ -84,6 +95,10 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
+        // Of endpoints and remotes, which the control side opens one by one.
+        PortKind::Vxlan(_) => {
+            Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Health, OpenPort, PortQueue, Received, is_gone};
+use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
@@ -105,7 +105,8 @@ impl PortQueue for PacketQueue {
         Some(self.socket.as_fd())
     }
 
-    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        let counters = inbound.counters;
         // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
         for _ in 0..BATCH_FRAMES {
             if batch.is_full() {

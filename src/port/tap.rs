@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Health, OpenPort, PortQueue, Received, is_gone};
+use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
@@ -134,7 +134,8 @@ impl PortQueue for TapQueue {
         self.receives.then(|| self.fd.as_fd())
     }
 
-    fn receive(&mut self, batch: &mut Batch, counters: &Counters) -> Received {
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        let counters = inbound.counters;
         if !self.receives {
             return Received::Drained;
         }

@@ -11,7 +11,10 @@ use std::io;
 use std::sync::Arc;
 
 mod stations;
+mod tunnels;
 mod world;
+
+use tunnels::{Queues, Tunnels};
 
 use super::crew::Crew;
 use super::namespaces::{Namespaces, Place, same_place};
@@ -38,6 +41,7 @@ pub(super) struct Control {
     ports: BTreeMap<PortId, Port>,
     /// Order of creation of the next port.
     sequence: u64,
+    tunnels: Tunnels,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
 }
@@ -87,10 +91,18 @@ impl Port {
         interface(&self.spec.kind)
     }
 
+    /// The namespace it is in, or its underlay.
+    fn place(&self) -> Option<Place> {
+        match &self.spec.kind {
+            PortKind::Vxlan(spec) => Some(spec.netns.clone()),
+            _ => self.interface().map(|(place, _)| place),
+        }
+    }
+
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
             (_, false, _) => PortState::Gone,
-            (PortKind::Mem(_), true, _) => PortState::Up,
+            (PortKind::Mem(_) | PortKind::Vxlan(_), true, _) => PortState::Up,
             (_, true, Some(link)) if link.up && link.running => PortState::Up,
             (_, true, _) => PortState::Down,
         }
@@ -101,7 +113,7 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_) => None,
+        PortKind::Mem(_) | PortKind::Vxlan(_) => None,
     }
 }
 
@@ -114,6 +126,7 @@ impl Control {
             bridges: Vec::new(),
             ports: BTreeMap::new(),
             sequence: 0,
+            tunnels: Tunnels::default(),
             retired: Vec::new(),
         }
     }
@@ -211,14 +224,6 @@ impl Control {
         }
         self.check_interface(&spec)?;
         let id = self.free_id()?;
-        let opened = match port::open(&spec.kind, self.crew.len()) {
-            Ok(opened) => Some(opened),
-            Err(error) if missing == Missing::Wait && error.is_not_found() => {
-                tracing::warn!("port '{}' waits: {error}", spec.name);
-                None
-            }
-            Err(error) => return Err(Error::port(&spec.name, error)),
-        };
         let sequence = self.sequence;
         let mut port = Port {
             shared: Arc::new(PortShared::new(self.crew.len(), 0, false)),
@@ -232,21 +237,37 @@ impl Control {
             missed: 0,
             complaint: None,
         };
-        let add = match opened {
-            Some(opened) => {
-                let attached = self.attach(&mut port, opened);
-                if attached.is_err() {
-                    self.release_namespaces();
-                }
-                vec![(id, attached?)]
+        let add = match self.open(id, &mut port) {
+            Ok(add) => add,
+            Err(error @ Error::NotFound(_)) if missing == Missing::Wait => {
+                tracing::warn!("{error}; the port waits");
+                Vec::new()
             }
-            None => Vec::new(),
+            Err(error) => {
+                self.release_namespaces();
+                return Err(error);
+            }
         };
         self.sequence += 1;
         self.ports.insert(id, port);
         drop(self.publish(&[], add));
         self.refresh_locals(bridge);
         Ok(())
+    }
+
+    /// Opens a port; returns the workers' queues.
+    fn open(&mut self, id: PortId, port: &mut Port) -> Result<Queues, Error> {
+        if let PortKind::Vxlan(tunnel) = port.spec.kind.clone() {
+            let named = |error| Error::port(&port.spec.name, error);
+            self.namespaces.enter(&tunnel.netns).map_err(named)?;
+            let queues = self.open_tunnel(id, &port.spec.name, &tunnel)?;
+            port.queues = self.crew.len();
+            port.open = true;
+            return Ok(queues);
+        }
+        let named = |error| Error::port(&port.spec.name, error);
+        let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
+        Ok(vec![(id, self.attach(port, opened)?)])
     }
 
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
@@ -332,8 +353,10 @@ impl Control {
     /// Removes ports, and the stations behind them.
     fn close(&mut self, ids: &[PortId]) {
         let ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
-        let released = self.publish(ids, Vec::new());
-        let leaving: HashSet<PortId> = ids.iter().copied().collect();
+        let remotes = ids.iter().flat_map(|&id| self.forget_tunnel(id)).collect::<Vec<_>>();
+        let leaving: HashSet<PortId> = ids.iter().copied().chain(remotes).collect();
+        let all: Vec<PortId> = leaving.iter().copied().collect();
+        let released = self.publish(&all, Vec::new());
         for bridge in &self.bridges {
             bridge.fdb.flush(|_, entry| leaving.contains(&entry.port));
         }
@@ -367,7 +390,7 @@ impl Control {
         let mut peers = self.peers(self.ports.iter());
         let mut ports: Vec<_> = self.ports.iter().collect();
         ports.sort_by_key(|(_, port)| port.sequence);
-        ports.into_iter().map(|(id, port)| self.port_status(port, peers.remove(id))).collect()
+        ports.into_iter().map(|(id, port)| self.port_status(*id, port, peers.remove(id))).collect()
     }
 
     /// The other ends of those that are veths. The names of namespaces are gone through once a namespace, not once a port.
@@ -397,23 +420,25 @@ impl Control {
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         port.count_missed(&self.namespaces);
         let port = &self.ports[&id];
-        Ok(self.port_status(port, self.peers(std::iter::once((&id, port))).remove(&id)))
+        Ok(self.port_status(id, port, self.peers(std::iter::once((&id, port))).remove(&id)))
     }
 
-    fn port_status(&self, port: &Port, peer: Option<Peer>) -> PortStatus {
+    fn port_status(&self, id: PortId, port: &Port, peer: Option<Peer>) -> PortStatus {
         let link = port.link.as_ref().filter(|_| port.open);
         PortStatus {
             spec: port.spec.clone(),
             ifname: port.interface().map(|(_, name)| link.map_or(name, |link| &link.name).to_owned()),
             ifindex: link.map(|link| link.index),
             mac: link.and_then(|link| link.mac),
-            mtu: link.map(|link| link.mtu),
+            mtu: link.map(|link| link.mtu).or_else(|| self.tunnels.mtu(id)),
             state: port.state(),
             queues: port.queues,
             peer,
+            remotes: self.tunnels.status(id),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
+                self.add_tunnel_counters(id, port, &mut counters);
                 counters
             },
         }
@@ -429,11 +454,21 @@ impl Control {
     }
 
     fn free_id(&mut self) -> Result<PortId, Error> {
+        self.free_id_beside(&[])
+    }
+
+    /// An id that is none of `taken` either.
+    fn free_id_beside(&mut self, taken: &[PortId]) -> Result<PortId, Error> {
         self.release_ids();
         let retired: HashSet<PortId> = self.retired.iter().map(|&(id, _)| id).collect();
         (0..PORTS_MAX)
             .filter_map(|id| u16::try_from(id).ok().map(PortId))
-            .find(|id| !self.ports.contains_key(id) && !retired.contains(id))
+            .find(|id| {
+                !self.ports.contains_key(id)
+                    && !self.tunnels.has(*id)
+                    && !retired.contains(id)
+                    && !taken.contains(id)
+            })
             .ok_or_else(|| {
                 Error::Invalid(format!("the switch has {PORTS_MAX} ports, its most; delete one first"))
             })
@@ -475,7 +510,7 @@ impl Control {
 
     fn release_namespaces(&mut self) {
         let used: HashSet<Place> =
-            self.ports.values().filter_map(|port| port.interface().map(|(place, _)| place)).collect();
+            self.ports.values().filter_map(Port::place).collect();
         self.namespaces.retain(|place| used.contains(place));
     }
 
@@ -495,23 +530,34 @@ impl Control {
         let applied = self.crew.apply(&topology, remove, add);
         if self.crew.generation() < self.generation {
             // A port that only lost its device keeps its id.
-            let removed = remove.iter().filter(|id| !self.ports.contains_key(id));
+            let removed = remove.iter().filter(|id| !self.ports.contains_key(id) && !self.tunnels.has(**id));
             self.retired.extend(removed.map(|&id| (id, self.generation)));
         }
         applied
     }
 
     fn topology(&self) -> Topology {
-        let slots = self.ports.keys().next_back().map_or(0, |id| id.index() + 1);
+        let last = self.ports.keys().next_back().copied().max(self.tunnels.last_id());
+        let slots = last.map_or(0, |id| id.index() + 1);
         let mut ports: Vec<Option<topology::Port>> = Vec::new();
         ports.resize_with(slots, || None);
         let mut bridges: Vec<_> = self.bridges.iter().map(Bridge::for_workers).collect();
         for (&id, port) in self.ports.iter().filter(|(_, port)| port.open) {
             let Ok(bridge) = self.bridge(&port.spec.bridge) else { continue };
+            if let PortKind::Vxlan(_) = port.spec.kind {
+                bridges[bridge].members.extend(self.flooded(id));
+                for port in self.tunnel_ports(id, port, bridge) {
+                    let slot = port.id.index();
+                    ports[slot] = Some(port);
+                }
+                continue;
+            }
             bridges[bridge].members.push(id);
             let settings = &port.spec.settings;
             ports[id.index()] = Some(topology::Port {
                 id,
+                device: id,
+                group: 0,
                 bridge,
                 learning: settings.learning,
                 flood: settings.flood,
@@ -522,7 +568,7 @@ impl Control {
                 shared: Arc::clone(&port.shared),
             });
         }
-        Topology { generation: self.generation, bridges, ports }
+        Topology { generation: self.generation, bridges, ports, endpoints: self.endpoints() }
     }
 }
 

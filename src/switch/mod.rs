@@ -307,7 +307,13 @@ impl Caretaker {
                 std::thread::sleep(ROUND);
             }
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-            let gone: Vec<_> = self.inbox.try_iter().map(|Event::PortGone(id)| id).collect();
+            let mut gone = Vec::new();
+            for event in self.inbox.try_iter() {
+                match event {
+                    Event::PortGone(id) => gone.push(id),
+                    Event::Stranger(port, address) => control.meet(port, address),
+                }
+            }
             control.lose_if_gone(gone);
             control.catch_up();
             if expired.elapsed() >= Duration::from_secs(1) {

@@ -468,7 +468,7 @@ pub(super) fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, valu
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn get<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &mut T) -> io::Result<()> {
+pub(super) fn get<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &mut T) -> io::Result<()> {
     let mut len = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and length are those of a live value of plain integers.
     let status = unsafe {

@@ -72,6 +72,17 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             all.add("ifname", &old.ifname, &new.ifname, String::clone);
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
+        (PortKind::Vxlan(old), PortKind::Vxlan(new)) => {
+            let list = |list: &Vec<std::net::IpAddr>| match list.as_slice() {
+                [] => "none".to_owned(),
+                list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            };
+            all.add("vni", &old.vni, &new.vni, u32::to_string);
+            all.add("local", &old.local, &new.local, ToString::to_string);
+            all.add("remote", &old.remotes, &new.remotes, list);
+            all.add("dstport", &old.dstport, &new.dstport, u16::to_string);
+            all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
+        }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }
     let (old, new) = (&existing.settings, &asked.settings);

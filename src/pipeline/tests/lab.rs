@@ -10,7 +10,7 @@ use crate::bridge::vlan::VlanPolicy;
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::pipeline::{self, Context, Outbox, Workshop};
-use crate::port::{Health, PortQueue, Received};
+use crate::port::{Inbound, Health, PortQueue, Received};
 use crate::spec::VlanMode;
 use crate::stats::{Counters, DropReason};
 use crate::topology::{Bridge, Port, PortShared, Topology};
@@ -81,7 +81,7 @@ impl PortQueue for Tray {
         None
     }
 
-    fn receive(&mut self, _: &mut Batch, _: &Counters) -> Received {
+    fn receive(&mut self, _: &mut Batch, _: &Inbound<'_>) -> Received {
         Received::Drained
     }
 
@@ -119,6 +119,8 @@ impl Lab {
         let ports = ids.zip(ports).map(|(id, setup)| {
             Some(Port {
                 id,
+                device: id,
+                group: 0,
                 bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,
@@ -129,7 +131,7 @@ impl Lab {
                 shared: Arc::new(PortShared::new(1, setup.mtu, setup.strict_mtu)),
             })
         });
-        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect() };
+        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
         let trays = vec![(); topology.ports.len()].into_iter().map(|()| Tray::default()).collect::<Vec<_>>();
         let mut outbox = Outbox::default();
         outbox.resize(trays.len());

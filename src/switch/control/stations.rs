@@ -1,6 +1,7 @@
 //! Stations: the forwarding databases in the operator's terms, and what follows for them from changes of ports.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 use super::{Bridge, Control, is};
 use crate::addr::{MacAddr, PortId};
@@ -20,7 +21,8 @@ impl Control {
         let mut entries = Vec::new();
         for bridge in self.bridges.iter().filter(|bridge| is(&filter.bridge, &bridge.spec.name)) {
             for (key, entry) in bridge.fdb.iter() {
-                let Some(port) = self.ports.get(&entry.port) else { continue };
+                let (id, remote) = self.device(entry.port);
+                let Some(port) = self.ports.get(&id) else { continue };
                 if !is(&filter.port, &port.spec.name) || filter.vlan.is_some_and(|vid| vid != key.vid()) {
                     continue;
                 }
@@ -29,6 +31,7 @@ impl Control {
                     vlan: key.vid(),
                     bridge: bridge.spec.name.clone(),
                     port: port.spec.name.clone(),
+                    remote,
                     state: match entry.kind {
                         Kind::Dynamic => FdbState::Dynamic,
                         Kind::Static => FdbState::Static,
@@ -68,6 +71,12 @@ impl Control {
                 Error::Invalid(format!("port '{port}' is a trunk without native VLAN; say which with --vlan"))
             })?,
         };
+        let id = match self.ports[&id].spec.kind {
+            PortKind::Vxlan(_) => self.tunnels.only_remote(id).ok_or_else(|| {
+                Error::Invalid(format!("port '{port}' has several remotes, or none: an entry is behind one of them"))
+            })?,
+            _ => id,
+        };
         match bridge.fdb.insert_static(Key::new(mac, vid), id) {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::Invalid(format!("bridge '{}': {mac}: {error}", bridge.spec.name))),
@@ -105,11 +114,16 @@ impl Control {
         let flush = |bridge: &Bridge| {
             bridge.fdb.flush(|key, entry| {
                 entry.kind == Kind::Dynamic
-                    && port.is_none_or(|id| id == entry.port)
+                    && port.is_none_or(|id| id == self.device(entry.port).0)
                     && filter.vlan.is_none_or(|vid| vid == key.vid())
             })
         };
         Ok(bridges.map(flush).sum())
+    }
+
+    /// The port that operators know behind an id, and which remote of it is meant.
+    pub(super) fn device(&self, id: PortId) -> (PortId, Option<IpAddr>) {
+        self.tunnels.port_of(id).map_or((id, None), |(port, address)| (port, Some(address)))
     }
 
     fn check_filter(&self, filter: &FdbFilter) -> Result<(), Error> {
@@ -167,7 +181,7 @@ impl Control {
         let name = |id| self.ports.get(&id).map_or("", |port| &port.spec.name);
         let mut statics = HashMap::new();
         for (key, entry) in fdb.iter().filter(|(_, entry)| entry.kind == Kind::Static) {
-            let Some(port) = self.ports.get(&entry.port) else { continue };
+            let Some(port) = self.ports.get(&self.device(entry.port).0) else { continue };
             let untagged = |spec: &BridgeSpec| {
                 VlanPolicy::new(&port.spec.settings.vlan, spec.default_pvid).classify(None)
             };
@@ -225,7 +239,8 @@ impl Control {
         let Some(bridge) = self.ports.get(&id).and_then(|port| self.bridge(&port.spec.bridge).ok()) else {
             return;
         };
-        self.bridges[bridge].fdb.flush(|_, entry| entry.port == id && entry.kind == Kind::Dynamic);
+        let behind = |entry: PortId| self.device(entry).0 == id;
+        self.bridges[bridge].fdb.flush(|_, entry| behind(entry.port) && entry.kind == Kind::Dynamic);
     }
 
     /// Forgets stations not heard for their bridge's ageing time. To be called each second; a table of more than

@@ -5,10 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::{Control, Port};
 use crate::addr::PortId;
-use crate::port;
 use crate::spec::PortKind;
 use crate::status::PortState;
-use crate::switch::Error;
 use crate::switch::namespaces::{News, Place};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 
@@ -21,7 +19,7 @@ impl Control {
                 News::Link(LinkEvent::Removed { index, .. }) => self.link_removed(&place, index),
                 News::Link(LinkEvent::Overrun) => self.reread(&place),
                 News::Vanished => {
-                    let inside = |port: &Port| port.interface().is_some_and(|(there, _)| there == place);
+                    let inside = |port: &Port| port.place().as_ref() == Some(&place);
                     let lost =
                         self.ports.iter().filter(|(_, port)| inside(port)).map(|(&id, _)| id).collect();
                     self.lose(lost);
@@ -53,8 +51,13 @@ impl Control {
         if lost.is_empty() {
             return;
         }
-        drop(self.publish(&lost, Vec::new()));
+        let remotes: Vec<PortId> = lost.iter().flat_map(|&id| self.forget_tunnel(id)).collect();
+        let all: Vec<PortId> = lost.iter().chain(&remotes).copied().collect();
+        drop(self.publish(&all, Vec::new()));
         drop(keep);
+        for bridge in &self.bridges {
+            bridge.fdb.flush(|_, entry| remotes.contains(&entry.port));
+        }
         lost.iter().for_each(|&id| self.forget_stations(id));
         (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
     }
@@ -116,31 +119,32 @@ impl Control {
             .ports
             .iter()
             .filter(|(_, port)| {
-                !port.open && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_)))
+                !port.open
+                    && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Vxlan(_)))
             })
             .map(|(&id, _)| id)
             .collect();
         for id in lost {
             let Some(port) = self.ports.get(&id) else { continue };
-            let Some((place, name)) = port.interface() else { continue };
+            let Some(place) = port.place() else { continue };
             if place.as_ref().is_some_and(|ns| crate::sys::netns::identity(ns).is_none()) {
                 continue;
             }
-            let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-            let wanted = matches!(port.spec.kind, PortKind::Packet(_));
-            if !present.is_ok_and(|link| link.is_some() == wanted) {
-                continue;
+            if let Some((_, name)) = port.interface() {
+                let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
+                let wanted = matches!(port.spec.kind, PortKind::Packet(_));
+                if !present.is_ok_and(|link| link.is_some() == wanted) {
+                    continue;
+                }
             }
             // In and out of the map, because `attach` needs all of `self`.
             let Some(mut port) = self.ports.remove(&id) else { continue };
-            let opened = port::open(&port.spec.kind, self.crew.len())
-                .map_err(|error| Error::port(&port.spec.name, error));
-            let back = opened.and_then(|opened| self.attach(&mut port, opened));
+            let back = self.open(id, &mut port);
             let name = port.spec.name.clone();
             self.ports.insert(id, port);
             match back {
                 Ok(queues) => {
-                    drop(self.publish(&[], vec![(id, queues)]));
+                    drop(self.publish(&[], queues));
                     (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
                     tracing::info!("port '{name}' is back");
                 }

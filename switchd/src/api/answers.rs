@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -216,6 +217,34 @@ impl From<PortCounters> for Counters {
     }
 }
 
+/// Where a tunnel port leads.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct TunnelInfo {
+    /// Number of the network.
+    pub vni: u32,
+    /// This host's address in the underlay.
+    #[schema(value_type = String)]
+    pub local: IpAddr,
+    /// UDP port at both ends.
+    pub dstport: u16,
+    /// The other ends.
+    pub remotes: Vec<RemoteInfo>,
+}
+
+/// The other end of a tunnel.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct RemoteInfo {
+    /// Its address in the underlay.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Not configured, but known by its frames; what is flooded does not go to it.
+    pub learned: bool,
+    /// Longest payload of a frame that fits one packet on the way to it, in bytes.
+    pub mtu: u32,
+    /// What came from it and went to it.
+    pub counters: Counters,
+}
+
 /// A port as it is now.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct PortInfo {
@@ -223,7 +252,7 @@ pub struct PortInfo {
     pub name: String,
     /// The bridge it belongs to.
     pub bridge: String,
-    /// What kind of port: `tap`, `packet`, `internal`.
+    /// What kind of port: `tap`, `packet`, `internal`, `vxlan`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Name of the interface behind it.
@@ -253,6 +282,8 @@ pub struct PortInfo {
     pub hairpin: bool,
     /// The other end of a veth pair.
     pub peer: Option<PeerInfo>,
+    /// Where a tunnel port leads.
+    pub tunnel: Option<TunnelInfo>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -268,12 +299,28 @@ impl PortInfo {
     pub fn new(status: PortStatus, bridge: Option<&BridgeSpec>, origin: Origin) -> Self {
         let spec = status.spec;
         let kind = spec.kind.name().to_owned();
+        let remotes = status.remotes.into_iter().map(|remote| RemoteInfo {
+            address: remote.address,
+            learned: remote.learned,
+            mtu: remote.mtu,
+            counters: remote.counters.into(),
+        });
+        let tunnel = match &spec.kind {
+            PortKind::Vxlan(spec) => Some(TunnelInfo {
+                vni: spec.vni,
+                local: spec.local,
+                dstport: spec.dstport,
+                remotes: remotes.collect(),
+            }),
+            _ => None,
+        };
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
             | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
                 (Some(ifname), netns, addresses)
             }
             PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
+            PortKind::Vxlan(spec) => (None, spec.netns, Vec::new()),
             _ => (None, None, Vec::new()),
         };
         PortInfo {
@@ -297,6 +344,7 @@ impl PortInfo {
                 ifname: peer.ifname,
                 netns: peer.netns.map(|netns| netns.0),
             }),
+            tunnel,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             counters: status.counters.into(),
@@ -332,6 +380,9 @@ pub struct FdbInfo {
     pub state: EntryState,
     /// Seconds since it was last heard; 0 for static and local entries.
     pub age_secs: u32,
+    /// The remote of a tunnel port that it is behind.
+    #[schema(value_type = Option<String>)]
+    pub remote: Option<IpAddr>,
     /// Who asked for a static entry; none for others.
     pub origin: Option<Origin>,
 }
@@ -357,6 +408,7 @@ impl FdbInfo {
             port: entry.port,
             state: entry.state.into(),
             age_secs: entry.age_secs,
+            remote: entry.remote,
             origin,
         }
     }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, VlanMode};
+use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, VlanMode, VxlanSpec};
+use vswitch::tunnel::vxlan::{PORT, VNI_MAX};
 
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many};
 use super::{check_ifname, check_name};
@@ -20,6 +21,8 @@ pub enum PortType {
     Packet,
     /// A TAP device that gives the host itself an interface on the bridge
     Internal,
+    /// A VXLAN tunnel (RFC 7348): frames in UDP datagrams to switches elsewhere
+    Vxlan,
 }
 
 impl PortType {
@@ -30,6 +33,7 @@ impl PortType {
             PortType::Tap => "tap",
             PortType::Packet => "packet",
             PortType::Internal => "internal",
+            PortType::Vxlan => "vxlan",
         }
     }
 }
@@ -155,6 +159,26 @@ with_port_settings! {
         #[arg(long)]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub no_offload: bool,
+        /// Number of the network, 0 to 16777215
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(VNI_MAX)), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(maximum = 16_777_215)]
+        pub vni: Option<u32>,
+        /// This host's address in the underlay
+        #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub local: Option<IpAddr>,
+        /// Address of another end, which gets a copy of what is flooded; may be repeated
+        #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+        #[schema(value_type = Vec<String>)]
+        pub remote: Vec<IpAddr>,
+        /// UDP port at both ends [default: 4789]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 1)]
+        pub dstport: Option<u16>,
     }
 }
 
@@ -236,13 +260,16 @@ impl PortAdd {
         check_name("bridge", &self.bridge)?;
         let owner = format!("port '{}'", self.name);
         let ifname = self.ifname.clone().unwrap_or_else(|| self.name.clone());
-        check_ifname(&owner, &ifname)?;
+        if self.kind != PortType::Vxlan {
+            check_ifname(&owner, &ifname)?;
+        }
         self.check_fitting(&owner)?;
         let netns = self.netns.as_deref().map(|netns| check_netns(&owner, netns)).transpose()?;
         let kind = match self.kind {
             PortType::Packet => PortKind::Packet(PacketSpec { ifname, netns }),
             PortType::Tap => PortKind::Tap(self.tap(&owner, ifname, netns)?),
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
+            PortType::Vxlan => PortKind::Vxlan(self.vxlan(&owner, netns)?),
         };
         Ok(PortSpec {
             name: self.name.clone(),
@@ -261,7 +288,12 @@ impl PortAdd {
     /// Refuses options that mean nothing for this type, rather than ignore them.
     fn check_fitting(&self, owner: &str) -> Result<(), String> {
         let given = [
-            ("netns", self.netns.is_some(), &[PortType::Tap, PortType::Packet] as &[PortType]),
+            ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[PortType]),
+            ("netns", self.netns.is_some(), &[PortType::Tap, PortType::Packet, PortType::Vxlan]),
+            ("vni", self.vni.is_some(), &[PortType::Vxlan]),
+            ("local", self.local.is_some(), &[PortType::Vxlan]),
+            ("remote", !self.remote.is_empty(), &[PortType::Vxlan]),
+            ("dstport", self.dstport.is_some(), &[PortType::Vxlan]),
             ("mac", self.mac.is_some(), &[PortType::Tap, PortType::Internal]),
             ("mtu", self.mtu.is_some(), &[PortType::Tap, PortType::Internal]),
             ("address", !self.address.is_empty(), &[PortType::Tap, PortType::Internal]),
@@ -280,6 +312,35 @@ impl PortAdd {
             }
         }
         Ok(())
+    }
+
+    fn vxlan(&self, owner: &str, netns: Option<Netns>) -> Result<VxlanSpec, String> {
+        let (Some(vni), Some(local)) = (self.vni, self.local) else {
+            return Err(format!("{owner}: a vxlan port needs 'vni' and 'local'"));
+        };
+        if vni > VNI_MAX {
+            return Err(format!("{owner}: VNI {vni} is not between 0 and {VNI_MAX}"));
+        }
+        let special = |ip: &IpAddr| ip.is_unspecified() || ip.is_multicast();
+        if special(&local) {
+            return Err(format!("{owner}: {local} is no address of one host: give this host's in the underlay"));
+        }
+        for (index, remote) in self.remote.iter().enumerate() {
+            if remote.is_ipv4() != local.is_ipv4() {
+                return Err(format!("{owner}: local {local} and remote {remote} are not of one IP version"));
+            }
+            if special(remote) || *remote == local {
+                return Err(format!("{owner}: {remote} is no address of another host"));
+            }
+            if self.remote[..index].contains(remote) {
+                return Err(format!("{owner}: remote {remote} is given twice"));
+            }
+        }
+        let dstport = self.dstport.unwrap_or(PORT);
+        if dstport == 0 {
+            return Err(format!("{owner}: 0 is no UDP port to receive at"));
+        }
+        Ok(VxlanSpec { vni, local, remotes: self.remote.clone(), dstport, netns })
     }
 
     fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {

@@ -6,6 +6,7 @@
 //! JSON (a VLAN id), numbers are accepted as well.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -346,17 +347,21 @@ impl<'de> Deserialize<'de> for VlanList {
 }
 
 /// A list of addresses: an array, or a single one as text.
-pub(crate) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Cidr>, D::Error> {
-    struct Many;
-    impl<'de> Visitor<'de> for Many {
-        type Value = Vec<Cidr>;
+pub(crate) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + FromStr<Err: fmt::Display>,
+{
+    struct Many<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de> + FromStr<Err: fmt::Display>> Visitor<'de> for Many<T> {
+        type Value = Vec<T>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an address with prefix length, or an array of them")
+            f.write_str("an address, or an array of them")
         }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Cidr>, E> {
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
             text.parse().map(|one| vec![one]).map_err(E::custom)
         }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Vec<Cidr>, A::Error> {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Vec<T>, A::Error> {
             let mut all = Vec::new();
             while let Some(one) = array.next_element()? {
                 all.push(one);
@@ -364,7 +369,7 @@ pub(crate) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
             Ok(all)
         }
     }
-    deserializer.deserialize_any(Many)
+    deserializer.deserialize_any(Many(PhantomData))
 }
 
 /// Reads `on` or `off` on a command line; JSON and TOML have booleans for it.

@@ -157,7 +157,7 @@ impl Control for Model {
         if !inner.bridge(&spec.bridge)?.vlan_filtering && spec.settings.vlan != VlanMode::Default {
             return Err(unaware_refusal(&spec.name, &spec.bridge));
         }
-        if let Some(other) = inner.layout.ports.iter().find(|other| interface(other) == interface(&spec)) {
+        if let Some(other) = inner.layout.ports.iter().find(|other| interface(other).is_some() && interface(other) == interface(&spec)) {
             return Err(Error::Exists(format!(
                 "port '{}': interface is that of '{}'",
                 spec.name, other.name
@@ -213,6 +213,7 @@ impl Control for Model {
             state: if inner.gone.contains(&spec.name) { PortState::Gone } else { PortState::Up },
             queues: 1,
             peer: None,
+            remotes: Vec::new(),
             counters: PortCounters {
                 rx_frames: 3,
                 drops: [("no_destination", 2)].into(),
@@ -236,6 +237,7 @@ impl Control for Model {
             vlan: entry.vlan,
             bridge: entry.bridge.clone(),
             port: entry.port.clone(),
+            remote: None,
             state,
             age_secs: 0,
         };

@@ -30,6 +30,13 @@ pub(super) fn port(port: &PortInfo) -> String {
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
         ),
+        "vxlan" => writeln!(
+            text,
+            "Its frames travel in UDP datagrams (VXLAN, RFC 7348) between this host and the remotes that 'vswitchctl\n\
+             port show {0}' lists. What is flooded goes to each of them; a known station's frames go to its remote\n\
+             alone. Nothing that came by a tunnel is flooded into one.",
+            port.name
+        ),
         other => writeln!(text, "It is of type '{other}'."),
     };
     if let Some(peer) = &port.peer {

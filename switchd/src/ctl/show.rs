@@ -168,6 +168,19 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(tunnel) = &port.tunnel {
+        pairs.push(("vni", tunnel.vni.to_string()));
+        pairs.push(("local", format!("{} port {}", tunnel.local, tunnel.dstport)));
+        for remote in &tunnel.remotes {
+            let known = if remote.learned { ", known by its frames" } else { "" };
+            let (sent, received) = (remote.counters.tx_frames, remote.counters.rx_frames);
+            let text = format!(
+                "{}: mtu {}, sent {sent}, received {received} frames{known}",
+                remote.address, remote.mtu
+            );
+            pairs.push(("remote", text));
+        }
+    }
     let Counters { rx_frames, rx_bytes, rx_segments, tx_frames, tx_bytes, tx_segments, drops } =
         &port.counters;
     pairs.push(("received", format!("{rx_frames} frames, {rx_bytes} bytes, {rx_segments} segments")));
@@ -191,7 +204,10 @@ pub(super) fn fdb(entries: &[FdbInfo]) -> String {
             entry.mac.to_string(),
             if entry.vlan == 0 { String::new() } else { entry.vlan.to_string() },
             entry.bridge.clone(),
-            entry.port.clone(),
+            match &entry.remote {
+                Some(remote) => format!("{} via {remote}", entry.port),
+                None => entry.port.clone(),
+            },
             entry.state.to_string(),
             if entry.state == crate::api::EntryState::Dynamic {
                 format!("{}s", entry.age_secs)

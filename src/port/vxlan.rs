@@ -1,0 +1,309 @@
+//! `vxlan` ports: frames in UDP datagrams to switches elsewhere (RFC 7348).
+//!
+//! Receiving is by endpoints, one a local address and UDP port, that many ports share: a socket a worker, among which the kernel
+//! shares out the outer flows. Sending is by the remotes, each a port of its own to the pipeline (see [`crate::tunnel`]). A
+//! worker has several sockets to send from, chosen by the inner flow, so that the outer source port tells flows
+//! apart to whoever spreads them over paths on the way (RFC 7348, section 5).
+//!
+//! Frames of one flow and one length leave by one system call; the kernel cuts them apart (`UDP_SEGMENT`).
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use socket2::SockAddr;
+
+use super::{Health, Inbound, PortQueue, Received};
+use crate::batch::{BATCH_FRAMES, Batch};
+use crate::frame::Outgoing;
+use crate::offload::VNET_HDR_LEN;
+use crate::spec::Netns;
+use crate::stats::{Counters, DropReason};
+use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, UdpSocket};
+use crate::sys::{self, netns};
+use crate::tunnel::vxlan;
+
+/// Sockets that one worker sends from, at one endpoint.
+const SENDERS: usize = 8;
+
+/// Bytes of an IP and a UDP header and ours, around a frame.
+const fn overhead(address: &IpAddr) -> u32 {
+    let ip = if address.is_ipv4() { 20 } else { 40 };
+    ip + 8 + vxlan::HEADER_LEN as u32
+}
+
+/// Where tunnels arrive: ports that agree in this share their sockets.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Place {
+    /// The namespace of the underlay; `None` is the switch's own.
+    pub netns: Option<Netns>,
+    /// Address of this host in it.
+    pub local: IpAddr,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// The sockets of an endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    senders: Vec<Arc<[UdpSocket]>>,
+}
+
+/// Opens an endpoint: its receiving queues, one a worker, and what remotes send by.
+///
+/// # Errors
+/// The address and the kernel's answer.
+pub fn open_endpoint(place: &Place, workers: usize) -> Result<(Vec<Box<dyn PortQueue>>, Endpoint), sys::Error> {
+    let target = place.netns.as_ref().map(netns::open).transpose()?;
+    let address = SocketAddr::new(place.local, place.port);
+    let cannot = |source: io::Error| match source.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => sys::Error::refused(
+            io::ErrorKind::InvalidInput,
+            format!("{} is no address of this host{}; give --local one that is", place.local, place.within()),
+        ),
+        Some(libc::EADDRINUSE) => sys::Error::refused(
+            io::ErrorKind::AlreadyExists,
+            format!("UDP port {} of {}{} is taken, perhaps by the kernel's vxlan; choose another --dstport", place.port, place.local, place.within()),
+        ),
+        _ => sys::Error::new(format!("cannot receive at {address}{}", place.within()), source),
+    };
+    let open = || {
+        let receivers = (0..workers).map(|_| UdpSocket::bind(address)).collect::<io::Result<Vec<_>>>()?;
+        receivers.iter().for_each(UdpSocket::coalesce);
+        let any = SocketAddr::new(place.local, 0);
+        let some = || (0..SENDERS).map(|_| UdpSocket::bind(any)).collect::<io::Result<Arc<[_]>>>();
+        let senders = (0..workers).map(|_| some()).collect::<io::Result<Vec<_>>>()?;
+        Ok((receivers, senders))
+    };
+    let opened = netns::run_in(target.as_ref().map(AsFd::as_fd), open).and_then(|opened| opened);
+    let (receivers, senders) = opened.map_err(cannot)?;
+    let queue = |socket| Box::new(EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None }) as Box<dyn PortQueue>;
+    Ok((receivers.into_iter().map(queue).collect(), Endpoint { senders }))
+}
+
+impl Place {
+    fn within(&self) -> String {
+        self.netns.as_ref().map_or(String::new(), |netns| format!(" in namespace '{netns}'"))
+    }
+
+    /// MTU of frames' payload to a remote: what fits one packet.
+    ///
+    /// # Errors
+    /// There is no way to it.
+    pub fn inner_mtu(&self, remote: IpAddr) -> Result<u32, sys::Error> {
+        let target = self.netns.as_ref().map(netns::open).transpose()?;
+        let probe = || udp::path_mtu(self.local, remote);
+        let mtu = netns::run_in(target.as_ref().map(AsFd::as_fd), probe).and_then(|mtu| mtu);
+        let mtu = mtu.map_err(|source| sys::Error::new(format!("no way to {remote} from {}{}", self.local, self.within()), source))?;
+        Ok(mtu.saturating_sub(overhead(&remote) + 14))
+    }
+}
+
+impl Endpoint {
+    /// The ways out to a remote, one a worker.
+    #[must_use]
+    pub fn remote(&self, vni: u32, to: SocketAddr) -> Vec<Box<dyn PortQueue>> {
+        let queue = |sockets: &Arc<[UdpSocket]>| {
+            let (sockets, to) = (Arc::clone(sockets), SockAddr::from(to));
+            Box::new(RemoteQueue { sockets, to, header: vxlan::header(vni), too_big: usize::MAX }) as Box<dyn PortQueue>
+        };
+        self.senders.iter().map(queue).collect()
+    }
+}
+
+/// One worker's way in.
+#[derive(Debug)]
+struct EndpointQueue {
+    socket: UdpSocket,
+    buffer: Box<[u8]>,
+    /// Datagrams of the buffer that did not go into the last batch, and where they begin.
+    rest: Option<(Datagrams, usize)>,
+}
+
+impl EndpointQueue {
+    /// Moves datagrams from the buffer to the batch, until one is for another port. Whether all went.
+    fn unpack(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> bool {
+        let Some((datagrams, mut at)) = self.rest.take() else { return true };
+        while at < datagrams.len {
+            let end = (at + datagrams.size).min(datagrams.len);
+            let (datagram, next) = (&self.buffer[at..end], end);
+            let Some((vni, frame)) = vxlan::parse(datagram) else {
+                inbound.counters.drop_frame(DropReason::BadTunnelHeader);
+                at = next;
+                continue;
+            };
+            let Some(origin) = inbound.demux.and_then(|demux| demux.origin(vni, &datagrams.source)) else {
+                inbound.counters.drop_frame(DropReason::UnknownVni);
+                at = next;
+                continue;
+            };
+            if batch.is_full() || batch.origin.is_some_and(|(before, _)| before != origin) {
+                self.rest = Some((datagrams, at));
+                return false;
+            }
+            batch.origin = Some((origin, datagrams.source));
+            let spare = batch.spare();
+            spare[..VNET_HDR_LEN].fill(0);
+            spare[VNET_HDR_LEN..VNET_HDR_LEN + frame.len()].copy_from_slice(frame);
+            if batch.take(frame.len(), None).is_err() {
+                inbound.counters.drop_frame(DropReason::BadOffload);
+            }
+            at = next;
+        }
+        true
+    }
+}
+
+impl PortQueue for EndpointQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        for _ in 0..BATCH_FRAMES {
+            if !self.unpack(batch, inbound) {
+                return Received::More;
+            }
+            match self.socket.receive(&mut self.buffer) {
+                Ok(Some(datagrams)) => self.rest = Some((datagrams, 0)),
+                Ok(None) => return Received::Drained,
+                // The network told of an earlier datagram; the next call reads on.
+                Err(_) => inbound.counters.drop_frame(DropReason::RxError),
+            }
+        }
+        Received::More
+    }
+
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        // Nobody sends to an endpoint.
+        counters.drop_frames(DropReason::TxError, frames.len() as u64);
+        Health::Alive
+    }
+}
+
+/// One worker's way to one remote.
+#[derive(Debug)]
+struct RemoteQueue {
+    sockets: Arc<[UdpSocket]>,
+    to: SockAddr,
+    header: [u8; vxlan::HEADER_LEN],
+    /// The shortest frame that the kernel would not take several of at once: longer than the path's MTU.
+    too_big: usize,
+}
+
+impl RemoteQueue {
+    /// How many of `frames` can leave by one call: one flow, one length, but the last may be shorter.
+    fn run(&self, frames: &[Outgoing<'_>], flow: usize) -> usize {
+        let len = frames[0].frame_len();
+        let most = (PAYLOAD_MAX / (len + vxlan::HEADER_LEN)).min(SEGMENTS_MAX);
+        if len >= self.too_big {
+            return 1;
+        }
+        let mut run = 1;
+        while let Some(next) = frames.get(run).filter(|_| run < most) {
+            if next.frame_len() > len || self.flow(next) != flow {
+                break;
+            }
+            run += 1;
+            if next.frame_len() < len {
+                break;
+            }
+        }
+        run
+    }
+
+    /// Which socket a frame's flow leaves by.
+    #[inline]
+    fn flow(&self, frame: &Outgoing<'_>) -> usize {
+        flow_hash(frame) as usize % self.sockets.len()
+    }
+
+    fn send(&self, frames: &[Outgoing<'_>], flow: usize) -> io::Result<()> {
+        let mut slices: ArrayVec<IoSlice<'_>, { SEGMENTS_MAX * 5 }> = ArrayVec::new();
+        for frame in frames {
+            slices.push(IoSlice::new(&self.header));
+            let Outgoing::Whole { bytes, .. } = frame else {
+                let [_, pieces @ ..] = frame.slices();
+                slices.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
+                continue;
+            };
+            slices.push(IoSlice::new(&bytes[VNET_HDR_LEN..]));
+        }
+        let size = u16::try_from(frames[0].frame_len() + vxlan::HEADER_LEN).ok().filter(|_| frames.len() > 1);
+        self.sockets[flow].send(&slices, size, &self.to)
+    }
+}
+
+/// A number that is the same for all frames of an inner flow: of its addresses and, for what is neither fragmented nor has options,
+/// its ports.
+fn flow_hash(frame: &Outgoing<'_>) -> u64 {
+    let (addresses, rest) = match frame {
+        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(12),
+        Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
+    };
+    let mix = |hash: u64, bytes: &[u8]| {
+        let word = bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
+        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    };
+    let mut hash = mix(mix(1, addresses), &addresses[addresses.len().min(4)..]);
+    match rest {
+        // IPv4: addresses, and the ports behind a plain header.
+        [0x08, 0x00, 0x45, _, _, _, _, _, fragment, offset, ..] => {
+            hash = mix(hash, rest.get(14..).unwrap_or_default());
+            if (fragment & 0x3f, *offset) == (0, 0) {
+                hash = mix(hash, rest.get(18..).unwrap_or_default());
+            }
+        }
+        [0x86, 0xdd, ..] => {
+            for at in [10, 18, 26, 34] {
+                hash = mix(hash, rest.get(at..).unwrap_or_default());
+            }
+            if rest.get(8).is_some_and(|next| matches!(next, 6 | 17)) {
+                let ports = rest.get(42..46).and_then(|ports| ports.first_chunk());
+                hash = mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
+            }
+        }
+        _ => {}
+    }
+    hash >> 32
+}
+
+impl PortQueue for RemoteQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn receive(&mut self, _batch: &mut Batch, _inbound: &Inbound<'_>) -> Received {
+        Received::Drained
+    }
+
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        let mut left = frames;
+        while let Some(first) = left.first() {
+            let flow = self.flow(first);
+            let run = self.run(left, flow);
+            let (now, later) = left.split_at(run);
+            match self.send(now, flow) {
+                Ok(()) => now.iter().for_each(|frame| counters.sent(frame.frame_len(), frame.segments())),
+                Err(error) if run > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {
+                    self.too_big = self.too_big.min(first.frame_len());
+                    continue;
+                }
+                Err(error) => counters.drop_frames(
+                    match error.raw_os_error() {
+                        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
+                        Some(libc::ENETDOWN) => DropReason::PortDown,
+                        Some(libc::EMSGSIZE) => DropReason::TooLong,
+                        Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => DropReason::Unreachable,
+                        _ => DropReason::TxError,
+                    },
+                    run as u64,
+                ),
+            }
+            left = later;
+        }
+        Health::Alive
+    }
+}

@@ -1,0 +1,57 @@
+//! Tunnels: frames in datagrams, to switches elsewhere.
+//!
+//! A tunnel port stands for several far ends, its *remotes*. To the pipeline each remote is a port of its own, with its own
+//! id: stations are learned behind it, unicast goes to it alone, and a flood goes to every one (head-end replication) like to
+//! any other port. The operator sees them as one port with counters for each remote.
+//!
+//! Datagrams for several ports arrive at one socket, an *endpoint*. [`Demux`] says whose they are.
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::addr::PortId;
+
+pub mod vxlan;
+
+/// Whose the datagrams of an endpoint are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demux {
+    networks: HashMap<u32, Network>,
+}
+
+/// One virtual network at an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The tunnel port.
+    pub port: PortId,
+    /// Its remotes, by address.
+    pub remotes: HashMap<IpAddr, PortId>,
+}
+
+/// Where a frame came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// From a remote that is known.
+    Remote(PortId),
+    /// From somebody else, for this tunnel port.
+    Stranger(PortId),
+}
+
+impl Demux {
+    /// Adds a network; the last of a number counts.
+    pub fn insert(&mut self, vni: u32, network: Network) {
+        self.networks.insert(vni, network);
+    }
+
+    /// Whose a frame of network `vni` from `source` is; `None` if nobody's.
+    #[inline]
+    #[must_use]
+    pub fn origin(&self, vni: u32, source: &IpAddr) -> Option<Origin> {
+        let network = self.networks.get(&vni)?;
+        Some(match network.remotes.get(source) {
+            Some(&remote) => Origin::Remote(remote),
+            None => Origin::Stranger(network.port),
+        })
+    }
+}
