@@ -23,15 +23,15 @@ use crate::spec::Netns;
 use crate::stats::{Counters, DropReason};
 use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, UdpSocket};
 use crate::sys::{self, netns};
-use crate::tunnel::vxlan;
+use crate::tunnel::{arrival, vxlan};
 
 /// Sockets that one worker sends from, at one endpoint.
 const SENDERS: usize = 8;
 
-/// Bytes of an IP and a UDP header and ours, around a frame.
+/// Bytes of an IP, a UDP and a VXLAN header around a frame.
 const fn overhead(address: &IpAddr) -> u32 {
     let ip = if address.is_ipv4() { 20 } else { 40 };
-    ip + 8 + vxlan::HEADER_LEN as u32
+    ip + 16
 }
 
 /// Where tunnels arrive: ports that agree in this share their sockets.
@@ -134,18 +134,21 @@ impl EndpointQueue {
                 at = next;
                 continue;
             };
-            let Some(origin) = inbound.demux.and_then(|demux| demux.origin(vni, &datagrams.source)) else {
+            let Some(network) = inbound.demux.and_then(|demux| demux.network(vni)) else {
                 inbound.counters.drop_frame(DropReason::UnknownVni);
                 at = next;
                 continue;
             };
+            let origin = network.origin(&datagrams.source);
             if batch.is_full() || batch.origin.is_some_and(|(before, _)| before != origin) {
                 self.rest = Some((datagrams, at));
                 return false;
             }
             batch.origin = Some((origin, datagrams.source));
             let spare = batch.spare();
-            spare[..VNET_HDR_LEN].fill(0);
+            if let Some(header) = spare.first_chunk_mut() {
+                arrival::offload(frame, network.frame_max).to_virtio(header);
+            }
             spare[VNET_HDR_LEN..VNET_HDR_LEN + frame.len()].copy_from_slice(frame);
             if batch.take(frame.len(), None).is_err() {
                 inbound.counters.drop_frame(DropReason::BadOffload);
@@ -217,7 +220,7 @@ impl RemoteQueue {
     /// Which socket a frame's flow leaves by.
     #[inline]
     fn flow(&self, frame: &Outgoing<'_>) -> usize {
-        flow_hash(frame) as usize % self.sockets.len()
+        flow_hash(frame) % self.sockets.len()
     }
 
     fn send(&self, frames: &[Outgoing<'_>], flow: usize) -> io::Result<()> {
@@ -238,7 +241,7 @@ impl RemoteQueue {
 
 /// A number that is the same for all frames of an inner flow: of its addresses and, for what is neither fragmented nor has options,
 /// its ports.
-fn flow_hash(frame: &Outgoing<'_>) -> u64 {
+fn flow_hash(frame: &Outgoing<'_>) -> usize {
     let (addresses, rest) = match frame {
         Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(12),
         Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
@@ -267,7 +270,7 @@ fn flow_hash(frame: &Outgoing<'_>) -> u64 {
         }
         _ => {}
     }
-    hash >> 32
+    usize::from((hash >> 48) as u16)
 }
 
 impl PortQueue for RemoteQueue {

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use crate::addr::PortId;
 
+pub mod arrival;
 pub mod vxlan;
 
 /// Whose the datagrams of an endpoint are.
@@ -27,6 +28,8 @@ pub struct Network {
     pub port: PortId,
     /// Its remotes, by address.
     pub remotes: HashMap<IpAddr, PortId>,
+    /// Longest frame that fits one packet on the way here, in bytes.
+    pub frame_max: usize,
 }
 
 /// Where a frame came from.
@@ -44,14 +47,22 @@ impl Demux {
         self.networks.insert(vni, network);
     }
 
-    /// Whose a frame of network `vni` from `source` is; `None` if nobody's.
+    /// The network of that number, if it is somebody's here.
     #[inline]
     #[must_use]
-    pub fn origin(&self, vni: u32, source: &IpAddr) -> Option<Origin> {
-        let network = self.networks.get(&vni)?;
-        Some(match network.remotes.get(source) {
+    pub fn network(&self, vni: u32) -> Option<&Network> {
+        self.networks.get(&vni)
+    }
+}
+
+impl Network {
+    /// Whose a frame from `source` is.
+    #[inline]
+    #[must_use]
+    pub fn origin(&self, source: &IpAddr) -> Origin {
+        match self.remotes.get(source) {
             Some(&remote) => Origin::Remote(remote),
-            None => Origin::Stranger(network.port),
-        })
+            None => Origin::Stranger(self.port),
+        }
     }
 }

@@ -238,7 +238,8 @@ impl Control {
                     && place(spec) == endpoint.place
                 {
                     let remotes = self.tunnels.of(port).map(|(id, remote)| (remote.address, id)).collect();
-                    demux.insert(spec.vni, Network { port, remotes });
+                    let frame_max = self.tunnels.mtu(port).unwrap_or(1450) as usize + 18;
+                    demux.insert(spec.vni, Network { port, remotes, frame_max });
                 }
             }
             (id, topology::Endpoint { demux, counters: Arc::clone(&endpoint.counters) })
