@@ -1,7 +1,7 @@
 //! vswitchd and vswitchctl as a user meets them: real binaries, real interfaces, in namespaces that the tests make.
 //!
-//! Needs root, iproute2, ethtool and curl; Open vSwitch for one comparison, which is skipped without. A test that cannot run is
-//! reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
+//! Needs root, iproute2, ethtool and curl; Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
+//! cannot run is reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
 //!
 //! `cargo test -p switchd --test integration [FILTER]`. `VSWITCH_TEST_SEED=N` (or `random`) changes generated frames.
 #![allow(missing_docs, missing_debug_implementations, unreachable_pub)]

@@ -9,9 +9,9 @@ use crate::harness::daemon::{Daemon, Start};
 use crate::harness::frame::{BROADCAST, Q, Transport, check_ip, frame, is_test, station, test_frame, untag};
 use crate::harness::guest::Guest;
 use crate::harness::net::Ns;
-use crate::harness::raw::{Raw, Seen};
+use crate::harness::raw::{Raw, Seen, set};
 use crate::harness::stream::{Kind, Station, tcp, udp, udp_gso};
-use crate::harness::{Outcome, PATIENCE, eventually};
+use crate::harness::{BPF, Outcome, PATIENCE, Skip, can_silence, eventually};
 
 /// Bytes each way of one TCP transfer.
 const TCP_LEN: usize = 1 << 20;
@@ -112,11 +112,14 @@ pub fn superframes_stay_whole() -> Outcome {
 /// Two switches with a trunk between them: real TCP and UDP in two VLANs over it, tags and offloads together, and no
 /// frame of one VLAN in the other.
 pub fn vlans_over_a_trunk() -> Outcome {
+    // Where vswitchd may not load its program that steers flows, it leaves that to the kernel, which does not keep the
+    // datagrams of a tagged flow together.
+    let workers = if matches!(can_silence(), Err(Skip(missing)) if missing == BPF) { 1 } else { 2 };
     for trunk in [Kind::Packet, Kind::Tap, Kind::Plain] {
         let switch = Ns::with_ipv6("v");
         let hosts: Vec<Ns> = ["a", "b", "c", "d"].into_iter().map(Ns::with_ipv6).collect();
-        let near = Start::new(&switch).arguments("--workers 2").ready();
-        let far = Daemon::start(&switch);
+        let start = || Start::new(&switch).arguments(&format!("--workers {workers}")).ready();
+        let (near, far) = (start(), start());
         near.ctl("bridge add br0 --vlan-filtering on");
         far.ctl("bridge add br0 --vlan-filtering on");
         let trunk_options = "--trunk 10,20";
@@ -188,7 +191,7 @@ pub fn tags_on_the_wire() -> Outcome {
             let socket = a.udp(v6);
             let mut sent = vec![0u8; 7 * 1400 + 11];
             crate::harness::Random::new(3).fill(&mut sent);
-            segment_by(&socket, 1400);
+            set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, &(1400 as libc::c_int)).expect("UDP_SEGMENT");
             socket.send_to(&sent, to).expect("sent");
             let is_udp = |bytes: &[u8]| {
                 matches!(check_ip(bytes), Ok(Transport::Udp { destination: 7000, .. }) | Err(_))
@@ -221,21 +224,6 @@ pub fn tags_on_the_wire() -> Outcome {
         assert_eq!(&buffer[..len], b"right VLAN");
     }
     Ok(())
-}
-
-fn segment_by(socket: &std::net::UdpSocket, size: libc::c_int) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the pointer and length are those of `size`.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            std::ptr::from_ref(&size).cast(),
-            size_of_val(&size) as libc::socklen_t,
-        )
-    };
-    assert_eq!(done, 0, "UDP_SEGMENT: {}", std::io::Error::last_os_error());
 }
 
 /// An IPv4 packet with a UDP datagram (without UDP checksum).
