@@ -216,7 +216,7 @@ pub fn tags_on_the_wire() -> Outcome {
         let to: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).expect("hex")).collect();
         let to = to.try_into().expect("six bytes");
         for (vid, text) in [(20, "wrong VLAN"), (10, "right VLAN")] {
-            let packet = udp_packet([10, 9, 0, 9], [10, 9, 0, 1], port, text.as_bytes());
+            let packet = udp_packet(([10, 9, 0, 9], 7000), ([10, 9, 0, 1], port), text.as_bytes());
             raw.send(&frame(to, peer, &[(Q, 0x6000 | vid)], 0x0800, &packet)).expect("sent");
         }
         let mut buffer = [0; 100];
@@ -227,7 +227,7 @@ pub fn tags_on_the_wire() -> Outcome {
 }
 
 /// An IPv4 packet with a UDP datagram (without UDP checksum).
-fn udp_packet(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
+fn udp_packet((from, source): ([u8; 4], u16), (to, destination): ([u8; 4], u16), payload: &[u8]) -> Vec<u8> {
     let total = (28 + payload.len()) as u16;
     let mut packet = vec![0x45, 0];
     packet.extend(total.to_be_bytes());
@@ -239,8 +239,8 @@ fn udp_packet(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> 
         sum = (sum & 0xffff) + (sum >> 16);
     }
     packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    packet.extend(7000u16.to_be_bytes());
-    packet.extend(port.to_be_bytes());
+    packet.extend(source.to_be_bytes());
+    packet.extend(destination.to_be_bytes());
     packet.extend((8 + payload.len() as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.extend(payload);
@@ -327,6 +327,66 @@ pub fn order_is_kept() -> Outcome {
             }
             assert_eq!(next, until, "{from} to {to}: frames got lost within {:?}", began.elapsed());
         }
+    }
+    Ok(())
+}
+
+/// Both directions of a flow are one worker's business: it has the cache lines, and the answer needs no second wake-up.
+pub fn one_worker_a_flow() -> Outcome {
+    // Without a program of ours the kernel chooses, as it likes.
+    if let Err(Skip(missing)) = can_silence()
+        && missing == BPF
+    {
+        return Err(Skip(missing));
+    }
+    let (switch, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Start::new(&switch).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    let mut stations = Vec::new();
+    for (number, name) in ["tap0", "tap1", "veth0", "veth1"].into_iter().enumerate() {
+        if name.starts_with("tap") {
+            daemon.ctl(&format!("port add {name} --bridge br0 --type tap --netns {}", wire.name));
+        } else {
+            switch.veth(name, &wire, name, 1500);
+            daemon.ctl(&format!("port add {name} --bridge br0 --type packet"));
+        }
+        let raw = Raw::open(&wire, name);
+        raw.send(&test_frame(BROADCAST, station(number as u32), "here")).expect("sent");
+        eventually("the station is known", || daemon.whereabouts(station(number as u32)).is_some());
+        stations.push(raw);
+    }
+    let busy = || -> Vec<u64> {
+        let workers = daemon.json("status")["workers"].clone();
+        let turns = |worker: &serde_json::Value| worker["busy_turns"].as_u64().expect("a number");
+        workers.as_array().expect("a list").iter().map(turns).collect()
+    };
+    let is_ip = |bytes: &[u8]| bytes[12..14] == [8, 0];
+    for (a, b) in [(0, 1), (2, 3), (0, 3)] {
+        let mut used = std::collections::BTreeSet::new();
+        for flow in 0..12u16 {
+            let (near, far) = (([10, 9, 0, 1], 5000 + flow), ([10, 9, 0, 2], 53));
+            let mut pass = |(out, from), (into, to)| {
+                let (near, far): (usize, usize) = (out, into);
+                let (sender, receiver) = (station(near as u32), station(far as u32));
+                stations.iter().for_each(|raw| drop(raw.drain()));
+                let before = busy();
+                let bytes = frame(receiver, sender, &[], 0x0800, &udp_packet(from, to, b"which worker?"));
+                stations[near].send(&bytes).expect("sent");
+                assert_eq!(stations[far].collect(1, PATIENCE, is_ip).len(), 1);
+                let grown: Vec<usize> = busy()
+                    .iter()
+                    .zip(&before)
+                    .enumerate()
+                    .filter_map(|(worker, (now, before))| (now > before).then_some(worker))
+                    .collect();
+                assert_eq!(grown.len(), 1, "one frame, one worker: {grown:?}");
+                used.insert(grown[0]);
+                grown[0]
+            };
+            let (there, back) = (pass((a, near), (b, far)), pass((b, far), (a, near)));
+            assert_eq!(there, back, "flow {flow} between {} and {}", stations[a].ifname, stations[b].ifname);
+        }
+        assert_eq!(used.len(), 2, "flows are spread over both workers");
     }
     Ok(())
 }

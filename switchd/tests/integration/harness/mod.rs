@@ -38,6 +38,7 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent", BPF),
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
+    ("traffic::one_worker_a_flow", BPF),
 ];
 
 const TCX: &str = "tcx (Linux 6.6)";
