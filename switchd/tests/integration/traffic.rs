@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::daemon::{Daemon, Start};
 use crate::harness::frame::{BROADCAST, Q, Transport, check_ip, frame, is_test, station, test_frame, untag};
 use crate::harness::guest::Guest;
-use crate::harness::net::Ns;
+use crate::harness::net::{Ns, Offloads};
 use crate::harness::raw::{Raw, Seen, set};
 use crate::harness::stream::{Kind, Station, tcp, udp, udp_gso};
 use crate::harness::{BPF, Outcome, PATIENCE, Skip, can_silence, eventually};
@@ -29,7 +29,7 @@ pub const PAIRS: &[(&str, Kind, Kind)] = &[
     ("traffic::packet_and_internal", Kind::Packet, Kind::Internal),
 ];
 
-/// One pair at MTU 1500 and 9000, with every combination of offloads.
+/// One pair at MTU 1500 and 9000, with every combination of all offloads and none, and with some of them.
 pub fn pair(a: Kind, b: Kind) -> Outcome {
     for mtu in [1500, 9000] {
         let (switch, left, right) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::with_ipv6("b"));
@@ -37,9 +37,15 @@ pub fn pair(a: Kind, b: Kind) -> Outcome {
         daemon.ctl("bridge add br0");
         let a = Station::plug(&daemon, (&switch, &left), a, 1, mtu, "");
         let b = Station::plug(&daemon, (&switch, &right), b, 2, mtu, "");
-        for (a_on, b_on) in [(true, true), (true, false), (false, true), (false, false)] {
-            a.offloads(a_on);
-            b.offloads(b_on);
+        let (on, off) = (Offloads::ON, Offloads::OFF);
+        let mut combinations = vec![(on, on), (on, off), (off, on), (off, off)];
+        if [a.kind, b.kind].iter().all(|kind| matches!(kind, Kind::Tap | Kind::Packet)) {
+            let (checksum, hardware) = (Offloads::CHECKSUM, Offloads::HARDWARE);
+            combinations.extend([(checksum, checksum), (on, hardware), (hardware, on)]);
+        }
+        for (a_has, b_has) in combinations {
+            a.offloads(a_has);
+            b.offloads(b_has);
             let (at_a, at_b) = (Raw::open(a.ns, &a.ifname), Raw::open(b.ns, &b.ifname));
             for v6 in [false, true] {
                 tcp(&a, &b, v6, TCP_LEN);
@@ -47,9 +53,9 @@ pub fn pair(a: Kind, b: Kind) -> Outcome {
                 udp_gso(&a, &b, v6);
                 udp_gso(&b, &a, v6);
             }
-            let context = format!("MTU {mtu}, offloads {a_on}/{b_on}, {} and {}", a.ifname, b.ifname);
-            check_frames(&context, &at_a.drain(), a.finished(a_on), mtu);
-            check_frames(&context, &at_b.drain(), b.finished(b_on), mtu);
+            let context = format!("MTU {mtu}, {a_has:?} and {b_has:?}, {} and {}", a.ifname, b.ifname);
+            check_frames(&context, &at_a.drain(), a.finished(a_has), mtu);
+            check_frames(&context, &at_b.drain(), b.finished(b_has), mtu);
         }
         check_counters(&daemon, &[&a.ifname, &b.ifname]);
     }
@@ -144,10 +150,10 @@ pub fn vlans_over_a_trunk() -> Outcome {
         let b = plug(&far, 1, Kind::Packet, 2, "--access 10");
         let c = plug(&near, 2, Kind::Packet, 3, "--access 20");
         let d = plug(&far, 3, Kind::Plain, 4, "--access 20");
-        for on in [true, false] {
-            [&a, &b, &c, &d].iter().for_each(|station| station.offloads(on));
+        for offloads in [Offloads::ON, Offloads::OFF] {
+            [&a, &b, &c, &d].iter().for_each(|station| station.offloads(offloads));
             if trunk != Kind::Plain {
-                switch.offloads("trunk1", on);
+                switch.offloads("trunk1", offloads);
             }
             for v6 in [false, true] {
                 for (x, y) in [(&a, &b), (&c, &d)] {
@@ -176,7 +182,7 @@ pub fn tags_on_the_wire() -> Outcome {
         let a = Station::plug(&daemon, (&switch, &host), Kind::Tap, 1, 1500, "--access 10");
         if kind == Kind::Packet {
             switch.veth("trunk", &wire, "trunk", 1500);
-            switch.offloads("trunk", false);
+            switch.offloads("trunk", Offloads::OFF);
             daemon.ctl("port add trunk --bridge br0 --type packet --trunk 10,20");
         } else {
             daemon.ctl(&format!(

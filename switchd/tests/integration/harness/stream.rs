@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use super::daemon::Daemon;
-use super::net::Ns;
+use super::net::{Ns, Offloads};
 use super::{PATIENCE, Random, raw};
 
 /// How a station is attached.
@@ -87,17 +87,27 @@ impl<'a> Station<'a> {
         if v6 { self.v6.into() } else { self.v4.into() }
     }
 
-    /// Whether its interface may leave checksums and segmentation to whoever is next.
-    pub fn offloads(&self, on: bool) {
-        self.ns.offloads(&self.ifname, on);
+    /// What its interface may leave to whoever is next.
+    #[track_caller]
+    pub fn offloads(&self, asked: Offloads) {
+        if self.kind == Kind::Plain {
+            let has = self.ns.try_offloads(&self.ifname, asked);
+            assert_eq!(
+                has,
+                Offloads { tx: false, tso: false, ..asked },
+                "a plain tap's are the kernel's own"
+            );
+            return;
+        }
+        self.ns.offloads(&self.ifname, asked);
         if self.kind == Kind::Packet {
-            self.switch.offloads(&self.ifname, on);
+            self.switch.offloads(&self.ifname, asked);
         }
     }
 
     /// Whether frames must reach it with everything finished, when its offloads are as given.
-    pub fn finished(&self, offloads: bool) -> bool {
-        self.kind == Kind::Plain || self.kind == Kind::Packet && !offloads
+    pub fn finished(&self, offloads: Offloads) -> bool {
+        self.kind == Kind::Plain || self.kind == Kind::Packet && !offloads.tx
     }
 
     pub fn udp(&self, v6: bool) -> UdpSocket {
