@@ -225,5 +225,5 @@ fn is_json(text: &str) -> bool {
 fn is_failure(text: &str) -> bool {
     let document = serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default();
     let error = document.get("error").and_then(Value::as_str);
-    document.len() == 1 && error.is_some_and(|error| !error.is_empty() && !error.contains('\n'))
+    document.len() == 1 && error.is_some_and(|error| !error.is_empty() && !error.contains(char::is_control))
 }
