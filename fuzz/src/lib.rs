@@ -5,4 +5,5 @@
 //! coverage instead, for as long as one likes: `cargo install cargo-bolero`, then for instance
 //! `cargo bolero test -p vswitch-fuzz offload_is_harmless`.
 //!
-//! Random bytes are hardly ever a frame, so an input is a good frame and a list of bytes to overwrite in it.
+//! Random bytes are hardly ever a frame, a configuration or a request, so an input is a good one and a list of bytes to
+//! overwrite in it.

@@ -27,7 +27,7 @@ def arguments(argv):
     parser.add_argument("set", nargs="?", choices=["core"], default="core", help="what to measure (core: all there is)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of everything (default 5)")
     parser.add_argument("--seconds", type=int, default=3, metavar="S", help="length of a sample (default 3)")
-    parser.add_argument("--only", action="append", metavar="NAME[,NAME]", help="only these contenders; `vswitch` is both of ours")
+    parser.add_argument("--only", action="append", metavar="NAME[,NAME]", help="only these contenders; `vswitch` is tap and packet")
     parser.add_argument("--metrics", metavar="NAME[,NAME]", help=f"only these of {','.join(ALL_METRICS)}")
     parser.add_argument("--out", metavar="DIR", help="where results go (default results/DATE-HOST)")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are in --out already")
@@ -63,12 +63,13 @@ def choose(options, parser):
     everyone = all_contenders(options.bin, also, shlex.split(options.vswitchd_args))
 
     def asked(contender, name):
-        return contender.name == name or contender.name.split("-")[0] == name
+        return contender.name == name or contender.default and contender.name.split("-")[0] == name
 
     for name in options.only:
         if not any(asked(contender, name) for contender in everyone):
             parser.error(f"no contender {name}; there are {', '.join(c.name for c in everyone)}")
-    wanted = [c for c in everyone if not options.only or any(asked(c, name) for name in options.only)]
+    unasked = [c for c in everyone if c.default or options.list]
+    wanted = [c for c in everyone if any(asked(c, name) for name in options.only)] if options.only else unasked
     missing = {c.name: why for c in wanted if (why := c.missing())}
     return [c for c in wanted if c.name not in missing], missing
 
@@ -145,7 +146,8 @@ def main(argv=None):
     contenders, missing = choose(options, parser)
     if options.list:
         for contender in contenders:
-            print(f"{contender.name:16} {contender.title}. {contender.version()}")
+            note = "" if contender.default else f" (only with --only {contender.name})"
+            print(f"{contender.name:16} {contender.title}. {contender.version()}{note}")
         for name, why in missing.items():
             print(f"{name:16} cannot run: {why}")
         return 0

@@ -63,6 +63,8 @@ class Contender:
 
     name = ""
     title = ""
+    # Whether it runs without being asked for by its own name.
+    default = True
 
     def missing(self):
         """Why it cannot run here, or None."""
@@ -110,7 +112,9 @@ class Vswitch(Contender):
         self.folder = folder
         self.daemon_args = list(daemon_args)
         self.name = f"vswitch-{kind}" + (f"@{label}" if label else "")
-        ports = {"tap": "tap ports", "packet": "packet ports on veth"}[kind]
+        # A plain TAP answers what offloads are worth, which is nobody's first question.
+        self.default = kind != "plain"
+        ports = {"tap": "tap ports", "packet": "packet ports on veth", "plain": "tap ports without offloads"}[kind]
         self.title = f"vswitch, {ports}" + (f" ({label})" if label else "")
 
     def missing(self):
@@ -154,9 +158,10 @@ class Vswitch(Contender):
                 ctl("port", "add", end, "--bridge", "br0", "--type", "packet")
             link.stations("e0", "e0")
             return
+        plain = ["--no-offload"] if self.kind == "plain" else []
         for end, namespace, ip in (("ta", link.a, ADDRESS_A), ("tb", link.b, ADDRESS_B)):
             ctl("port", "add", end, "--bridge", "br0", "--type", "tap", "--netns", namespace,
-                "--address", f"{ip}/{PREFIX}")  # fmt: skip
+                "--address", f"{ip}/{PREFIX}", *plain)  # fmt: skip
         link.stations("ta", "tb", address=False)
 
 
@@ -235,7 +240,8 @@ def has_interface(namespace, dev):
 
 def all_contenders(folder, also, daemon_args):
     """Every contender in the order of the table; `also` maps labels to more folders of our binaries."""
-    ours = [Vswitch(kind, folder, daemon_args=daemon_args) for kind in ("tap", "packet")]
+    kinds = ("tap", "packet", "plain")
+    ours = [Vswitch(kind, folder, daemon_args=daemon_args) for kind in kinds]
     for label, other in also.items():
-        ours += [Vswitch(kind, other, label, daemon_args) for kind in ("tap", "packet")]
+        ours += [Vswitch(kind, other, label, daemon_args) for kind in kinds]
     return [Bridge(), *ours, OpenVswitch(), Vde(), Veth()]

@@ -116,6 +116,11 @@ class Arguments(unittest.TestCase):
         self.assertEqual(self.names("--only", "bridge,veth"), {"bridge", "veth"})
         self.assertIn("vswitch-tap@old", self.names("--also", "old=/nowhere"))
 
+    def test_plain_taps_run_only_when_asked_for(self):
+        self.assertNotIn("vswitch-plain", self.names())
+        self.assertEqual(self.names("--only", "vswitch-plain,bridge"), {"vswitch-plain", "bridge"})
+        self.assertIn("vswitch-plain", self.names("--list"))
+
     def test_every_field_belongs_to_a_metric(self):
         for field in metrics.FIELDS:
             self.assertIn(field.split("_")[0], cli.ALL_METRICS)

@@ -43,7 +43,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     let cannot =
         |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
     let sockets = netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?;
-    let sockets = sockets.map_err(|source| match source.raw_os_error() {
+    let (sockets, receiving) = sockets.map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) if !link.up && workers > 1 => sys::Error::refused(
             std::io::ErrorKind::NotFound,
             format!(
@@ -59,7 +59,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
     }
     Ok(OpenPort {
-        receiving: sockets.len().min(packet::RECEIVERS_MAX),
+        receiving,
         queues: sockets
             .into_iter()
             .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)

@@ -51,31 +51,33 @@ pub struct PacketSocket {
     scratch: Scratch,
 }
 
-/// Opens one socket a queue on the interface, in the calling thread's namespace. Each of the first [`RECEIVERS_MAX`] receives
-/// its share of the flows; together they receive every frame once, none that the host sent.
+/// Opens one socket a queue on the interface, in the calling thread's namespace, and says how many of them, the first ones, receive:
+/// each its share of the flows, together every frame once, none that the host sent.
 ///
 /// # Errors
 /// The operation that the kernel refused. Before Linux 6.13 it lets nobody join a group on an interface that is down:
 /// EINVAL.
-pub fn open(ifindex: u32, queues: usize) -> io::Result<Vec<PacketSocket>> {
+pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize)> {
     let sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
-    // Without the right to load it, the kernel's own hash: right, but slower.
+    // Without the right to load it, one socket receives for all. The kernel's own hash is no substitute: it may part the datagrams
+    // of one GSO send.
     let steering = super::steering::by_flow().ok();
+    let receiving = if steering.is_some() { queues.min(RECEIVERS_MAX) } else { 1 };
     let mut group = 0;
-    let (receivers, senders) = sockets.split_at(queues.min(RECEIVERS_MAX));
+    let (receivers, senders) = sockets.split_at(receiving);
     senders.iter().try_for_each(|socket| socket.bind(ifindex, 0))?;
     for (index, socket) in receivers.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
         socket.attach_reject_all()?;
         socket.bind(ifindex, libc::ETH_P_ALL as u16)?;
         socket.be_promiscuous(ifindex)?;
-        if queues > 1 {
-            group = socket.join_fanout(group, index == 0, steering.is_some())?;
+        if receiving > 1 {
+            group = socket.join_fanout(group, index == 0)?;
         } else {
             set(&socket.fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32)?;
         }
     }
-    if let (true, Some(program), Some(first)) = (queues > 1, &steering, sockets.first()) {
+    if let (true, Some(program), Some(first)) = (receiving > 1, &steering, sockets.first()) {
         set(&first.fd, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program.as_raw_fd())?;
     }
     let filter = super::filter::by_what_a_header_can_say();
@@ -86,7 +88,7 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<Vec<PacketSocket>> {
             Err(_) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?,
         }
     }
-    Ok(sockets)
+    Ok((sockets, receiving))
 }
 
 /// What came out of the ring.
@@ -157,9 +159,8 @@ impl PacketSocket {
     }
 
     /// Joins the group, or founds one with an id that the kernel picks; returns the id.
-    fn join_fanout(&self, group: u16, found: bool, steered: bool) -> io::Result<u16> {
-        let by = if steered { PACKET_FANOUT_EBPF } else { libc::PACKET_FANOUT_HASH as libc::c_int };
-        let mut kind = by | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    fn join_fanout(&self, group: u16, found: bool) -> io::Result<u16> {
+        let mut kind = PACKET_FANOUT_EBPF | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
         if found {
             kind |= PACKET_FANOUT_FLAG_UNIQUEID;
         }

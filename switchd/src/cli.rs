@@ -207,7 +207,7 @@ pub enum FdbVerb {
 pub struct StatsArgs {
     /// Only of this port
     pub port: Option<String>,
-    /// Show rates, every SECS seconds [default: 1]
+    /// Show rates, every SECS seconds [default: 1]; with --json a stream, one document a line
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "1", value_parser = interval)]
     pub watch: Option<Duration>,
     /// With --watch: end after this many rounds

@@ -277,11 +277,16 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(path: &Path, text: &str) -> Result<Config, String> {
+        Config::check(path, text).map_err(|error| crate::one_line(&error))
+    }
+
+    fn check(path: &Path, text: &str) -> Result<Config, String> {
         let line_of =
             |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|&&b| b == b'\n').count();
         let file: File = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| format!("{}:", line_of(span.start))).unwrap_or_default();
-            format!("{}:{line} {}", path.display(), error.message().trim().replace('\n', "; "))
+            let message = error.message().trim().replace('\n', "; ");
+            format!("{}:{line} {message}", path.display())
         })?;
         let mut checker = Checker {
             config: Config { path: path.to_owned(), ..Config::default() },

@@ -76,5 +76,6 @@ impl Control for Switch {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod model;
+// For the tests beside the code, and those of other crates of this workspace that ask for the feature.
+#[cfg(any(test, feature = "model"))]
+pub mod model;

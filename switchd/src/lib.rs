@@ -34,3 +34,17 @@ pub mod plan;
 pub mod server;
 pub mod socket;
 pub mod vswitchd;
+
+/// `text` fit for one line of a log, a terminal or an answer, whatever somebody put into a name or number: a line's end becomes a space,
+/// other control characters are written out.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
+}

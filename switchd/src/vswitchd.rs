@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
     match run(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "vswitchd: {}", error.replace('\n', " "));
+            let _ = writeln!(std::io::stderr(), "vswitchd: {}", crate::one_line(&error));
             ExitCode::FAILURE
         }
     }

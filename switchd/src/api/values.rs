@@ -161,7 +161,9 @@ impl FromStr for Vid {
     fn from_str(text: &str) -> Result<Self, String> {
         let plain = text.bytes().all(|b| b.is_ascii_digit());
         let vid = if plain { text.parse().ok() } else { None };
-        vid.map(Vid).ok_or_else(|| format!("'{text}' is not a VLAN id: expected a number from 1 to 4094"))
+        vid.map(Vid).ok_or_else(|| {
+            format!("'{}' is not a VLAN id: expected a number from 1 to 4094", text.escape_debug())
+        })
     }
 }
 
@@ -202,7 +204,10 @@ impl FromStr for StationVlan {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
         number.and_then(|number: u64| StationVlan::try_from(number).ok()).ok_or_else(|| {
-            format!("'{text}' is not a station's VLAN: expected a number from 1 to 4094, or 0 where VLANs are not filtered")
+            format!(
+                "'{}' is not a station's VLAN: expected a number from 1 to 4094, or 0 where VLANs are not filtered",
+                text.escape_debug()
+            )
         })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vswitch::addr::MacAddr;
 use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
@@ -19,22 +19,25 @@ use crate::api::none_such;
 use crate::config::interface;
 use crate::plan::{Entry, Layout};
 
+/// A switch without devices.
 #[derive(Debug, Default)]
-pub(crate) struct Model(Mutex<Inner>);
+pub struct Model(Mutex<Inner>);
 
+/// What the model knows, and how it is to behave.
 #[derive(Debug, Default)]
-pub(crate) struct Inner {
-    pub(crate) layout: Layout,
+pub struct Inner {
+    /// Bridges, ports and static stations.
+    pub layout: Layout,
     /// Learned stations.
-    pub(crate) learned: BTreeSet<Entry>,
+    pub learned: BTreeSet<Entry>,
     /// Names of ports whose device was made or removed.
-    pub(crate) devices_touched: Vec<String>,
+    pub devices_touched: Vec<String>,
     /// Interfaces for packet ports.
-    pub(crate) interfaces: BTreeSet<String>,
+    pub interfaces: BTreeSet<String>,
     /// Ports without device.
-    pub(crate) gone: BTreeSet<String>,
+    pub gone: BTreeSet<String>,
     /// Changes that still succeed; then one is refused by the "kernel".
-    pub(crate) fails_after: Option<usize>,
+    pub fails_after: Option<usize>,
 }
 
 fn unaware_refusal(port: &str, bridge: &str) -> Error {
@@ -76,8 +79,9 @@ impl Inner {
 }
 
 impl Model {
-    pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+    /// To look into it, or to prepare it.
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

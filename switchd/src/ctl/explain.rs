@@ -54,12 +54,21 @@ pub(super) fn port(port: &PortInfo) -> String {
     if port.kind == "packet" {
         let mtu =
             port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
+        let size = port
+            .mtu
+            .filter(|mtu| *mtu != 1500)
+            .map_or_else(String::new, |mtu| format!("    <mtu size='{mtu}'/>\n"));
         let _ = writeln!(
             text,
             "\nIf '{ifname}' is to be a QEMU guest's tap, make it once and let QEMU hold it:\n\
              \x20 ip tuntap add dev {ifname} mode tap vnet_hdr && ip link set {ifname} up\n\
              \x20 qemu-system-x86_64 … -netdev tap,id=net0,ifname={ifname},script=no,downscript=no \\\n\
-             \x20   -device virtio-net-pci,netdev=net0{mtu}"
+             \x20   -device virtio-net-pci,netdev=net0{mtu}\n\
+             With libvirt, instead of the second line, in the domain's <devices>:\n\
+             \x20 <interface type='ethernet'>\n\
+             \x20   <target dev='{ifname}' managed='no'/>\n\
+             \x20   <model type='virtio'/>\n{size}\
+             \x20 </interface>"
         );
     }
     text

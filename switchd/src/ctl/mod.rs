@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
         // Who reads us has read enough ('vswitchctl stats | head').
         Err(Failed::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let text = error.to_string().replace('\n', " ");
+            let text = crate::one_line(&error.to_string());
             let _ = writeln!(io::stderr(), "vswitchctl: {text}");
             ExitCode::FAILURE
         }

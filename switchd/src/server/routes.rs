@@ -95,7 +95,7 @@ impl From<Error> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        Answer(self.0, Failure { error: self.1.replace('\n', " ") }).into_response()
+        Answer(self.0, Failure { error: crate::one_line(&self.1) }).into_response()
     }
 }
 

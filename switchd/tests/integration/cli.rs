@@ -168,7 +168,10 @@ pub fn tap_ports() -> Outcome {
     );
     let table = daemon.ctl("port show");
     names(&table, &["p1", "br0", "tap", "eth0"]);
-    assert!(daemon.ctl("port explain p1").contains("p1"));
+    // Not for QEMU, which would have to hold the other side.
+    let text = daemon.ctl("port explain p1");
+    names(&text, &["'p1'", "'eth0'", &host.name, "a QEMU guest cannot use it"]);
+    assert!(!text.contains("-netdev"), "{text}");
 
     // By path, plain, with fewer queues.
     daemon.ctl(&format!("port add p2 --bridge br0 --type tap --no-offload --netns {}", host.path()));
@@ -210,6 +213,25 @@ pub fn packet_ports() -> Outcome {
     assert_eq!(port["peer"], json!({"ifindex": there["ifindex"], "ifname": "vb", "netns": host.name}));
     assert_eq!((&port["state"], &port["mtu"], &port["netns"]), (&json!("up"), &json!(1500), &Value::Null));
     assert_ne!(here["promiscuity"], 0, "by membership");
+    // What to type for a guest: QEMU's command line and libvirt's XML, with the interface and, if unusual, its MTU.
+    let text = daemon.ctl("port explain p1");
+    names(
+        &text,
+        &[
+            "ip tuntap add dev va mode tap vnet_hdr",
+            "-netdev tap,id=net0,ifname=va,script=no,downscript=no",
+            "-device virtio-net-pci,netdev=net0",
+            "<interface type='ethernet'>",
+            "<target dev='va' managed='no'/>",
+            "'vb'",
+            &host.name,
+        ],
+    );
+    assert!(!text.contains("mtu"), "{text}");
+    ns.ip("link set va mtu 9000");
+    eventually("the MTU is known", || daemon.port("p1")["mtu"] == 9000);
+    names(&daemon.ctl("port explain p1"), &["netdev=net0,host_mtu=9000", "<mtu size='9000'/>"]);
+    ns.ip("link set va mtu 1500");
 
     // The same interface cannot be two ports; in another namespace the name is another interface.
     names(&daemon.refused("port add p2 --bridge br0 --type packet --ifname va"), &["'va'", "'p1'"]);
@@ -526,6 +548,38 @@ pub fn namespaces_and_veths() -> Outcome {
     let (x, y) = (a.link("x").expect("there"), b.link("y").expect("there"));
     assert_eq!((&x["operstate"], &y["operstate"], &x["mtu"]), (&json!("UP"), &json!("UP"), &json!(1400)));
     names(&run("ip", &["-n", &a.name, "-o", "addr", "show", "x"]), &["10.3.3.1/24"]);
+    // Everything that can be asked for, as `ip` sees it; and the same again is fine if it may be.
+    let whole = format!(
+        "veth add v8 w8 --netns-a {} --netns-b {} --address-a 10.3.4.1/24 --address-a fd34::1/64 --address-b 10.3.4.2/24 \
+         --mac-a 02:00:00:00:34:01 --mac-b 02:00:00:00:34:02",
+        a.name, b.name
+    );
+    ok(&whole);
+    for (ns, ifname, mac, addresses) in [
+        (&a, "v8", "02:00:00:00:34:01", &["10.3.4.1/24", "fd34::1/64"][..]),
+        (&b, "w8", "02:00:00:00:34:02", &["10.3.4.2/24"]),
+    ] {
+        let link = ns.link(ifname).expect("there");
+        assert_eq!((&link["address"], &link["operstate"]), (&json!(mac), &json!("UP")), "{link}");
+        let given = run("ip", &["-n", &ns.name, "-o", "addr", "show", "dev", ifname]);
+        names(&given, addresses);
+        assert_eq!(
+            given.lines().filter(|line| !line.contains("scope link")).count(),
+            addresses.len(),
+            "{given}"
+        );
+    }
+    let index =
+        || (a.link("v8").expect("there")["ifindex"].clone(), b.link("w8").expect("there")["ifindex"].clone());
+    let before = index();
+    ok(&format!("{whole} --may-exist"));
+    names(&refused(&whole), &["'v8'", "'w8'", "exists", "--may-exist"]);
+    for (from, to) in [("--mac-b 02:00:00:00:34:02", "--mac-b 02:00:00:00:34:03"), ("10.3.4.2", "10.3.4.3")] {
+        let other = format!("{} --may-exist", whole.replace(from, to));
+        names(&refused(&other), &["'v8'", "attributes are others", "veth del v8"]);
+    }
+    names(&refused(&format!("{whole} --may-exist --mtu 1400")), &["attributes are others"]);
+    assert_eq!(index(), before, "the pair was left alone");
     // Half a pair is none.
     names(&refused(&format!("veth add z y --netns-a {} --netns-b {}", a.name, b.name)), &["y"]);
     assert!(a.link("z").is_none(), "nothing half done");

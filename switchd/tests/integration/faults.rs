@@ -184,6 +184,40 @@ pub fn link_down_and_up() -> Outcome {
     Ok(())
 }
 
+/// While vswitchd stands still the kernel's queues fill up; what they could not hold is on the ports' account, to the frame.
+pub fn missed_while_stopped() -> Outcome {
+    const FRAMES: u64 = 20_000;
+    let board = Board::new("", &["", ""]);
+    let (switch, wire, daemon) = (&board.switch, &board.wire, &board.daemon);
+    switch.veth("va", wire, "vb", 1500);
+    daemon.ctl("port add va --bridge br0 --type packet");
+    let vb = Raw::open(wire, "vb");
+    let account = |port: &str| {
+        let stats = daemon.stats(port);
+        (stats["rx_frames"].as_u64().expect("a number"), stats["drops"]["rx_missed"].as_u64().unwrap_or(0))
+    };
+    for (raw, port) in [(&board.stations[0], "p0"), (&vb, "va")] {
+        assert_eq!(account(port), (0, 0));
+        daemon.signal(libc::SIGSTOP);
+        let flows: Vec<Vec<u8>> = (0..64).map(|n| test_frame(BROADCAST, station(n), "too many")).collect();
+        // What is refused here did not get as far as the port.
+        let sent = (0..FRAMES).filter(|n| raw.send(&flows[*n as usize % flows.len()]).is_ok()).count() as u64;
+        daemon.signal(libc::SIGCONT);
+        eventually("every frame is accounted for", || {
+            let (received, missed) = account(port);
+            received + missed == sent
+        });
+        let (received, missed) = account(port);
+        println!("{port}: {received} received, {missed} missed of {sent} sent, {FRAMES} tried");
+        assert!(missed > 0 && received > 0, "{port}: {received} received, {missed} missed");
+        // And it goes on.
+        board.drain();
+        board.expect(1, &test_frame(BROADCAST, B, "as ever"), &[0]);
+        vb.drain();
+    }
+    Ok(())
+}
+
 pub fn mtu_changed_under_traffic() -> Outcome {
     let board = Board::new("", &["", "", ""]);
     let (switch, wire, daemon) = (&board.switch, &board.wire, &board.daemon);

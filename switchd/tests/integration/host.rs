@@ -4,7 +4,7 @@ use crate::harness::daemon::Daemon;
 use crate::harness::frame::{BROADCAST, Mac, frame, station};
 use crate::harness::net::{Ns, run};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, eventually};
+use crate::harness::{Outcome, PATIENCE, can_silence, eventually};
 use std::time::Duration;
 
 const ME: [u8; 4] = [10, 7, 7, 9];
@@ -42,6 +42,7 @@ fn mac_of(ns: &Ns, ifname: &str) -> Mac {
 }
 
 pub fn stays_silent() -> Outcome {
+    can_silence()?;
     let (ns, wire, beyond) = (Ns::with_ipv6("v"), Ns::new("w"), Ns::new("x"));
     for number in 0..2 {
         ns.veth(&format!("va{number}"), &wire, &format!("vb{number}"), 1500);
@@ -104,6 +105,7 @@ pub fn stays_silent() -> Outcome {
 
 /// IPv6's chatter is not the host's either.
 pub fn stays_silent_in_ipv6() -> Outcome {
+    can_silence()?;
     let (ns, wire) = (Ns::with_ipv6("v"), Ns::with_ipv6("w"));
     ns.veth("va", &wire, "vb", 1500);
     let addresses = run("ip", &["-n", &ns.name, "-json", "-6", "addr", "show", "dev", "va"]);

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::harness::board::Board;
 use crate::harness::count::count;
-use crate::harness::daemon::{Daemon, Start, VSWITCHD, folder};
+use crate::harness::daemon::{Daemon, Start, VSWITCHD, folder, mac_text};
 use crate::harness::frame::{BROADCAST, Mac, station, test_frame};
 use crate::harness::net::Ns;
 use crate::harness::raw::Raw;
@@ -67,6 +67,30 @@ pub fn starts_from_a_configuration() -> Outcome {
     let (b, t) = (Raw::open(&wire, "vb"), Raw::open(&wire, "p2"));
     b.send(&test_frame(BROADCAST, A, "hello")).expect("sent");
     assert!(t.next(PATIENCE).is_some());
+    Ok(())
+}
+
+/// Without --config, and with nothing at the default place, it starts empty and does what it is told.
+pub fn starts_without_a_configuration() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Start::new(&ns).without_config().ready();
+    let status = daemon.json("status");
+    assert_eq!((&status["config"], &status["bridges"]), (&json!(null), &json!(0)), "{status}");
+    daemon.ctl("bridge add br0");
+    let raws: Vec<Raw> = ["p0", "p1"]
+        .into_iter()
+        .map(|name| {
+            daemon.ctl(&format!("port add {name} --bridge br0 --type tap --netns {}", wire.name));
+            Raw::open(&wire, name)
+        })
+        .collect();
+    raws[0].send(&test_frame(BROADCAST, A, "hello")).expect("sent");
+    assert!(raws[1].next(PATIENCE).is_some());
+    assert!(daemon.refused("reload").contains("without a configuration"));
+    daemon.signal(libc::SIGHUP);
+    eventually("it is logged", || daemon.log().contains("reload refused"));
+    assert_eq!(daemon.json("status")["ports"], 2, "and nothing is lost");
+    daemon.terminate();
     Ok(())
 }
 
@@ -314,6 +338,50 @@ pub fn reload_without_loss() -> Outcome {
     Ok(())
 }
 
+/// A reload moves static stations and removes them, and frames follow.
+pub fn stations_by_reload() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let fixed = station(0x44);
+    let text = |stations: &[(u32, &str)]| {
+        let mut text = BRIDGE.to_owned();
+        for name in ["p0", "p1", "p2"] {
+            text += &tap(name, &wire, "");
+        }
+        for (number, port) in stations {
+            text += &format!("[[fdb]]\nmac = \"{}\"\nport = \"{port}\"\n", mac_text(station(*number)));
+        }
+        text
+    };
+    let daemon = Start::new(&ns).config(&text(&[(0x44, "p0")])).ready();
+    let raws: Vec<Raw> = ["p0", "p1", "p2"].into_iter().map(|name| Raw::open(&wire, name)).collect();
+    daemon.ctl(&format!("fdb add {} --port p2", mac_text(station(0x55))));
+    let reach = |words: &str| -> Vec<usize> {
+        raws[2].send(&test_frame(fixed, A, words)).expect("sent");
+        // The frame reaches at least one of them; the other would have it by then, too.
+        eventually("it comes out", || daemon.stats("p2")["rx_frames"].as_u64() > Some(0));
+        std::thread::sleep(Duration::from_millis(50));
+        (0..2)
+            .filter(|port| raws[*port].drain().iter().any(|seen| seen.bytes.ends_with(words.as_bytes())))
+            .collect()
+    };
+    assert_eq!(reach("behind p0"), [0]);
+    daemon.write_config(&text(&[(0x44, "p1"), (0x66, "p0")]));
+    let report = daemon.json("reload");
+    assert_eq!(report["warnings"], json!([]), "{report}");
+    assert_eq!(reach("behind p1"), [1]);
+    let places = || {
+        let stations = daemon.fdb("").into_iter().filter(|(_, _, _, state)| state == "static");
+        stations.map(|(mac, _, port, _)| (mac, port)).collect::<Vec<_>>()
+    };
+    let place = |number: u32, port: &str| (mac_text(station(number)), port.to_owned());
+    assert_eq!(places(), [place(0x44, "p1"), place(0x55, "p2"), place(0x66, "p0")]);
+    daemon.write_config(&text(&[]));
+    daemon.ctl("reload");
+    assert_eq!(places(), [place(0x55, "p2")], "that of run time stays");
+    assert_eq!(reach("behind nobody"), [0, 1]);
+    Ok(())
+}
+
 /// A reload that cannot be done changes nothing, and names the place.
 pub fn refused_reload() -> Outcome {
     let (ns, wire) = (Ns::new("v"), Ns::new("w"));
@@ -417,6 +485,8 @@ pub fn options() -> Outcome {
         let workers = workers.as_array().expect("a list");
         if arguments.contains("--cpus 0") {
             assert!(workers.iter().all(|worker| worker["cpu"] == 0), "{workers:?}");
+            let cpus: Vec<String> = daemon.worker_cpus().into_values().collect();
+            assert_eq!(cpus, ["0", "0"], "as the kernel sees it");
         }
         if arguments == "--workers 4" {
             assert_eq!(workers.len(), 4);

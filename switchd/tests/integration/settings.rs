@@ -153,6 +153,30 @@ pub fn static_entries_follow() -> Outcome {
     Ok(())
 }
 
+/// Each bridge forgets in its own time.
+pub fn ageing_by_bridge() -> Outcome {
+    let board = Board::new("--ageing 2", &[""]);
+    let daemon = &board.daemon;
+    daemon.ctl("bridge add br1 --ageing 300");
+    daemon.ctl(&format!("port add q0 --bridge br1 --type tap --netns {}", board.wire.name));
+    let q0 = Raw::open(&board.wire, "q0");
+    let known = |bridge: &str| !daemon.fdb(&format!("--bridge {bridge}")).is_empty();
+    let hello = test_frame(BROADCAST, station(75), "the same station on both");
+    q0.send(&hello).expect("sent");
+    board.stations[0].send(&hello).expect("sent");
+    eventually("both know it", || known("br0") && known("br1"));
+    eventually("one forgets", || !known("br0"));
+    assert!(known("br1"), "the other does not");
+    // Changed while it runs, for one of them.
+    daemon.ctl("bridge set br0 --ageing 300");
+    daemon.ctl("bridge set br1 --ageing 2");
+    board.stations[0].send(&hello).expect("sent");
+    eventually("it is known again", || known("br0"));
+    eventually("the other forgets", || !known("br1"));
+    assert!(known("br0"));
+    Ok(())
+}
+
 pub fn flushes() -> Outcome {
     let board = Board::new("--vlan-filtering on", &["--trunk 10,20", "--trunk 10,20", "--trunk 10,20"]);
     for vid in [10, 20] {

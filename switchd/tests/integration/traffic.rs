@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use crate::harness::daemon::{Daemon, Start};
 use crate::harness::frame::{BROADCAST, Q, Transport, check_ip, frame, is_test, station, test_frame, untag};
 use crate::harness::guest::Guest;
-use crate::harness::net::Ns;
-use crate::harness::raw::{Raw, Seen};
+use crate::harness::net::{Ns, Offloads};
+use crate::harness::raw::{Raw, Seen, set};
 use crate::harness::stream::{Kind, Station, tcp, udp, udp_gso};
-use crate::harness::{Outcome, PATIENCE, eventually};
+use crate::harness::{BPF, Outcome, PATIENCE, Skip, can_silence, eventually};
 
 /// Bytes each way of one TCP transfer.
 const TCP_LEN: usize = 1 << 20;
@@ -29,7 +29,7 @@ pub const PAIRS: &[(&str, Kind, Kind)] = &[
     ("traffic::packet_and_internal", Kind::Packet, Kind::Internal),
 ];
 
-/// One pair at MTU 1500 and 9000, with every combination of offloads.
+/// One pair at MTU 1500 and 9000, with every combination of all offloads and none, and with some of them.
 pub fn pair(a: Kind, b: Kind) -> Outcome {
     for mtu in [1500, 9000] {
         let (switch, left, right) = (Ns::with_ipv6("v"), Ns::with_ipv6("a"), Ns::with_ipv6("b"));
@@ -37,9 +37,15 @@ pub fn pair(a: Kind, b: Kind) -> Outcome {
         daemon.ctl("bridge add br0");
         let a = Station::plug(&daemon, (&switch, &left), a, 1, mtu, "");
         let b = Station::plug(&daemon, (&switch, &right), b, 2, mtu, "");
-        for (a_on, b_on) in [(true, true), (true, false), (false, true), (false, false)] {
-            a.offloads(a_on);
-            b.offloads(b_on);
+        let (on, off) = (Offloads::ON, Offloads::OFF);
+        let mut combinations = vec![(on, on), (on, off), (off, on), (off, off)];
+        if [a.kind, b.kind].iter().all(|kind| matches!(kind, Kind::Tap | Kind::Packet)) {
+            let (checksum, hardware) = (Offloads::CHECKSUM, Offloads::HARDWARE);
+            combinations.extend([(checksum, checksum), (on, hardware), (hardware, on)]);
+        }
+        for (a_has, b_has) in combinations {
+            a.offloads(a_has);
+            b.offloads(b_has);
             let (at_a, at_b) = (Raw::open(a.ns, &a.ifname), Raw::open(b.ns, &b.ifname));
             for v6 in [false, true] {
                 tcp(&a, &b, v6, TCP_LEN);
@@ -47,9 +53,9 @@ pub fn pair(a: Kind, b: Kind) -> Outcome {
                 udp_gso(&a, &b, v6);
                 udp_gso(&b, &a, v6);
             }
-            let context = format!("MTU {mtu}, offloads {a_on}/{b_on}, {} and {}", a.ifname, b.ifname);
-            check_frames(&context, &at_a.drain(), a.finished(a_on), mtu);
-            check_frames(&context, &at_b.drain(), b.finished(b_on), mtu);
+            let context = format!("MTU {mtu}, {a_has:?} and {b_has:?}, {} and {}", a.ifname, b.ifname);
+            check_frames(&context, &at_a.drain(), a.finished(a_has), mtu);
+            check_frames(&context, &at_b.drain(), b.finished(b_has), mtu);
         }
         check_counters(&daemon, &[&a.ifname, &b.ifname]);
     }
@@ -152,8 +158,8 @@ pub fn vlans_over_a_trunk() -> Outcome {
     for trunk in [Kind::Packet, Kind::Tap, Kind::Plain] {
         let switch = Ns::with_ipv6("v");
         let hosts: Vec<Ns> = ["a", "b", "c", "d"].into_iter().map(Ns::with_ipv6).collect();
-        let near = Start::new(&switch).arguments("--workers 2").ready();
-        let far = Daemon::start(&switch);
+        let start = || Start::new(&switch).arguments("--workers 2").ready();
+        let (near, far) = (start(), start());
         near.ctl("bridge add br0 --vlan-filtering on");
         far.ctl("bridge add br0 --vlan-filtering on");
         let trunk_options = "--trunk 10,20";
@@ -178,10 +184,10 @@ pub fn vlans_over_a_trunk() -> Outcome {
         let b = plug(&far, 1, Kind::Packet, 2, "--access 10");
         let c = plug(&near, 2, Kind::Packet, 3, "--access 20");
         let d = plug(&far, 3, Kind::Plain, 4, "--access 20");
-        for on in [true, false] {
-            [&a, &b, &c, &d].iter().for_each(|station| station.offloads(on));
+        for offloads in [Offloads::ON, Offloads::OFF] {
+            [&a, &b, &c, &d].iter().for_each(|station| station.offloads(offloads));
             if trunk != Kind::Plain {
-                switch.offloads("trunk1", on);
+                switch.offloads("trunk1", offloads);
             }
             for v6 in [false, true] {
                 for (x, y) in [(&a, &b), (&c, &d)] {
@@ -210,7 +216,7 @@ pub fn tags_on_the_wire() -> Outcome {
         let a = Station::plug(&daemon, (&switch, &host), Kind::Tap, 1, 1500, "--access 10");
         if kind == Kind::Packet {
             switch.veth("trunk", &wire, "trunk", 1500);
-            switch.offloads("trunk", false);
+            switch.offloads("trunk", Offloads::OFF);
             daemon.ctl("port add trunk --bridge br0 --type packet --trunk 10,20");
         } else {
             daemon.ctl(&format!(
@@ -225,7 +231,7 @@ pub fn tags_on_the_wire() -> Outcome {
             let socket = a.udp(v6);
             let mut sent = vec![0u8; 7 * 1400 + 11];
             crate::harness::Random::new(3).fill(&mut sent);
-            segment_by(&socket, 1400);
+            set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, &(1400 as libc::c_int)).expect("UDP_SEGMENT");
             socket.send_to(&sent, to).expect("sent");
             let is_udp = |bytes: &[u8]| {
                 matches!(check_ip(bytes), Ok(Transport::Udp { destination: 7000, .. }) | Err(_))
@@ -250,7 +256,7 @@ pub fn tags_on_the_wire() -> Outcome {
         let to: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).expect("hex")).collect();
         let to = to.try_into().expect("six bytes");
         for (vid, text) in [(20, "wrong VLAN"), (10, "right VLAN")] {
-            let packet = udp_packet([10, 9, 0, 9], [10, 9, 0, 1], port, text.as_bytes());
+            let packet = udp_packet(([10, 9, 0, 9], 7000), ([10, 9, 0, 1], port), text.as_bytes());
             raw.send(&frame(to, peer, &[(Q, 0x6000 | vid)], 0x0800, &packet)).expect("sent");
         }
         let mut buffer = [0; 100];
@@ -260,23 +266,8 @@ pub fn tags_on_the_wire() -> Outcome {
     Ok(())
 }
 
-fn segment_by(socket: &std::net::UdpSocket, size: libc::c_int) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the pointer and length are those of `size`.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            std::ptr::from_ref(&size).cast(),
-            size_of_val(&size) as libc::socklen_t,
-        )
-    };
-    assert_eq!(done, 0, "UDP_SEGMENT: {}", std::io::Error::last_os_error());
-}
-
 /// An IPv4 packet with a UDP datagram (without UDP checksum).
-fn udp_packet(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
+fn udp_packet((from, source): ([u8; 4], u16), (to, destination): ([u8; 4], u16), payload: &[u8]) -> Vec<u8> {
     let total = (28 + payload.len()) as u16;
     let mut packet = vec![0x45, 0];
     packet.extend(total.to_be_bytes());
@@ -288,8 +279,8 @@ fn udp_packet(from: [u8; 4], to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> 
         sum = (sum & 0xffff) + (sum >> 16);
     }
     packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    packet.extend(7000u16.to_be_bytes());
-    packet.extend(port.to_be_bytes());
+    packet.extend(source.to_be_bytes());
+    packet.extend(destination.to_be_bytes());
     packet.extend((8 + payload.len() as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.extend(payload);
@@ -376,6 +367,66 @@ pub fn order_is_kept() -> Outcome {
             }
             assert_eq!(next, until, "{from} to {to}: frames got lost within {:?}", began.elapsed());
         }
+    }
+    Ok(())
+}
+
+/// Both directions of a flow are one worker's business: it has the cache lines, and the answer needs no second wake-up.
+pub fn one_worker_a_flow() -> Outcome {
+    // Without a program of ours the kernel chooses, as it likes.
+    if let Err(Skip(missing)) = can_silence()
+        && missing == BPF
+    {
+        return Err(Skip(missing));
+    }
+    let (switch, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = Start::new(&switch).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    let mut stations = Vec::new();
+    for (number, name) in ["tap0", "tap1", "veth0", "veth1"].into_iter().enumerate() {
+        if name.starts_with("tap") {
+            daemon.ctl(&format!("port add {name} --bridge br0 --type tap --netns {}", wire.name));
+        } else {
+            switch.veth(name, &wire, name, 1500);
+            daemon.ctl(&format!("port add {name} --bridge br0 --type packet"));
+        }
+        let raw = Raw::open(&wire, name);
+        raw.send(&test_frame(BROADCAST, station(number as u32), "here")).expect("sent");
+        eventually("the station is known", || daemon.whereabouts(station(number as u32)).is_some());
+        stations.push(raw);
+    }
+    let busy = || -> Vec<u64> {
+        let workers = daemon.json("status")["workers"].clone();
+        let turns = |worker: &serde_json::Value| worker["busy_turns"].as_u64().expect("a number");
+        workers.as_array().expect("a list").iter().map(turns).collect()
+    };
+    let is_ip = |bytes: &[u8]| bytes[12..14] == [8, 0];
+    for (a, b) in [(0, 1), (2, 3), (0, 3)] {
+        let mut used = std::collections::BTreeSet::new();
+        for flow in 0..12u16 {
+            let (near, far) = (([10, 9, 0, 1], 5000 + flow), ([10, 9, 0, 2], 53));
+            let mut pass = |(out, from), (into, to)| {
+                let (near, far): (usize, usize) = (out, into);
+                let (sender, receiver) = (station(near as u32), station(far as u32));
+                stations.iter().for_each(|raw| drop(raw.drain()));
+                let before = busy();
+                let bytes = frame(receiver, sender, &[], 0x0800, &udp_packet(from, to, b"which worker?"));
+                stations[near].send(&bytes).expect("sent");
+                assert_eq!(stations[far].collect(1, PATIENCE, is_ip).len(), 1);
+                let grown: Vec<usize> = busy()
+                    .iter()
+                    .zip(&before)
+                    .enumerate()
+                    .filter_map(|(worker, (now, before))| (now > before).then_some(worker))
+                    .collect();
+                assert_eq!(grown.len(), 1, "one frame, one worker: {grown:?}");
+                used.insert(grown[0]);
+                grown[0]
+            };
+            let (there, back) = (pass((a, near), (b, far)), pass((b, far), (a, near)));
+            assert_eq!(there, back, "flow {flow} between {} and {}", stations[a].ifname, stations[b].ifname);
+        }
+        assert_eq!(used.len(), 2, "flows are spread over both workers");
     }
     Ok(())
 }

@@ -28,19 +28,31 @@ pub fn folder() -> TempDir {
 pub struct Start<'a> {
     ns: &'a Ns,
     folder: Option<TempDir>,
-    config: String,
+    config: Option<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
 impl<'a> Start<'a> {
     pub fn new(ns: &'a Ns) -> Start<'a> {
-        Start { ns, folder: None, config: String::new(), arguments: Vec::new(), environment: Vec::new() }
+        Start {
+            ns,
+            folder: None,
+            config: Some(String::new()),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// The text of its configuration file; without this the file is empty.
     pub fn config(mut self, toml: &str) -> Self {
-        toml.clone_into(&mut self.config);
+        self.config = Some(toml.to_owned());
+        self
+    }
+
+    /// Without any, not even the machine's own.
+    pub fn without_config(mut self) -> Self {
+        self.config = None;
         self
     }
 
@@ -77,8 +89,13 @@ impl<'a> Start<'a> {
     /// Starts it.
     pub fn spawn(self) -> Daemon {
         let folder = self.folder.unwrap_or_else(folder);
-        let config = folder.path().join("vswitchd.toml");
-        fs::write(&config, &self.config).expect("written");
+        let mut command = Command::new(VSWITCHD);
+        if let Some(text) = &self.config {
+            let config = folder.path().join("vswitchd.toml");
+            fs::write(&config, text).expect("written");
+            command.arg("--config").arg(config);
+        }
+        let hide_config = self.config.is_none();
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -86,10 +103,7 @@ impl<'a> Start<'a> {
             .open(folder.path().join("log"))
             .expect("a log file");
         let target = self.ns.open();
-        let mut command = Command::new(VSWITCHD);
         command
-            .arg("--config")
-            .arg(&config)
             .arg("--socket")
             .arg(&socket)
             .args(&self.arguments)
@@ -98,9 +112,12 @@ impl<'a> Start<'a> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        // SAFETY: two system calls between fork and exec, nothing else.
+        // SAFETY: system calls between fork and exec, nothing else.
         unsafe {
             command.pre_exec(move || {
+                if hide_config {
+                    hide_default_config()?;
+                }
                 if libc::setns(target.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
                     return Err(std::io::Error::last_os_error());
                 }
@@ -112,6 +129,25 @@ impl<'a> Start<'a> {
         let child = command.spawn().expect("vswitchd starts");
         Daemon { child, socket, folder: Some(folder) }
     }
+}
+
+/// Covers /etc/vswitchd, for the calling process and its children only; namespaces made later still appear to them.
+fn hide_default_config() -> std::io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: system calls with constant C strings and null where mount(2) ignores the argument.
+    let done = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none.cast()) == 0
+            && (libc::access(c"/etc/vswitchd".as_ptr(), libc::F_OK) != 0
+                || libc::mount(
+                    c"none".as_ptr(),
+                    c"/etc/vswitchd".as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    none.cast(),
+                ) == 0)
+    };
+    if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// A running vswitchd; dropping it ends it.
@@ -177,6 +213,19 @@ impl Daemon {
             status.is_some()
         });
         status.expect("just seen")
+    }
+
+    /// The CPUs that each of its workers may run on, as the kernel says it.
+    pub fn worker_cpus(&self) -> std::collections::BTreeMap<String, String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let read = |task: &fs::DirEntry, file: &str| fs::read_to_string(task.path().join(file));
+        let cpus = |task: fs::DirEntry| {
+            let name = read(&task, "comm").ok()?.trim().to_owned();
+            let status = read(&task, "status").ok()?;
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            name.starts_with("worker-").then(|| (name, list.trim().to_owned()))
+        };
+        tasks.flatten().filter_map(cpus).collect()
     }
 
     /// Resident memory, in KiB.

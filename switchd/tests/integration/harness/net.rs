@@ -156,14 +156,56 @@ impl Ns {
         other.ip(&format!("link set {there} up"));
     }
 
-    /// Switches offloads of an interface on or off, as far as it has them.
-    pub fn offloads(&self, ifname: &str, on: bool) {
-        let value = if on { "on" } else { "off" };
-        // One by one: a device may refuse one and take the others.
-        for feature in ["tx", "tso", "gso"] {
-            let _ = self.try_run("ethtool", &["-K", ifname, feature, value]);
+    /// Switches offloads of an interface; they are what was asked for then.
+    #[track_caller]
+    pub fn offloads(&self, ifname: &str, asked: Offloads) {
+        assert_eq!(self.try_offloads(ifname, asked), asked, "{ifname} in {}", self.name);
+    }
+
+    /// Switches offloads of an interface as far as it has them; what they are then.
+    #[track_caller]
+    pub fn try_offloads(&self, ifname: &str, asked: Offloads) -> Offloads {
+        let word = |on: bool| if on { "on" } else { "off" };
+        let gro = asked.gro.map(|on| ("gro", on));
+        for (feature, on) in [("tx", asked.tx), ("tso", asked.tso), ("gso", asked.gso)].into_iter().chain(gro)
+        {
+            // One by one, and read back below: a device may refuse one and take the others.
+            let _ = self.try_run("ethtool", &["-K", ifname, feature, word(on)]);
+        }
+        let text = self.run("ethtool", &["-k", ifname]);
+        let is = |feature: &str| {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(feature)?.strip_prefix(": "));
+            line.unwrap_or_else(|| panic!("no {feature} in {text}")).starts_with("on")
+        };
+        let (tso4, tso6) = (is("tx-tcp-segmentation"), is("tx-tcp6-segmentation"));
+        assert_eq!(tso4, tso6, "half of TSO, {ifname} in {}", self.name);
+        Offloads {
+            tx: is("tx-checksumming"),
+            tso: tso4,
+            gso: is("generic-segmentation-offload"),
+            gro: asked.gro.map(|_| is("generic-receive-offload")),
         }
     }
+}
+
+/// What a kernel may leave to an interface: checksums, cutting TCP superframes; and what it does in its stead: cutting any
+/// superframe, putting one together on arrival.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offloads {
+    pub tx: bool,
+    pub tso: bool,
+    pub gso: bool,
+    /// `None`: as it is.
+    pub gro: Option<bool>,
+}
+
+impl Offloads {
+    pub const ON: Offloads = Offloads { tx: true, tso: true, gso: true, gro: None };
+    pub const OFF: Offloads = Offloads { tx: false, tso: false, gso: false, gro: None };
+    /// Frames of the MTU's size, their checksums unfinished.
+    pub const CHECKSUM: Offloads = Offloads { tso: false, ..Offloads::ON };
+    /// Superframes only where the interface takes them, none put together.
+    pub const HARDWARE: Offloads = Offloads { gso: false, gro: Some(false), ..Offloads::ON };
 }
 
 impl Drop for Ns {

@@ -108,7 +108,7 @@ pub fn wait_any(sockets: &[&Raw], wait: Duration) {
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, millis) };
 }
 
-fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+pub fn set<T>(fd: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the pointer and length are those of `value`, which is plain data.
     let done = unsafe {
         libc::setsockopt(
@@ -120,6 +120,16 @@ fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> i
         )
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Room for what arrives, in bytes: as much as asked for, or, in a user namespace, as net.core.rmem_max of the host allows.
+pub fn room(socket: &impl AsRawFd, bytes: libc::c_int) -> io::Result<()> {
+    match set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            set(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes)
+        }
+        done => done,
+    }
 }
 
 fn open(ifname: &str) -> io::Result<OwnedFd> {
@@ -142,7 +152,7 @@ fn open(ifname: &str) -> io::Result<OwnedFd> {
     let on: libc::c_int = 1;
     set(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, &on)?;
     set(&fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &on)?;
-    set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)?;
+    room(&fd, RECEIVE_BUFFER)?;
     let membership = libc::packet_mreq {
         mr_ifindex: index as libc::c_int,
         mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,

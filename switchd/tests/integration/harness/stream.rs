@@ -2,11 +2,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 
 use super::daemon::Daemon;
-use super::net::Ns;
-use super::{PATIENCE, Random};
+use super::net::{Ns, Offloads};
+use super::{PATIENCE, Random, raw};
 
 /// How a station is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,17 +92,27 @@ impl<'a> Station<'a> {
         if v6 { self.v6.into() } else { self.v4.into() }
     }
 
-    /// Whether its interface may leave checksums and segmentation to whoever is next.
-    pub fn offloads(&self, on: bool) {
-        self.ns.offloads(&self.ifname, on);
+    /// What its interface may leave to whoever is next.
+    #[track_caller]
+    pub fn offloads(&self, asked: Offloads) {
+        if self.kind == Kind::Plain {
+            let has = self.ns.try_offloads(&self.ifname, asked);
+            assert_eq!(
+                has,
+                Offloads { tx: false, tso: false, ..asked },
+                "a plain tap's are the kernel's own"
+            );
+            return;
+        }
+        self.ns.offloads(&self.ifname, asked);
         if self.kind == Kind::Packet {
-            self.switch.offloads(&self.ifname, on);
+            self.switch.offloads(&self.ifname, asked);
         }
     }
 
     /// Whether frames must reach it with everything finished, when its offloads are as given.
-    pub fn finished(&self, offloads: bool) -> bool {
-        self.kind == Kind::Plain || self.kind == Kind::Packet && !offloads
+    pub fn finished(&self, offloads: Offloads) -> bool {
+        self.kind == Kind::Plain || self.kind == Kind::Packet && !offloads.tx
     }
 
     pub fn udp(&self, v6: bool) -> UdpSocket {
@@ -111,8 +120,7 @@ impl<'a> Station<'a> {
         let socket = self.ns.enter(|| UdpSocket::bind(address));
         let socket = socket.unwrap_or_else(|error| panic!("{address} on {}: {error}", self.ifname));
         socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        let room: libc::c_int = 32 << 20;
-        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, room);
+        raw::room(&socket, 32 << 20).expect("a receive buffer");
         socket
     }
 
@@ -122,20 +130,6 @@ impl<'a> Station<'a> {
             .enter(|| TcpListener::bind(address))
             .unwrap_or_else(|error| panic!("{address} on {}: {error}", self.ifname))
     }
-}
-
-fn set(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
-    // SAFETY: the pointer and length are those of `value`.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    assert_eq!(done, 0, "socket option {option}: {}", std::io::Error::last_os_error());
 }
 
 /// Both ends of a TCP connection from `a` to `b`.
@@ -280,7 +274,7 @@ pub fn udp_gso(a: &Station<'_>, b: &Station<'_>, v6: bool) {
         (8, 64),
         (1, 9),
     ] {
-        set(&near, libc::SOL_UDP, libc::UDP_SEGMENT, segment as libc::c_int);
+        raw::set(&near, libc::SOL_UDP, libc::UDP_SEGMENT, &(segment as libc::c_int)).expect("UDP_SEGMENT");
         let sent = datagram(1, len);
         near.send_to(&sent, there).unwrap_or_else(|error| panic!("{context}: {len} by {segment}: {error}"));
         for (number, expected) in sent.chunks(segment).enumerate() {
