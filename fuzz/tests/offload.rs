@@ -5,9 +5,13 @@
 mod common;
 
 use common::Input;
-use vswitch::offload::checksum;
+use vswitch::batch::FRAME_MAX;
+use vswitch::offload::checksum::{self, Sum};
+use vswitch::offload::coalesce::Coalescer;
 use vswitch::offload::segment::{Checksum, Segmenter};
 use vswitch::offload::{Capabilities, Gso, MAX_TCP_SEGMENTS, Offload, Takes, VNET_HDR_LEN, check_headers};
+use vswitch::wire::ipv4;
+use vswitch::wire::layers::{Layers, protocol};
 
 /// An overlay on the header that would be right: which field, and its new value.
 type Header = (u8, Vec<(u8, u8)>);
@@ -88,4 +92,121 @@ fn cut(frame: &[u8], offload: &Offload, partial: bool) {
     assert!(left.is_empty(), "payload lost");
     assert_eq!(count, offload.segments(frame.len()));
     assert!((2..=MAX_TCP_SEGMENTS).contains(&(count as usize)), "{count} segments");
+}
+
+/// The frame after another of the same flow: bits that say what is different about it, its payload's length, and a byte
+/// to overwrite.
+type Next = (u8, u8, (u8, u8));
+
+/// Never a panic; what is merged can be cut into what it was made of, and what is not merged is unchanged.
+#[test]
+fn coalescing_loses_nothing() {
+    bolero::check!().with_type::<(u8, Option<(u16, u8)>, Vec<Next>)>().with_iterations(5000).for_each(
+        |(kind, patch, list)| {
+            let frames = flow(*kind, *patch, list);
+            let mut buffer = vec![0xaa; VNET_HDR_LEN + FRAME_MAX];
+            let mut left = &frames[..];
+            while let Some((first, rest)) = left.split_first() {
+                let Some(mut coalescer) = Coalescer::start(&mut buffer, first) else {
+                    panic!("does not fit")
+                };
+                let count = 1 + rest.iter().take_while(|frame| coalescer.push(frame)).count();
+                let len = coalescer.finish();
+                let Some((header, frame)) = buffer.split_first_chunk() else { panic!("no room") };
+                let (these, rest) = left.split_at(count);
+                if count == 1 {
+                    assert!(*header == [0; VNET_HDR_LEN] && frame[..len] == *first, "alone but changed");
+                } else {
+                    compare(header, &frame[..len], these);
+                }
+                left = rest;
+            }
+        },
+    );
+}
+
+/// A flow that starts with the good frame of this kind, a byte of it overwritten.
+fn flow(kind: u8, patch: Option<(u16, u8)>, list: &[Next]) -> Vec<Vec<u8>> {
+    // TCP, mostly with payload; extension headers and options, which are never merged, in one of eight.
+    let extended = if kind >> 5 == 1 { 4 } else { 0 };
+    let mut frame = common::frame(&(kind & !4 | 2 | extended, patch.into_iter().collect(), u16::MAX));
+    seal(&mut frame);
+    let mut frames = vec![frame.clone()];
+    for (what, len, patch) in list {
+        let Some(mut this) = follow(&frame, kind & 4 == 0, *what, *len) else { break };
+        frame.clone_from(&this);
+        if what & 7 == 0 {
+            let at = usize::from(patch.0) % this.len();
+            this[at] = patch.1;
+        }
+        if what & 0x38 == 0 {
+            this.resize(this.len().max(60), 0);
+        }
+        if what & 0xc0 != 0 {
+            seal(&mut this);
+        }
+        frames.push(this);
+    }
+    frames
+}
+
+/// The segment behind `frame`, its identification one more or the same.
+fn follow(frame: &[u8], counting: bool, what: u8, len: u8) -> Option<Vec<u8>> {
+    let Layers { ipv4, l3, l4, ip_len, .. } = Layers::parse(frame)?;
+    let mut next = frame.get(..l3 + ip_len?)?.to_vec();
+    let payload = l4 + 4 * usize::from(next.get(l4..l4 + 20)?[12] >> 4);
+    let sent = u32::try_from(next.len().saturating_sub(payload)).ok()?;
+    if what & 0x1f == 1 {
+        next.resize(payload.max(l4 + 20) + usize::from(len), len);
+    }
+    let total_len = u16::try_from(next.len() - l3).ok()?;
+    if ipv4 {
+        let id = u16::from_be_bytes([next[l3 + 4], next[l3 + 5]]).wrapping_add(u16::from(counting));
+        next[l3 + 4..l3 + 6].copy_from_slice(&id.to_be_bytes());
+        next[l3 + 2..l3 + 4].copy_from_slice(&total_len.to_be_bytes());
+    } else {
+        next[l3 + 4..l3 + 6].copy_from_slice(&(total_len - 40).to_be_bytes());
+    }
+    let seq = u32::from_be_bytes([4, 5, 6, 7].map(|at| next[l4 + at])).wrapping_add(sent);
+    next[l4 + 4..l4 + 8].copy_from_slice(&seq.to_be_bytes());
+    seal(&mut next);
+    Some(next)
+}
+
+/// Makes a TCP frame's checksums right, whatever else is wrong with it.
+fn seal(frame: &mut [u8]) {
+    let Some(Layers { ipv4, l3, l4, ip_len: Some(ip_len), .. }) = Layers::parse(frame) else { return };
+    if ipv4 {
+        ipv4::fill_checksum(&mut frame[l3..l4]);
+    }
+    let addresses = if ipv4 { l3 + 12..l3 + 20 } else { l3 + 8..l3 + 40 };
+    let pseudo_sum = Sum::of(&frame[addresses]).word(u16::from(protocol::TCP));
+    let Some(segment) = frame.get_mut(l4..l3 + ip_len).filter(|segment| segment.len() >= 20) else { return };
+    segment[16..18].fill(0);
+    let checksum = pseudo_sum.word(u16::try_from(segment.len()).unwrap_or(0)).bytes(segment).checksum();
+    segment[16..18].copy_from_slice(&checksum);
+}
+
+/// A merged frame against what it was made of.
+fn compare(header: &[u8; VNET_HDR_LEN], frame: &[u8], made_of: &[Vec<u8>]) {
+    let Ok(offload) = Offload::from_virtio(header, frame.len()) else { panic!("our own header") };
+    let (mut admitted, mut head) = (offload, frame.to_vec());
+    assert_eq!(admitted.admit(&mut head, frame.len()), Ok(()));
+    assert!(admitted == offload && head == frame, "something was put right");
+    let Ok(layout) = check_headers(frame, &offload) else { panic!("admitted, then refused") };
+    let Ok(mut segmenter) = Segmenter::new(frame, &offload, Checksum::Complete) else { panic!("admitted") };
+    let id = layout.l3 + 4..layout.l3 + 6;
+    let fixed_id = layout.ipv4 && made_of[0][id.clone()] == made_of[1][id.clone()];
+    assert!(!fixed_id || frame[layout.l3 + 6] & 0x40 != 0, "a constant identification without DF");
+    let mut out = vec![0; segmenter.segment_size_max()];
+    for original in made_of {
+        let Some(len) = segmenter.next_into(&mut out) else { panic!("too few segments") };
+        if fixed_id {
+            out[id.clone()].copy_from_slice(&made_of[0][id.clone()]);
+            ipv4::fill_checksum(&mut out[layout.l3..layout.l4]);
+        }
+        assert!(original.starts_with(&out[..len]), "cut into something else");
+        assert!(original.len() == len || original.len() - layout.l3 <= 46, "more than padding left out");
+    }
+    assert_eq!(segmenter.next_into(&mut out), None, "too many segments");
 }

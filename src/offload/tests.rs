@@ -9,23 +9,23 @@ use crate::wire::ethernet::{EtherType, Tag};
 
 /// All there is to a frame; [`Model::build`] makes it.
 #[derive(Clone, Debug)]
-struct Model {
-    tags: Vec<Tag>,
-    ipv4: bool,
-    tcp: bool,
+pub(super) struct Model {
+    pub(super) tags: Vec<Tag>,
+    pub(super) ipv4: bool,
+    pub(super) tcp: bool,
     /// Options of IPv4, a multiple of 4 bytes.
-    ip_options: Vec<u8>,
+    pub(super) ip_options: Vec<u8>,
     /// IPv6 extension headers: protocol number and contents (8n + 6 bytes).
-    extensions: Vec<(u8, Vec<u8>)>,
-    tcp_options: Vec<u8>,
-    tcp_flags: u8,
-    seq: u32,
-    id: u16,
-    payload: Vec<u8>,
+    pub(super) extensions: Vec<(u8, Vec<u8>)>,
+    pub(super) tcp_options: Vec<u8>,
+    pub(super) tcp_flags: u8,
+    pub(super) seq: u32,
+    pub(super) id: u16,
+    pub(super) payload: Vec<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Field {
+pub(super) enum Field {
     Complete,
     PseudoHeader,
 }
@@ -35,16 +35,16 @@ const DST: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 10, 0, 0, 2, 0, 0, 0, 2];
 const ROUTING: u8 = 43;
 
 impl Model {
-    fn l3(&self) -> usize {
+    pub(super) fn l3(&self) -> usize {
         14 + 4 * self.tags.len()
     }
 
-    fn l4(&self) -> usize {
+    pub(super) fn l4(&self) -> usize {
         let extensions: usize = self.extensions.iter().map(|(_, contents)| 2 + contents.len()).sum();
         self.l3() + if self.ipv4 { 20 + self.ip_options.len() } else { 40 + extensions }
     }
 
-    fn header_len(&self) -> usize {
+    pub(super) fn header_len(&self) -> usize {
         self.l4() + if self.tcp { 20 + self.tcp_options.len() } else { 8 }
     }
 
@@ -113,7 +113,7 @@ impl Model {
         u16::try_from(sum).expect("folded")
     }
 
-    fn build(&self, field: Field) -> Vec<u8> {
+    pub(super) fn build(&self, field: Field) -> Vec<u8> {
         let mut transport = self.transport();
         let value = match field {
             Field::Complete => self.checksum(&transport),
@@ -164,7 +164,7 @@ impl Model {
         }
     }
 
-    fn offload(&self, gso_size: u16) -> Offload {
+    pub(super) fn offload(&self, gso_size: u16) -> Offload {
         Offload {
             needs_csum: true,
             csum_valid: false,
@@ -184,7 +184,7 @@ impl Model {
     }
 
     /// The segments a port without offloads would have been given.
-    fn segments(&self, gso_size: u16) -> Vec<Model> {
+    pub(super) fn segments(&self, gso_size: u16) -> Vec<Model> {
         let count = self.payload.len().div_ceil(usize::from(gso_size));
         let pieces = self.payload.chunks(usize::from(gso_size)).enumerate();
         pieces
@@ -265,7 +265,7 @@ fn models() -> impl Strategy<Value = Model> {
 }
 
 /// A frame and a segment size that cuts it into at least two.
-fn gso_models() -> impl Strategy<Value = (Model, u16)> {
+pub(super) fn gso_models() -> impl Strategy<Value = (Model, u16)> {
     models()
         .prop_filter("two segments", |model| model.payload.len() >= 2)
         .prop_flat_map(|model| {
@@ -354,7 +354,7 @@ fn wrappings() -> impl Strategy<Value = Wrapping> {
     })
 }
 
-fn cut(segmenter: &mut Segmenter<'_>) -> Vec<Vec<u8>> {
+pub(super) fn cut(segmenter: &mut Segmenter<'_>) -> Vec<Vec<u8>> {
     let mut buffer = vec![0xaa; segmenter.segment_size_max()];
     let mut segments = vec![];
     while let Some(len) = segmenter.next_into(&mut buffer) {
@@ -366,7 +366,7 @@ fn cut(segmenter: &mut Segmenter<'_>) -> Vec<Vec<u8>> {
 
 /// Linux's `virtio_net_hdr_to_skb` and what `tun_get_user` and `packet_snd` add to it, for TAP devices: whether they
 /// would take the frame.
-fn kernel_takes(header: &[u8; VNET_HDR_LEN], frame: &[u8]) -> bool {
+pub(super) fn kernel_takes(header: &[u8; VNET_HDR_LEN], frame: &[u8]) -> bool {
     let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
     let (needs_csum, gso_type) = (header[0] & 1 != 0, header[1]);
     let (hdr_len, gso_size, start, offset) = (field(2), field(4), field(6), field(8));
@@ -601,7 +601,7 @@ fn hostile(header: &[u8; VNET_HDR_LEN], frame: &mut [u8]) {
     assert!(payload == frame[layout.payload..], "payload lost");
 }
 
-fn model(ipv4: bool, tcp: bool, payload: usize) -> Model {
+pub(super) fn model(ipv4: bool, tcp: bool, payload: usize) -> Model {
     Model {
         tags: vec![],
         ipv4,

@@ -24,6 +24,8 @@ pub mod field {
 pub const ADDRS_LEN: usize = 12;
 /// Addresses and EtherType, in bytes.
 pub const HEADER_LEN: usize = 14;
+/// Least payload of a frame without tags, in bytes; a shorter one is padded (802.3 clause 3.2.8).
+pub const MIN_PAYLOAD_LEN: usize = 46;
 /// One VLAN tag, in bytes.
 pub const TAG_LEN: usize = 4;
 /// Tags that [`Ethernet::payload`] looks behind; Linux's `VLAN_MAX_DEPTH`.

@@ -24,6 +24,10 @@ pub const CHECKSUM_OFFSET: u16 = 16;
 pub const FIN: u8 = 0x01;
 /// Push.
 pub const PSH: u8 = 0x08;
+/// The acknowledgment number counts.
+pub const ACK: u8 = 0x10;
+/// Congestion was met on the way (RFC 3168).
+pub const ECE: u8 = 0x40;
 /// Congestion window reduced (RFC 3168).
 pub const CWR: u8 = 0x80;
 
