@@ -29,7 +29,7 @@ use vswitch::frame::Outgoing;
 use vswitch::offload::{Capabilities, VNET_HDR_LEN};
 use vswitch::pipeline::{self, Context, Outbox, Workshop};
 use vswitch::port::mem::MemPort;
-use vswitch::port::{Inbound, self, Health, PortQueue, Received};
+use vswitch::port::{self, Health, Inbound, PortQueue, Received};
 use vswitch::spec::{PortKind, VlanMode};
 use vswitch::stats::Counters;
 use vswitch::topology::{Bridge, Port, PortShared, Topology};
@@ -103,6 +103,7 @@ impl Rig {
                 id,
                 device: id,
                 group: 0,
+                guard_local: false,
                 bridge: 0,
                 learning: true,
                 flood: true,
@@ -114,7 +115,8 @@ impl Rig {
             })
         });
         let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, members: ids.clone().collect() };
-        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
+        let topology =
+            Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
         let mut far_ends = Vec::new();
         let queues = ids.map(|_| {
             if !mem {

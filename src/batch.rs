@@ -40,7 +40,12 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Batch { arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(), used: 0, frames: ArrayVec::new(), origin: None }
+        Batch {
+            arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(),
+            used: 0,
+            frames: ArrayVec::new(),
+            origin: None,
+        }
     }
 }
 

@@ -138,8 +138,6 @@ pub struct VxlanSpec {
     pub vni: u32,
     /// Address of this host in the underlay.
     pub local: IpAddr,
-    /// The other ends: each gets a copy of what is flooded.
-    pub remotes: Vec<IpAddr>,
     /// UDP port, here and there.
     pub dstport: u16,
     /// The namespace of the underlay; `None` is the switch's own.
@@ -177,11 +175,57 @@ pub struct PortSettings {
     pub isolated: bool,
     /// A frame may leave by the port it came in.
     pub hairpin: bool,
+    /// Of a tunnel port.
+    pub tunnel: TunnelSettings,
+}
+
+/// What may change while a tunnel port runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TunnelSettings {
+    /// The other ends: each gets a copy of what is flooded.
+    pub remotes: Vec<IpAddr>,
+    /// Frames from anybody else are dropped, not only kept from being learned at once.
+    pub strict_remotes: bool,
+    /// Frames that claim a station known at a port that is no tunnel are dropped.
+    pub guard_local: bool,
+}
+
+impl VxlanSpec {
+    /// Refuses remotes that none can be.
+    ///
+    /// # Errors
+    /// One line with what is wrong.
+    pub fn check(&self, settings: &TunnelSettings) -> Result<(), String> {
+        let local = self.local;
+        let special = |ip: &IpAddr| ip.is_unspecified() || ip.is_multicast();
+        if special(&local) {
+            return Err(format!("{local} is no address of one host: give this host's in the underlay"));
+        }
+        for (index, remote) in settings.remotes.iter().enumerate() {
+            if remote.is_ipv4() != local.is_ipv4() {
+                return Err(format!("local {local} and remote {remote} are not of one IP version"));
+            }
+            if special(remote) || *remote == local {
+                return Err(format!("{remote} is no address of another host"));
+            }
+            if settings.remotes[..index].contains(remote) {
+                return Err(format!("remote {remote} is given twice"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for PortSettings {
     fn default() -> Self {
-        PortSettings { vlan: VlanMode::Default, learning: true, flood: true, isolated: false, hairpin: false }
+        PortSettings {
+            vlan: VlanMode::Default,
+            learning: true,
+            flood: true,
+            isolated: false,
+            hairpin: false,
+            tunnel: TunnelSettings::default(),
+        }
     }
 }
 

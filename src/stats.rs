@@ -69,6 +69,10 @@ drop_reasons! {
     BadTunnelHeader = "bad_tunnel_header",
     /// A tunnelled frame of a network that no port here has.
     UnknownVni = "unknown_vni",
+    /// A tunnelled frame from nobody that this port was told of.
+    UnknownRemote = "unknown_remote",
+    /// A tunnelled frame that claims a station of this side.
+    Guarded = "guarded",
     /// There is no way to the tunnel's other end.
     Unreachable = "unreachable",
     /// Dropped by the kernel before the switch could read it.

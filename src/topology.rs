@@ -69,6 +69,8 @@ pub struct Port {
     pub id: PortId,
     /// The port that operators know: itself, or the tunnel port whose remote it is.
     pub device: PortId,
+    /// Frames that claim a station known at a port that is no tunnel are dropped.
+    pub guard_local: bool,
     /// What comes by one tunnel of a group is not flooded into another; 0 is no tunnel.
     pub group: u16,
     /// Index of its bridge in [`Topology::bridges`].

@@ -19,11 +19,12 @@ use super::{Health, Inbound, PortQueue, Received};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::VNET_HDR_LEN;
+use crate::offload::coalesce::Coalescer;
 use crate::spec::Netns;
 use crate::stats::{Counters, DropReason};
 use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, UdpSocket};
 use crate::sys::{self, netns};
-use crate::tunnel::{arrival, vxlan};
+use crate::tunnel::{Network, Origin, arrival, vxlan};
 
 /// Sockets that one worker sends from, at one endpoint.
 const SENDERS: usize = 8;
@@ -55,7 +56,10 @@ pub struct Endpoint {
 ///
 /// # Errors
 /// The address and the kernel's answer.
-pub fn open_endpoint(place: &Place, workers: usize) -> Result<(Vec<Box<dyn PortQueue>>, Endpoint), sys::Error> {
+pub fn open_endpoint(
+    place: &Place,
+    workers: usize,
+) -> Result<(Vec<Box<dyn PortQueue>>, Endpoint), sys::Error> {
     let target = place.netns.as_ref().map(netns::open).transpose()?;
     let address = SocketAddr::new(place.local, place.port);
     let cannot = |source: io::Error| match source.raw_os_error() {
@@ -65,7 +69,12 @@ pub fn open_endpoint(place: &Place, workers: usize) -> Result<(Vec<Box<dyn PortQ
         ),
         Some(libc::EADDRINUSE) => sys::Error::refused(
             io::ErrorKind::AlreadyExists,
-            format!("UDP port {} of {}{} is taken, perhaps by the kernel's vxlan; choose another --dstport", place.port, place.local, place.within()),
+            format!(
+                "UDP port {} of {}{} is taken, perhaps by the kernel's vxlan; choose another --dstport",
+                place.port,
+                place.local,
+                place.within()
+            ),
         ),
         _ => sys::Error::new(format!("cannot receive at {address}{}", place.within()), source),
     };
@@ -79,7 +88,9 @@ pub fn open_endpoint(place: &Place, workers: usize) -> Result<(Vec<Box<dyn PortQ
     };
     let opened = netns::run_in(target.as_ref().map(AsFd::as_fd), open).and_then(|opened| opened);
     let (receivers, senders) = opened.map_err(cannot)?;
-    let queue = |socket| Box::new(EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None }) as Box<dyn PortQueue>;
+    let queue = |socket| {
+        Box::new(EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None }) as Box<dyn PortQueue>
+    };
     Ok((receivers.into_iter().map(queue).collect(), Endpoint { senders }))
 }
 
@@ -96,7 +107,9 @@ impl Place {
         let target = self.netns.as_ref().map(netns::open).transpose()?;
         let probe = || udp::path_mtu(self.local, remote);
         let mtu = netns::run_in(target.as_ref().map(AsFd::as_fd), probe).and_then(|mtu| mtu);
-        let mtu = mtu.map_err(|source| sys::Error::new(format!("no way to {remote} from {}{}", self.local, self.within()), source))?;
+        let mtu = mtu.map_err(|source| {
+            sys::Error::new(format!("no way to {remote} from {}{}", self.local, self.within()), source)
+        })?;
         Ok(mtu.saturating_sub(overhead(&remote) + 14))
     }
 }
@@ -107,7 +120,8 @@ impl Endpoint {
     pub fn remote(&self, vni: u32, to: SocketAddr) -> Vec<Box<dyn PortQueue>> {
         let queue = |sockets: &Arc<[UdpSocket]>| {
             let (sockets, to) = (Arc::clone(sockets), SockAddr::from(to));
-            Box::new(RemoteQueue { sockets, to, header: vxlan::header(vni), too_big: usize::MAX }) as Box<dyn PortQueue>
+            Box::new(RemoteQueue { sockets, to, header: vxlan::header(vni), too_big: usize::MAX })
+                as Box<dyn PortQueue>
         };
         self.senders.iter().map(queue).collect()
     }
@@ -127,36 +141,68 @@ impl EndpointQueue {
     fn unpack(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> bool {
         let Some((datagrams, mut at)) = self.rest.take() else { return true };
         while at < datagrams.len {
-            let end = (at + datagrams.size).min(datagrams.len);
-            let (datagram, next) = (&self.buffer[at..end], end);
-            let Some((vni, frame)) = vxlan::parse(datagram) else {
-                inbound.counters.drop_frame(DropReason::BadTunnelHeader);
+            let (datagram, next) = self.datagram(&datagrams, at);
+            let Some((network, origin, vni, frame)) = sort(datagram, &datagrams, inbound) else {
                 at = next;
                 continue;
             };
-            let Some(network) = inbound.demux.and_then(|demux| demux.network(vni)) else {
-                inbound.counters.drop_frame(DropReason::UnknownVni);
-                at = next;
-                continue;
-            };
-            let origin = network.origin(&datagrams.source);
             if batch.is_full() || batch.origin.is_some_and(|(before, _)| before != origin) {
                 self.rest = Some((datagrams, at));
                 return false;
             }
             batch.origin = Some((origin, datagrams.source));
-            let spare = batch.spare();
-            if let Some(header) = spare.first_chunk_mut() {
-                arrival::offload(frame, network.frame_max).to_virtio(header);
-            }
-            spare[VNET_HDR_LEN..VNET_HDR_LEN + frame.len()].copy_from_slice(frame);
-            if batch.take(frame.len(), None).is_err() {
+            at = next;
+            let unfinished = arrival::offload(frame, network.frame_max);
+            let Some(mut coalescer) = Coalescer::start(batch.spare(), frame) else {
+                inbound.counters.drop_frame(DropReason::RxTruncated);
+                continue;
+            };
+            let len = if unfinished.needs_csum {
+                let len = coalescer.finish();
+                if let Some(header) = batch.spare().first_chunk_mut() {
+                    unfinished.to_virtio(header);
+                }
+                len
+            } else {
+                while at < datagrams.len {
+                    let (datagram, next) = self.datagram(&datagrams, at);
+                    match vxlan::parse(datagram) {
+                        Some((same, frame)) if same == vni && coalescer.push(frame) => at = next,
+                        _ => break,
+                    }
+                }
+                coalescer.finish()
+            };
+            if batch.take(len, None).is_err() {
                 inbound.counters.drop_frame(DropReason::BadOffload);
             }
-            at = next;
         }
         true
     }
+
+    /// The datagram that begins at `at`, and where the next one does.
+    fn datagram(&self, datagrams: &Datagrams, at: usize) -> (&[u8], usize) {
+        let next = (at + datagrams.size).min(datagrams.len);
+        (&self.buffer[at..next], next)
+    }
+}
+
+/// Whose a datagram is, and the frame in it; one that is nobody's is counted.
+fn sort<'a>(
+    datagram: &'a [u8],
+    datagrams: &Datagrams,
+    inbound: &Inbound<'a>,
+) -> Option<(&'a Network, Origin, u32, &'a [u8])> {
+    let drop = |reason| {
+        inbound.counters.drop_frame(reason);
+        None
+    };
+    let Some((vni, frame)) = vxlan::parse(datagram) else { return drop(DropReason::BadTunnelHeader) };
+    let Some(network) = inbound.demux.and_then(|demux| demux.network(vni)) else {
+        return drop(DropReason::UnknownVni);
+    };
+    let Some(origin) = network.origin(&datagrams.source) else { return drop(DropReason::UnknownRemote) };
+    Some((network, origin, vni, frame))
 }
 
 impl PortQueue for EndpointQueue {
@@ -265,7 +311,8 @@ fn flow_hash(frame: &Outgoing<'_>) -> usize {
             }
             if rest.get(8).is_some_and(|next| matches!(next, 6 | 17)) {
                 let ports = rest.get(42..46).and_then(|ports| ports.first_chunk());
-                hash = mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
+                hash =
+                    mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
             }
         }
         _ => {}
@@ -290,7 +337,9 @@ impl PortQueue for RemoteQueue {
             let (now, later) = left.split_at(run);
             match self.send(now, flow) {
                 Ok(()) => now.iter().for_each(|frame| counters.sent(frame.frame_len(), frame.segments())),
-                Err(error) if run > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {
+                Err(error)
+                    if run > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) =>
+                {
                     self.too_big = self.too_big.min(first.frame_len());
                     continue;
                 }

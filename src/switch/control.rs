@@ -24,7 +24,7 @@ use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::{self, OpenPort};
-use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
+use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
 use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
@@ -216,6 +216,7 @@ impl Control {
         check_name("port", &spec.name)?;
         let bridge = self.bridge(&spec.bridge)?;
         self.check_vlan(&spec.name, bridge, &spec.settings)?;
+        check_tunnel(&spec.name, &spec.kind, &spec.settings)?;
         if let Some(port) = self.ports.values().find(|port| port.spec.name == spec.name) {
             return Err(Error::Exists(format!(
                 "port '{0}' exists already in bridge '{1}'; change it with: vswitchctl port set {0} …",
@@ -260,7 +261,7 @@ impl Control {
         if let PortKind::Vxlan(tunnel) = port.spec.kind.clone() {
             let named = |error| Error::port(&port.spec.name, error);
             self.namespaces.enter(&tunnel.netns).map_err(named)?;
-            let queues = self.open_tunnel(id, &port.spec.name, &tunnel)?;
+            let queues = self.open_tunnel(id, &port.spec, &tunnel)?;
             port.queues = self.crew.len();
             port.open = true;
             return Ok(queues);
@@ -318,13 +319,22 @@ impl Control {
     pub(super) fn set_port(&mut self, name: &str, settings: PortSettings) -> Result<(), Error> {
         let id = self.port(name)?;
         let bridge = self.bridge(&self.ports[&id].spec.bridge)?;
+        check_tunnel(name, &self.ports[&id].spec.kind, &settings)?;
         if self.ports[&id].spec.settings.vlan != settings.vlan {
             self.check_vlan(name, bridge, &settings)?;
         }
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
-        port.spec.settings = settings;
-        drop(self.publish(&[], Vec::new()));
+        let before = std::mem::replace(&mut port.spec.settings, settings);
+        match self.change_remotes(id, &before.tunnel) {
+            Ok((removed, added)) => drop(self.publish(&removed, added)),
+            Err(error) => {
+                if let Some(port) = self.ports.get_mut(&id) {
+                    port.spec.settings = before;
+                }
+                return Err(error);
+            }
+        }
         if vlans_changed {
             // Stations of VLANs that it no longer carries would draw frames that egress then drops.
             let policy = self.policy(id);
@@ -509,8 +519,7 @@ impl Control {
     }
 
     fn release_namespaces(&mut self) {
-        let used: HashSet<Place> =
-            self.ports.values().filter_map(Port::place).collect();
+        let used: HashSet<Place> = self.ports.values().filter_map(Port::place).collect();
         self.namespaces.retain(|place| used.contains(place));
     }
 
@@ -558,6 +567,7 @@ impl Control {
                 id,
                 device: id,
                 group: 0,
+                guard_local: false,
                 bridge,
                 learning: settings.learning,
                 flood: settings.flood,
@@ -624,6 +634,18 @@ fn check_name(what: &str, name: &str) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+/// Refuses remotes that none can be, and any at a port that is no tunnel.
+fn check_tunnel(name: &str, kind: &PortKind, settings: &PortSettings) -> Result<(), Error> {
+    let wrong = |error| Error::Invalid(format!("port '{name}': {error}"));
+    match kind {
+        PortKind::Vxlan(spec) => spec.check(&settings.tunnel).map_err(wrong),
+        _ if settings.tunnel == TunnelSettings::default() => Ok(()),
+        _ => Err(wrong(
+            "'remote', 'strict-remotes' and 'guard-local' are for tunnel ports; leave them out".into(),
+        )),
+    }
 }
 
 fn check_bridge(spec: &BridgeSpec) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -240,12 +241,18 @@ impl Switch {
     }
 
     /// Adds (or replaces) a static entry. Without `vlan`, in a bridge that filters, it is in the VLAN of the port's
-    /// untagged frames.
+    /// untagged frames. Behind a tunnel port with several remotes it is behind one of them.
     ///
     /// # Errors
     /// There is no such port, it does not carry the VLAN, the address is no station's, or the table is full.
-    pub fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
-        self.control().fdb_add(mac, port, vlan)
+    pub fn fdb_add(
+        &self,
+        mac: MacAddr,
+        port: &str,
+        vlan: Option<u16>,
+        remote: Option<IpAddr>,
+    ) -> Result<(), Error> {
+        self.control().fdb_add(mac, port, vlan, remote)
     }
 
     /// Removes an entry, in one VLAN or in all, of any state but local.

@@ -30,6 +30,8 @@ pub struct Network {
     pub remotes: HashMap<IpAddr, PortId>,
     /// Longest frame that fits one packet on the way here, in bytes.
     pub frame_max: usize,
+    /// Whether frames from others than its remotes are dropped.
+    pub strict: bool,
 }
 
 /// Where a frame came from.
@@ -56,13 +58,13 @@ impl Demux {
 }
 
 impl Network {
-    /// Whose a frame from `source` is.
+    /// Whose a frame from `source` is; `None` if nobody's.
     #[inline]
     #[must_use]
-    pub fn origin(&self, source: &IpAddr) -> Origin {
+    pub fn origin(&self, source: &IpAddr) -> Option<Origin> {
         match self.remotes.get(source) {
-            Some(&remote) => Origin::Remote(remote),
-            None => Origin::Stranger(self.port),
+            Some(&remote) => Some(Origin::Remote(remote)),
+            None => (!self.strict).then_some(Origin::Stranger(self.port)),
         }
     }
 }

@@ -40,7 +40,11 @@ mod tests {
     #[test]
     fn as_in_the_rfc() {
         assert_eq!(header(0x12_3456), [8, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
-        assert_eq!(parse(&[8, 1, 2, 3, 0, 0, 5, 9, 0xaa]), Some((5, &[0xaa][..])), "reserved bits are ignored");
+        assert_eq!(
+            parse(&[8, 1, 2, 3, 0, 0, 5, 9, 0xaa]),
+            Some((5, &[0xaa][..])),
+            "reserved bits are ignored"
+        );
         assert_eq!(parse(&[0, 0, 0, 0, 0, 0, 5, 0, 0xaa]), None, "no valid VNI");
         assert_eq!(parse(&[0x88, 0, 0, 0, 0, 0, 5, 0, 0xaa]), None, "an extension");
         assert_eq!(parse(&[8, 0, 0, 0, 0, 0, 5]), None);

@@ -73,13 +73,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
         (PortKind::Vxlan(old), PortKind::Vxlan(new)) => {
-            let list = |list: &Vec<std::net::IpAddr>| match list.as_slice() {
-                [] => "none".to_owned(),
-                list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            };
             all.add("vni", &old.vni, &new.vni, u32::to_string);
             all.add("local", &old.local, &new.local, ToString::to_string);
-            all.add("remote", &old.remotes, &new.remotes, list);
             all.add("dstport", &old.dstport, &new.dstport, u16::to_string);
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
@@ -91,6 +86,14 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
     all.add("flood", &old.flood, &new.flood, switch);
     all.add("isolated", &old.isolated, &new.isolated, switch);
     all.add("hairpin", &old.hairpin, &new.hairpin, switch);
+    let (old, new) = (&old.tunnel, &new.tunnel);
+    let list = |list: &Vec<std::net::IpAddr>| match list.as_slice() {
+        [] => "none".to_owned(),
+        list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    };
+    all.add("remote", &old.remotes, &new.remotes, list);
+    all.add("strict-remotes", &old.strict_remotes, &new.strict_remotes, switch);
+    all.add("guard-local", &old.guard_local, &new.guard_local, switch);
     all.0
 }
 

@@ -388,7 +388,13 @@ impl Checker {
         };
         let vlan = entry_vlan(bridge, port, entry.vlan.map(|vlan| vlan.0))
             .map_err(|error| format!("fdb entry {}: {error}", entry.mac))?;
-        let entry = Entry { bridge: bridge.name.clone(), vlan, mac: entry.mac.0, port: entry.port.clone() };
+        let entry = Entry {
+            bridge: bridge.name.clone(),
+            vlan,
+            mac: entry.mac.0,
+            port: entry.port.clone(),
+            remote: entry.remote,
+        };
         self.place(crate::plan::Step::AddEntry(entry.clone()).to_string(), line)?;
         self.config.layout.entries.insert(entry);
         Ok(())

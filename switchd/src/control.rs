@@ -3,6 +3,8 @@
 //! A trait over exactly the methods of [`Switch`], for one reason: what is built on top (reconciliation with
 //! roll-back, origins, the HTTP layer) is tested against a model in memory, without devices and privileges.
 
+use std::net::IpAddr;
+
 use vswitch::addr::MacAddr;
 use vswitch::spec::{BridgeSpec, PortSettings, PortSpec};
 use vswitch::status::{BridgeStatus, FdbEntry, PortStatus, SwitchStatus};
@@ -22,7 +24,13 @@ pub trait Control: Send + Sync {
     fn ports(&self) -> Vec<PortStatus>;
     fn port(&self, name: &str) -> Result<PortStatus, Error>;
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error>;
-    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error>;
+    fn fdb_add(
+        &self,
+        mac: MacAddr,
+        port: &str,
+        vlan: Option<u16>,
+        remote: Option<IpAddr>,
+    ) -> Result<(), Error>;
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
     fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error>;
     fn stop(self: Box<Self>);
@@ -62,8 +70,14 @@ impl Control for Switch {
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
         Switch::fdb(self, filter)
     }
-    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
-        Switch::fdb_add(self, mac, port, vlan)
+    fn fdb_add(
+        &self,
+        mac: MacAddr,
+        port: &str,
+        vlan: Option<u16>,
+        remote: Option<IpAddr>,
+    ) -> Result<(), Error> {
+        Switch::fdb_add(self, mac, port, vlan, remote)
     }
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
         Switch::fdb_del(self, mac, bridge, vlan)

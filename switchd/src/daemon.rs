@@ -337,7 +337,7 @@ impl Daemon {
         let bridge = self.find_bridge(&port.bridge)?.spec;
         let vlan = entry_vlan(&bridge, &port, request.vlan.map(|vlan| vlan.0)).map_err(Error::Invalid)?;
         let Mac(mac) = request.mac;
-        let entry = Entry { bridge: bridge.name, vlan, mac, port: port.name };
+        let entry = Entry { bridge: bridge.name, vlan, mac, port: port.name, remote: request.remote };
         match self.find_entry(&entry)? {
             Some(existing) if existing.state == FdbState::Dynamic => {}
             Some(existing)
@@ -361,7 +361,7 @@ impl Daemon {
             }
             None => {}
         }
-        self.switch.fdb_add(mac, &entry.port, Some(entry.vlan))?;
+        self.switch.fdb_add(mac, &entry.port, Some(entry.vlan), entry.remote)?;
         let added = self.find_entry(&entry)?.map(|entry| record.fdb_info(entry));
         drop(record);
         added.ok_or_else(|| Error::NotFound(format!("{} was removed meanwhile", Step::AddEntry(entry))))

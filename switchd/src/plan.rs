@@ -20,6 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use vswitch::addr::MacAddr;
 use vswitch::bridge::vlan::{Leaves, VlanPolicy};
@@ -51,6 +52,8 @@ pub struct Entry {
     pub mac: MacAddr,
     /// Port it is behind.
     pub port: String,
+    /// The remote of a tunnel port that it is behind; none if there is only one.
+    pub remote: Option<IpAddr>,
 }
 
 /// The VLAN of a static station behind `port` when `asked` for `vlan`.
@@ -142,7 +145,7 @@ impl Step {
     /// Takes it.
     fn take(&self, switch: &dyn Control) -> Result<(), Error> {
         match self.clone() {
-            Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, Some(entry.vlan)),
+            Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, Some(entry.vlan), entry.remote),
             Step::DelEntry(entry) => match switch.fdb_del(entry.mac, &entry.bridge, Some(entry.vlan)) {
                 // It went with a change of its bridge or port.
                 Err(Error::NotFound(_)) => Ok(()),

@@ -10,7 +10,7 @@ use crate::bridge::vlan::VlanPolicy;
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::pipeline::{self, Context, Outbox, Workshop};
-use crate::port::{Inbound, Health, PortQueue, Received};
+use crate::port::{Health, Inbound, PortQueue, Received};
 use crate::spec::VlanMode;
 use crate::stats::{Counters, DropReason};
 use crate::topology::{Bridge, Port, PortShared, Topology};
@@ -121,6 +121,7 @@ impl Lab {
                 id,
                 device: id,
                 group: 0,
+                guard_local: false,
                 bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,
@@ -131,7 +132,8 @@ impl Lab {
                 shared: Arc::new(PortShared::new(1, setup.mtu, setup.strict_mtu)),
             })
         });
-        let topology = Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
+        let topology =
+            Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
         let trays = vec![(); topology.ports.len()].into_iter().map(|()| Tray::default()).collect::<Vec<_>>();
         let mut outbox = Outbox::default();
         outbox.resize(trays.len());

@@ -404,11 +404,51 @@ fn every_drop_reason_is_counted() {
     lab.hear(0, frame(station(2), station(1), 0));
     note(&lab, 0, DropReason::VlanEgress);
 
+    let mut lab = Lab::plain(2);
+    lab.hear(1, frame(ALL, station(2), 0));
+    (lab.port_mut(0).group, lab.port_mut(0).guard_local) = (1, true);
+    lab.hear(0, frame(ALL, station(2), 0));
+    note(&lab, 0, DropReason::Guarded);
+
     // `tx_full` is in `switch.rs`, where there is a queue to fill. The rest only a device can cause.
-    let elsewhere = ["tx_full", "tx_error", "port_down", "rx_truncated", "rx_error", "rx_missed"];
+    let elsewhere = [
+        "tx_full",
+        "tx_error",
+        "port_down",
+        "rx_truncated",
+        "rx_error",
+        "rx_missed",
+        "bad_tunnel_header",
+        "unknown_vni",
+        "unknown_remote",
+        "unreachable",
+    ];
     for reason in DropReason::ALL {
         assert!(seen.contains(reason.name()) != elsewhere.contains(&reason.name()), "{}", reason.name());
     }
+}
+
+/// What comes by a tunnel is flooded to everybody but tunnels, and goes to one station wherever it is, but not back to the
+/// tunnel port that it came by, whichever remote.
+#[test]
+fn tunnels_do_not_flood_into_each_other() {
+    let mut lab = Lab::plain(4);
+    for remote in 1..4 {
+        lab.port_mut(remote).group = 1;
+    }
+    lab.port_mut(2).device = PortId(1);
+    lab.hear(1, frame(ALL, station(1), 0));
+    assert_eq!(lab.sent_counts(), [1, 0, 0, 0]);
+    lab.hear(0, frame(ALL, station(9), 0));
+    assert_eq!(lab.sent_counts(), [0, 1, 1, 1]);
+    for remote in [2, 3] {
+        lab.hear(remote, frame(ALL, station(remote), 0));
+        lab.sent();
+    }
+    lab.hear(1, frame(station(2), station(1), 0));
+    assert_eq!(lab.sent_counts(), [0, 0, 0, 0], "another remote of the same port");
+    lab.hear(1, frame(station(3), station(1), 0));
+    assert_eq!(lab.sent_counts(), [0, 0, 0, 1], "another tunnel port");
 }
 
 proptest! {

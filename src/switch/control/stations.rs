@@ -50,6 +50,7 @@ impl Control {
         mac: MacAddr,
         port: &str,
         vlan: Option<u16>,
+        remote: Option<IpAddr>,
     ) -> Result<(), Error> {
         if !mac.is_station() {
             return Err(Error::Invalid(format!(
@@ -71,11 +72,14 @@ impl Control {
                 Error::Invalid(format!("port '{port}' is a trunk without native VLAN; say which with --vlan"))
             })?,
         };
-        let id = match self.ports[&id].spec.kind {
-            PortKind::Vxlan(_) => self.tunnels.only_remote(id).ok_or_else(|| {
-                Error::Invalid(format!("port '{port}' has several remotes, or none: an entry is behind one of them"))
-            })?,
-            _ => id,
+        let id = match (&self.ports[&id].spec.kind, remote) {
+            (PortKind::Vxlan(_), remote) => self.remote_for(id, remote)?,
+            (_, None) => id,
+            (_, Some(remote)) => {
+                return Err(Error::Invalid(format!(
+                    "port '{port}' is no tunnel and has no remote {remote}; leave it out"
+                )));
+            }
         };
         match bridge.fdb.insert_static(Key::new(mac, vid), id) {
             Ok(_) => Ok(()),

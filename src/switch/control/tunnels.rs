@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::{Control, Port, count, counters};
 use crate::addr::PortId;
+use crate::bridge::fdb::{Entry, Key, Kind};
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::vxlan::{self, Place};
-use crate::spec::{PortKind, PortSettings, VxlanSpec};
+use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, VxlanSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
@@ -18,6 +19,8 @@ use crate::tunnel::{Demux, Network};
 
 /// Remotes that a port gets to know by their frames, at most.
 const STRANGERS_MAX: usize = 1024;
+/// MTU inside where the way is not known yet: Ethernet's, less the headers around.
+const DEFAULT_MTU: u32 = 1450;
 /// Every tunnel port is in one group: what comes by one is not flooded into another.
 const GROUP: u16 = 1;
 
@@ -67,12 +70,6 @@ impl Tunnels {
         self.remotes.iter().filter(move |(_, remote)| remote.port == port).map(|(&id, remote)| (id, remote))
     }
 
-    /// The remote of a port that a static entry is behind, if only one can be meant.
-    pub(super) fn only_remote(&self, port: PortId) -> Option<PortId> {
-        let mut configured = self.of(port).filter(|(_, remote)| !remote.learned);
-        configured.next().filter(|_| configured.next().is_none()).map(|(id, _)| id)
-    }
-
     /// Least MTU of the ways to a port's remotes.
     pub(super) fn mtu(&self, port: PortId) -> Option<u32> {
         self.of(port).map(|(_, remote)| remote.mtu).min()
@@ -92,14 +89,20 @@ impl Tunnels {
 
     /// The highest id in use.
     pub(super) fn last_id(&self) -> Option<PortId> {
-        self.remotes.keys().next_back().copied()
+        self.remotes.keys().next_back().max(self.endpoints.keys().next_back()).copied()
     }
 }
 
 impl Control {
     /// Opens what a tunnel port needs: its endpoint, unless another port has it already, and a way to each remote. Nothing is
     /// changed when that fails.
-    pub(super) fn open_tunnel(&mut self, port: PortId, name: &str, spec: &VxlanSpec) -> Result<Queues, Error> {
+    pub(super) fn open_tunnel(
+        &mut self,
+        port: PortId,
+        whole: &PortSpec,
+        spec: &VxlanSpec,
+    ) -> Result<Queues, Error> {
+        let name = whole.name.as_str();
         let named = |error| Error::port(name, error);
         let place = place(spec);
         let same = |other: &&Port| match &other.spec.kind {
@@ -114,12 +117,9 @@ impl Control {
                 other.spec.name
             )));
         }
-        // A remote that cannot be reached now may be later.
-        let mtus: Vec<u32> = spec.remotes.iter().map(|&remote| place.inner_mtu(remote).unwrap_or(1450)).collect();
-        let existing = self.tunnels.endpoints.iter().find(|(_, endpoint)| endpoint.place == place);
         let mut queues = Queues::new();
-        let endpoint = match existing {
-            Some((&id, _)) => id,
+        let endpoint = match self.endpoint_of(spec) {
+            Some(id) => id,
             None => {
                 let (receivers, sockets) = vxlan::open_endpoint(&place, self.crew.len()).map_err(named)?;
                 let id = self.free_id_beside(&[port])?;
@@ -129,34 +129,120 @@ impl Control {
                 id
             }
         };
-        for (&remote, mtu) in spec.remotes.iter().zip(mtus) {
-            match self.add_remote(port, endpoint, spec, remote, mtu, false) {
+        for &remote in &whole.settings.tunnel.remotes {
+            match self.add_remote(port, endpoint, (name, spec), remote, false) {
                 Ok(queue) => queues.push(queue),
                 Err(error) => {
                     drop(self.forget_tunnel(port));
                     return Err(error);
                 }
             }
-            if mtu < 1500 {
-                tracing::info!(
-                    "port '{name}': frames of more than {mtu} bytes go to {remote} in fragments; \
-                     better give the stations an MTU of {mtu}"
-                );
-            }
         }
         Ok(queues)
+    }
+
+    /// Makes a tunnel port's remotes those of its settings, which were `before`; the others do not notice. Returns the ids to
+    /// remove and the queues to add.
+    pub(super) fn change_remotes(
+        &mut self,
+        port: PortId,
+        before: &TunnelSettings,
+    ) -> Result<(Vec<PortId>, Queues), Error> {
+        let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else {
+            return Ok(Default::default());
+        };
+        let (name, wanted) = (spec.name.clone(), spec.settings.tunnel.remotes.clone());
+        let PortKind::Vxlan(spec) = spec.kind.clone() else { return Ok(Default::default()) };
+        let Some(endpoint) = self.endpoint_of(&spec) else { return Ok(Default::default()) };
+        let gone =
+            |remote: &Remote| before.remotes.contains(&remote.address) && !wanted.contains(&remote.address);
+        let gone: Vec<PortId> =
+            self.tunnels.of(port).filter(|(_, remote)| gone(remote)).map(|(id, _)| id).collect();
+        self.check_unused(&gone)?;
+        let mut added = Queues::new();
+        for &address in wanted.iter().filter(|address| !before.remotes.contains(address)) {
+            let known = self
+                .tunnels
+                .remotes
+                .values_mut()
+                .find(|known| known.port == port && known.address == address);
+            if let Some(known) = known {
+                known.learned = false;
+                continue;
+            }
+            match self.add_remote(port, endpoint, (&name, &spec), address, false) {
+                Ok(queue) => added.push(queue),
+                Err(error) => {
+                    for (id, _) in &added {
+                        self.tunnels.remotes.remove(id);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for id in &gone {
+            self.tunnels.remotes.remove(id);
+        }
+        for bridge in &self.bridges {
+            bridge.fdb.flush(|_, entry| gone.contains(&entry.port));
+        }
+        Ok((gone, added))
+    }
+
+    /// Refuses to remove a remote that a static entry is behind.
+    fn check_unused(&self, remotes: &[PortId]) -> Result<(), Error> {
+        for bridge in &self.bridges {
+            let used =
+                |(_, entry): &(Key, Entry)| entry.kind == Kind::Static && remotes.contains(&entry.port);
+            if let Some((key, _)) = bridge.fdb.iter().find(used) {
+                return Err(Error::Invalid(format!(
+                    "static entry {0} is behind that remote; remove it first with: vswitchctl fdb del {0} --bridge {1}",
+                    key.mac(),
+                    bridge.spec.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn endpoint_of(&self, spec: &VxlanSpec) -> Option<PortId> {
+        let place = place(spec);
+        self.tunnels.endpoints.iter().find(|(_, endpoint)| endpoint.place == place).map(|(&id, _)| id)
+    }
+
+    /// The remote of a tunnel port that a static entry is to be behind.
+    pub(super) fn remote_for(&self, port: PortId, address: Option<IpAddr>) -> Result<PortId, Error> {
+        let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
+        let all: Vec<_> = self.tunnels.of(port).collect();
+        let found = match address {
+            Some(address) => all.iter().find(|(_, remote)| remote.address == address),
+            None => all.first().filter(|_| all.len() == 1),
+        };
+        found.map(|&(id, _)| id).ok_or_else(|| {
+            let existing: Vec<String> = all.iter().map(|(_, remote)| remote.address.to_string()).collect();
+            let what = address
+                .map_or("say behind which remote with --remote".to_owned(), |ip| format!("no remote {ip}"));
+            Error::Invalid(format!("port '{name}': {what}; existing: {}", existing.join(", ")))
+        })
     }
 
     fn add_remote(
         &mut self,
         port: PortId,
         endpoint: PortId,
-        spec: &VxlanSpec,
+        (name, spec): (&str, &VxlanSpec),
         address: IpAddr,
-        mtu: u32,
         learned: bool,
     ) -> Result<(PortId, Vec<Box<dyn PortQueue>>), Error> {
         let id = self.free_id_beside(&[port])?;
+        // One that cannot be reached now may be later.
+        let mtu = place(spec).inner_mtu(address).unwrap_or(DEFAULT_MTU);
+        if mtu < 1500 {
+            tracing::info!(
+                "port '{name}': frames with more than {mtu} bytes of payload go to {address} in fragments; \
+                 better give the stations an MTU of {mtu}"
+            );
+        }
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
         shared.set_segment_max(mtu + 14);
         let Some(endpoint) = self.tunnels.endpoints.get(&endpoint) else {
@@ -196,22 +282,21 @@ impl Control {
         if known || strangers >= STRANGERS_MAX {
             return;
         }
-        let place = place(&tunnel);
-        let endpoint = self.tunnels.endpoints.iter().find(|(_, endpoint)| endpoint.place == place);
-        let Some((&endpoint, _)) = endpoint else { return };
-        let mtu = place.inner_mtu(address).unwrap_or(1450);
-        if let Ok(queue) = self.add_remote(port, endpoint, &tunnel, address, mtu, true) {
+        let name = spec.name.clone();
+        let Some(endpoint) = self.endpoint_of(&tunnel) else { return };
+        if let Ok(queue) = self.add_remote(port, endpoint, (&name, &tunnel), address, true) {
             drop(self.publish(&[], vec![queue]));
         }
     }
 
     /// The remotes of an open tunnel port, and the port itself for frames from strangers, as the workers see them.
     pub(super) fn tunnel_ports(&self, id: PortId, port: &Port, bridge: usize) -> Vec<topology::Port> {
-        let PortSettings { learning, flood, isolated, hairpin, .. } = port.spec.settings;
+        let PortSettings { learning, flood, isolated, hairpin, ref tunnel, .. } = port.spec.settings;
         let make = |id, device, learning, shared: &Arc<PortShared>| topology::Port {
             id,
             device,
             group: GROUP,
+            guard_local: tunnel.guard_local,
             bridge,
             learning,
             flood,
@@ -238,8 +323,9 @@ impl Control {
                     && place(spec) == endpoint.place
                 {
                     let remotes = self.tunnels.of(port).map(|(id, remote)| (remote.address, id)).collect();
-                    let frame_max = self.tunnels.mtu(port).unwrap_or(1450) as usize + 18;
-                    demux.insert(spec.vni, Network { port, remotes, frame_max });
+                    let frame_max = self.tunnels.mtu(port).unwrap_or(DEFAULT_MTU) as usize + 18;
+                    let strict = known.spec.settings.tunnel.strict_remotes;
+                    demux.insert(spec.vni, Network { port, remotes, frame_max, strict });
                 }
             }
             (id, topology::Endpoint { demux, counters: Arc::clone(&endpoint.counters) })

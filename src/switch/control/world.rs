@@ -120,7 +120,8 @@ impl Control {
             .iter()
             .filter(|(_, port)| {
                 !port.open
-                    && (port.queues == 0 || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Vxlan(_)))
+                    && (port.queues == 0
+                        || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Vxlan(_)))
             })
             .map(|(&id, _)| id)
             .collect();

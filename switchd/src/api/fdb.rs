@@ -1,5 +1,7 @@
 //! Stations as asked for.
 
+use std::net::IpAddr;
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -21,6 +23,11 @@ pub struct FdbAdd {
     #[arg(long, value_name = "VID")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<StationVlan>,
+    /// Remote of a tunnel port that it is behind [default: its only one]
+    #[arg(long, value_name = "IP")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub remote: Option<IpAddr>,
 }
 
 impl FdbAdd {

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, VlanMode, VxlanSpec};
+use vswitch::spec::{
+    Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode, VxlanSpec,
+};
 use vswitch::tunnel::vxlan::{PORT, VNI_MAX};
 
-use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many};
+use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
 use super::{check_ifname, check_name};
 
 /// What kind of port.
@@ -88,6 +90,19 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub hairpin: Option<bool>,
+            /// Address of another end, which gets a copy of what is flooded; may be repeated. On 'set', all of them
+            #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_or_many")]
+            #[schema(value_type = Option<Vec<String>>)]
+            pub remote: Option<Vec<IpAddr>>,
+            /// Drop what comes from others than the remotes [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub strict_remotes: Option<bool>,
+            /// Drop what claims a station known at a port that is no tunnel [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub guard_local: Option<bool>,
         }
 
         impl $name {
@@ -105,6 +120,11 @@ macro_rules! with_port_settings {
                     flood: self.flood.unwrap_or(settings.flood),
                     isolated: self.isolated.unwrap_or(settings.isolated),
                     hairpin: self.hairpin.unwrap_or(settings.hairpin),
+                    tunnel: TunnelSettings {
+                        remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
+                        strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
+                        guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
+                    },
                 })
             }
         }
@@ -169,11 +189,6 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub local: Option<IpAddr>,
-        /// Address of another end, which gets a copy of what is flooded; may be repeated
-        #[arg(long, value_name = "IP", help_heading = "Tunnels")]
-        #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
-        #[schema(value_type = Vec<String>)]
-        pub remote: Vec<IpAddr>,
         /// UDP port at both ends [default: 4789]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Tunnels")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,11 +303,17 @@ impl PortAdd {
     /// Refuses options that mean nothing for this type, rather than ignore them.
     fn check_fitting(&self, owner: &str) -> Result<(), String> {
         let given = [
-            ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[PortType]),
+            (
+                "ifname",
+                self.ifname.is_some(),
+                &[PortType::Tap, PortType::Packet, PortType::Internal] as &[PortType],
+            ),
             ("netns", self.netns.is_some(), &[PortType::Tap, PortType::Packet, PortType::Vxlan]),
             ("vni", self.vni.is_some(), &[PortType::Vxlan]),
             ("local", self.local.is_some(), &[PortType::Vxlan]),
-            ("remote", !self.remote.is_empty(), &[PortType::Vxlan]),
+            ("remote", self.remote.is_some(), &[PortType::Vxlan]),
+            ("strict-remotes", self.strict_remotes.is_some(), &[PortType::Vxlan]),
+            ("guard-local", self.guard_local.is_some(), &[PortType::Vxlan]),
             ("dstport", self.dstport.is_some(), &[PortType::Vxlan]),
             ("mac", self.mac.is_some(), &[PortType::Tap, PortType::Internal]),
             ("mtu", self.mtu.is_some(), &[PortType::Tap, PortType::Internal]),
@@ -321,26 +342,14 @@ impl PortAdd {
         if vni > VNI_MAX {
             return Err(format!("{owner}: VNI {vni} is not between 0 and {VNI_MAX}"));
         }
-        let special = |ip: &IpAddr| ip.is_unspecified() || ip.is_multicast();
-        if special(&local) {
-            return Err(format!("{owner}: {local} is no address of one host: give this host's in the underlay"));
-        }
-        for (index, remote) in self.remote.iter().enumerate() {
-            if remote.is_ipv4() != local.is_ipv4() {
-                return Err(format!("{owner}: local {local} and remote {remote} are not of one IP version"));
-            }
-            if special(remote) || *remote == local {
-                return Err(format!("{owner}: {remote} is no address of another host"));
-            }
-            if self.remote[..index].contains(remote) {
-                return Err(format!("{owner}: remote {remote} is given twice"));
-            }
-        }
         let dstport = self.dstport.unwrap_or(PORT);
         if dstport == 0 {
             return Err(format!("{owner}: 0 is no UDP port to receive at"));
         }
-        Ok(VxlanSpec { vni, local, remotes: self.remote.clone(), dstport, netns })
+        let spec = VxlanSpec { vni, local, dstport, netns };
+        let settings = self.over(&self.name, &PortSettings::default())?;
+        spec.check(&settings.tunnel).map_err(|error| format!("{owner}: {error}"))?;
+        Ok(spec)
     }
 
     fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {

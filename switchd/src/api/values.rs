@@ -377,6 +377,15 @@ where
     deserializer.deserialize_any(Many(PhantomData))
 }
 
+/// The same for what may be absent.
+pub(crate) fn some_or_many<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + FromStr<Err: fmt::Display>,
+{
+    one_or_many(deserializer).map(Some)
+}
+
 /// Reads `on` or `off` on a command line; JSON and TOML have booleans for it.
 pub(crate) fn on_off() -> clap::builder::ValueParser {
     use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vswitch::addr::MacAddr;
@@ -161,7 +162,12 @@ impl Control for Model {
         if !inner.bridge(&spec.bridge)?.vlan_filtering && spec.settings.vlan != VlanMode::Default {
             return Err(unaware_refusal(&spec.name, &spec.bridge));
         }
-        if let Some(other) = inner.layout.ports.iter().find(|other| interface(other).is_some() && interface(other) == interface(&spec)) {
+        if let Some(other) = inner
+            .layout
+            .ports
+            .iter()
+            .find(|other| interface(other).is_some() && interface(other) == interface(&spec))
+        {
             return Err(Error::Exists(format!(
                 "port '{}': interface is that of '{}'",
                 spec.name, other.name
@@ -241,14 +247,20 @@ impl Control for Model {
             vlan: entry.vlan,
             bridge: entry.bridge.clone(),
             port: entry.port.clone(),
-            remote: None,
+            remote: entry.remote,
             state,
             age_secs: 0,
         };
         Ok(stations.filter(|(entry, _)| wanted(entry)).map(entry).collect())
     }
 
-    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
+    fn fdb_add(
+        &self,
+        mac: MacAddr,
+        port: &str,
+        vlan: Option<u16>,
+        remote: Option<IpAddr>,
+    ) -> Result<(), Error> {
         let mut inner = self.inner();
         let bridge = inner.port(port)?.bridge.clone();
         let vlan = vlan.filter(|&vlan| vlan != 0);
@@ -256,7 +268,7 @@ impl Control for Model {
             return Err(Error::Invalid(format!("{mac}: a VLAN is for filtering bridges")));
         }
         inner.change("entry")?;
-        let entry = Entry { bridge, vlan: vlan.unwrap_or(0), mac, port: port.to_owned() };
+        let entry = Entry { bridge, vlan: vlan.unwrap_or(0), mac, port: port.to_owned(), remote };
         let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
         inner.layout.entries.retain(|e| !same(e));
         inner.learned.retain(|e| !same(e));
@@ -324,8 +336,14 @@ impl Control for std::sync::Arc<Model> {
     fn fdb(&self, filter: &FdbFilter) -> Result<Vec<FdbEntry>, Error> {
         Model::fdb(self, filter)
     }
-    fn fdb_add(&self, mac: MacAddr, port: &str, vlan: Option<u16>) -> Result<(), Error> {
-        Model::fdb_add(self, mac, port, vlan)
+    fn fdb_add(
+        &self,
+        mac: MacAddr,
+        port: &str,
+        vlan: Option<u16>,
+        remote: Option<IpAddr>,
+    ) -> Result<(), Error> {
+        Model::fdb_add(self, mac, port, vlan, remote)
     }
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
         Model::fdb_del(self, mac, bridge, vlan)

@@ -40,7 +40,9 @@ impl Daemon {
     fn stations(&self) -> Result<Vec<Entry>, Error> {
         let all = self.switch.fdb(&FdbFilter::default())?.into_iter();
         let fixed = all.filter(|entry| entry.state == FdbState::Static);
-        Ok(fixed.map(|e| Entry { bridge: e.bridge, vlan: e.vlan, mac: e.mac, port: e.port }).collect())
+        Ok(fixed
+            .map(|e| Entry { bridge: e.bridge, vlan: e.vlan, mac: e.mac, port: e.port, remote: e.remote })
+            .collect())
     }
 
     /// Makes the configuration's objects what `config` says.
@@ -156,11 +158,15 @@ fn is_entry(one: &Entry, other: &Entry) -> bool {
 
 /// What became of one of the configuration's `ours`: it may have followed its bridge into another VLAN, or be gone.
 fn current(entry: &Entry, stations: &[Entry], ours: &BTreeSet<Entry>) -> Option<Entry> {
-    let moved = |there: &&Entry| {
+    let same = |there: &&Entry| {
         (&there.bridge, there.mac, &there.port) == (&entry.bridge, entry.mac, &entry.port)
-            && !ours.contains(there)
+            && entry.remote.is_none_or(|remote| there.remote == Some(remote))
     };
-    stations.iter().find(|there| *there == entry).or_else(|| stations.iter().find(moved)).cloned()
+    let moved = |there: &&Entry| same(there) && !ours.iter().any(|ours| is_entry(ours, there));
+    let unmoved = |there: &&Entry| same(there) && there.vlan == entry.vlan;
+    let there = stations.iter().find(unmoved).or_else(|| stations.iter().find(moved))?;
+    // Its remote as it was asked for: none stands for the only one.
+    Some(Entry { vlan: there.vlan, ..entry.clone() })
 }
 
 /// Has stations of run time survive that the ports of the configuration they are behind are made anew. Returns those that

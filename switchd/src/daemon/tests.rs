@@ -103,8 +103,13 @@ fn static_stations_are_in_the_ports_vlan() {
     assert!(matches!(add("a", None, false), Err(Error::Exists(_))));
     assert_eq!(add("a", Some(10), true).unwrap().port, "a");
 
-    let learned =
-        Entry { bridge: "br0".into(), vlan: 11, mac: MacAddr([2, 0, 0, 0, 0, 1]), port: "t".into() };
+    let learned = Entry {
+        bridge: "br0".into(),
+        vlan: 11,
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        port: "t".into(),
+        remote: None,
+    };
     model.inner().learned.insert(learned);
     assert_eq!(
         add("t", Some(11), false).unwrap().state,

@@ -66,6 +66,7 @@ fn layout() -> impl Strategy<Value = Layout> {
                 vlan: if bridge.vlan_filtering { vlan.unwrap_or(1) } else { 0 },
                 mac: MacAddr([2, 0, 0, 0, 0, mac]),
                 port: port.name.clone(),
+                remote: None,
             };
             let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
             if !layout.entries.iter().any(same) {

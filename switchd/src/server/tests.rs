@@ -114,7 +114,7 @@ fn objects_live_and_die() {
     assert_eq!(server.ask("GET", "/v1/ports/p1", "").1["state"], "up");
 
     let (status, entry) = server.ask("POST", "/v1/fdb", r#"{"mac": "02:00:00:00:00:05", "port": "p1"}"#);
-    let expected = json!({"mac": "02:00:00:00:00:05", "vlan": 1, "bridge": "br0", "port": "p1", "state": "static", "age_secs": 0, "origin": "runtime"});
+    let expected = json!({"mac": "02:00:00:00:00:05", "vlan": 1, "bridge": "br0", "port": "p1", "state": "static", "age_secs": 0, "origin": "runtime", "remote": null});
     assert_eq!((status, &entry), (201, &expected));
     assert_eq!(server.ask("GET", "/v1/fdb?bridge=br0&vlan=1", ""), (200, json!([expected])));
     assert_eq!(server.ask("GET", "/v1/fdb?vlan=2", ""), (200, json!([])));

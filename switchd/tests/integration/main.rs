@@ -16,6 +16,7 @@ mod oracle;
 mod ports;
 mod settings;
 mod traffic;
+mod tunnels;
 mod vlan;
 
 use std::process::ExitCode;
@@ -84,6 +85,13 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::a_million_addresses", faults::a_million_addresses),
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
+    ("tunnels::with_the_kernel", tunnels::with_the_kernel),
+    ("tunnels::three_hosts", tunnels::three_hosts),
+    ("tunnels::remotes_change", tunnels::remotes_change),
+    ("tunnels::strange_datagrams", tunnels::strange_datagrams),
+    ("tunnels::refused", tunnels::refused),
+    ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

@@ -38,7 +38,7 @@ pub struct Station<'a> {
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
     pub mtu: u32,
-    switch: &'a Ns,
+    pub switch: &'a Ns,
 }
 
 impl<'a> Station<'a> {

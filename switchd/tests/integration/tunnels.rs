@@ -1,0 +1,313 @@
+//! VXLAN: between two of ours, and between ours and the kernel's.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::harness::daemon::{Daemon, mac_text};
+use crate::harness::frame::{BROADCAST, Mac, station, test_frame};
+use crate::harness::net::Ns;
+use crate::harness::raw::Raw;
+use crate::harness::stream::{Kind, Station, tcp, udp};
+use crate::harness::{Outcome, eventually};
+
+/// Hosts on one underlay, a kernel bridge in a namespace of its own: host N has 172.16.0.N and fd16::N.
+struct Underlay {
+    hosts: Vec<Ns>,
+    _wire: Ns,
+}
+
+impl Underlay {
+    fn new(hosts: usize) -> Underlay {
+        let wire = Ns::new("u");
+        wire.ip("link add br0 type bridge mcast_snooping 0; link set br0 up");
+        let hosts = (1..=hosts).map(|n| {
+            let host = Ns::with_ipv6("h");
+            wire.veth(&format!("h{n}"), &host, "wire", 1500);
+            wire.ip(&format!("link set h{n} master br0"));
+            host.ip(&format!("addr add 172.16.0.{n}/24 dev wire; addr add fd16::{n}/64 dev wire nodad"));
+            host
+        });
+        Underlay { hosts: hosts.collect(), _wire: wire }
+    }
+
+    /// A switch on host `n`, with a tunnel to the others.
+    fn switch(&self, n: usize, v6: bool) -> Daemon {
+        let daemon = Daemon::start(&self.hosts[n - 1]);
+        daemon.ctl("bridge add br0");
+        daemon.ctl(&format!(
+            "port add vx0 --bridge br0 --type vxlan --vni 42 --local {} {}",
+            at(n, v6),
+            self.remotes(n, v6)
+        ));
+        daemon
+    }
+
+    fn remotes(&self, n: usize, v6: bool) -> String {
+        let others = (1..=self.hosts.len()).filter(|other| *other != n);
+        others.map(|other| format!("--remote {} ", at(other, v6))).collect()
+    }
+}
+
+fn at(host: usize, v6: bool) -> String {
+    if v6 { format!("fd16::{host}") } else { format!("172.16.0.{host}") }
+}
+
+/// TCP and UDP of every size between stations on two hosts, over IPv4 and IPv6, with an MTU that fits and one that does not.
+pub fn between_two_of_ours() -> Outcome {
+    for v6 in [false, true] {
+        let underlay = Underlay::new(2);
+        let (near, far) = (underlay.switch(1, v6), underlay.switch(2, v6));
+        for (round, mtu) in [(0, if v6 { 1430 } else { 1450 }), (2, 1500)] {
+            let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+            let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1 + round, mtu, "");
+            let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Tap, 2 + round, mtu, "");
+            tcp(&a, &b, false, 8 << 20);
+            tcp(&a, &b, true, 8 << 20);
+            udp(&a, &b, false);
+            udp(&a, &b, true);
+        }
+        let remote = &near.port("vx0")["tunnel"]["remotes"][0];
+        assert_eq!(
+            (&remote["address"], &remote["mtu"]),
+            (&at(2, v6).into(), &(if v6 { 1430 } else { 1450 }).into())
+        );
+        assert!(remote["counters"]["rx_frames"].as_u64() > Some(100), "{remote}");
+        let stats = far.stats("vx0");
+        assert!(
+            stats["rx_segments"].as_u64() > stats["rx_frames"].as_u64(),
+            "segments are merged again: {stats}"
+        );
+        let learned = near.json("fdb show --port vx0");
+        assert_eq!(learned[0]["remote"], at(2, v6), "{learned}");
+    }
+    Ok(())
+}
+
+/// The kernel's own device at the other end.
+pub fn with_the_kernel() -> Outcome {
+    for v6 in [false, true] {
+        let underlay = Underlay::new(2);
+        let near = underlay.switch(1, v6);
+        let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+        let host = &underlay.hosts[1];
+        host.ip(&format!(
+            "link add vx0 type vxlan id 42 local {} remote {} dstport 4789; \
+             link add br0 type bridge mcast_snooping 0; link set vx0 master br0; link set vx0 up; link set br0 up",
+            at(2, v6),
+            at(1, v6)
+        ));
+        let mtu = if v6 { 1430 } else { 1450 };
+        host.veth("p2", &right, "packet2", mtu);
+        host.ip("link set p2 master br0");
+        right.ip("addr add 10.9.0.2/24 dev packet2; addr add fd09::2/64 dev packet2 nodad");
+        let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, mtu, "");
+        let b = Station {
+            kind: Kind::Packet,
+            ns: &right,
+            ifname: "packet2".into(),
+            v4: Ipv4Addr::new(10, 9, 0, 2),
+            v6: "fd09::2".parse().expect("an address"),
+            mtu,
+            switch: host,
+        };
+        let began = Instant::now();
+        tcp(&a, &b, false, 8 << 20);
+        tcp(&a, &b, true, 8 << 20);
+        assert!(began.elapsed() < Duration::from_secs(10), "it crawls: {:?}", began.elapsed());
+        udp(&a, &b, false);
+        udp(&a, &b, true);
+        for reason in ["bad_offload", "bad_tunnel_header", "unknown_vni", "tx_error", "too_long"] {
+            assert_eq!(near.drops("vx0", reason), 0, "{reason}");
+        }
+        let stats = near.stats("vx0");
+        assert!(
+            stats["rx_segments"].as_u64() > stats["rx_frames"].as_u64(),
+            "segments are merged again: {stats}"
+        );
+    }
+    Ok(())
+}
+
+/// What is flooded reaches every host once, and comes back to nobody; unicast goes to one host alone.
+pub fn three_hosts() -> Outcome {
+    let underlay = Underlay::new(3);
+    let daemons: Vec<Daemon> = (1..=3).map(|n| underlay.switch(n, false)).collect();
+    let wires: Vec<Ns> = (0..3).map(|_| Ns::new("s")).collect();
+    let raws: Vec<Raw> = daemons
+        .iter()
+        .zip(&wires)
+        .map(|(daemon, wire)| {
+            daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", wire.name));
+            Raw::open(wire, "t0")
+        })
+        .collect();
+    let hello = |n: u32| test_frame(BROADCAST, station(n), "hello");
+    let heard = |n: usize, from: Mac| daemons[n].whereabouts(from).is_some();
+    for n in 0..3 {
+        raws[n as usize].send(&hello(n)).expect("sent");
+    }
+    eventually("all know all", || (0..3).all(|n| (0..3).all(|from| heard(n, station(from)))));
+    let sent_to = |remote: usize| -> u64 {
+        let port = daemons[0].port("vx0");
+        let remotes = port["tunnel"]["remotes"].as_array().expect("a list").clone();
+        let one = remotes.iter().find(|one| one["address"] == at(remote, false)).expect("there");
+        one["counters"]["tx_frames"].as_u64().expect("a number")
+    };
+    let before = (sent_to(2), sent_to(3));
+    raws[0].send(&test_frame(station(1), station(0), "to the second alone")).expect("sent");
+    eventually("it went", || sent_to(2) == before.0 + 1);
+    assert_eq!(sent_to(3), before.1);
+
+    // A station moves from the second host to the third.
+    raws[2].send(&test_frame(BROADCAST, station(1), "moved")).expect("sent");
+    let behind = |n: usize| {
+        let entries = daemons[n].json("fdb show --port vx0");
+        let entries = entries.as_array().expect("a list").clone();
+        entries.iter().find(|entry| entry["mac"] == mac_text(station(1))).map(|entry| entry["remote"].clone())
+    };
+    eventually("it is behind the third", || behind(0) == Some(at(3, false).into()));
+
+    // A storm would count on for ever.
+    let total =
+        || daemons.iter().map(|daemon| daemon.stats("vx0")["rx_frames"].as_u64().unwrap_or(0)).sum::<u64>();
+    let before = total();
+    raws[0].send(&hello(0)).expect("sent");
+    eventually("two hosts hear it", || total() == before + 2);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(total(), before + 2, "and nobody sends it on");
+    Ok(())
+}
+
+/// Remotes come and go while the port runs; a static entry is behind one of them; strangers are met, or kept out.
+pub fn remotes_change() -> Outcome {
+    let underlay = Underlay::new(3);
+    let near = Daemon::start(&underlay.hosts[0]);
+    let far = underlay.switch(2, false);
+    near.ctl("bridge add br0");
+    near.ctl("port add vx0 --bridge br0 --type vxlan --vni 42 --local 172.16.0.1");
+    let wires = (Ns::new("s"), Ns::new("s"));
+    near.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", wires.0.name));
+    far.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", wires.1.name));
+    let (a, b) = (Raw::open(&wires.0, "t0"), Raw::open(&wires.1, "t0"));
+    let remotes = || {
+        let port = near.port("vx0");
+        let list = port["tunnel"]["remotes"].as_array().expect("a list").clone();
+        let text = |remote: &serde_json::Value| {
+            format!("{} {}", remote["address"].as_str().expect("text"), remote["learned"])
+        };
+        list.iter().map(text).collect::<Vec<_>>()
+    };
+    eventually("a stranger is met", || {
+        b.send(&test_frame(BROADCAST, station(2), "here I am")).expect("sent");
+        remotes() == ["172.16.0.2 true"] && near.whereabouts(station(2)) == Some("vx0".into())
+    });
+    let sent = || far.stats("vx0")["rx_frames"].as_u64().expect("a number");
+    let before = sent();
+    a.send(&test_frame(station(2), station(1), "unicast finds it")).expect("sent");
+    eventually("it arrives", || sent() == before + 1);
+
+    near.ctl("port set vx0 --remote 172.16.0.2 --remote 172.16.0.3");
+    assert_eq!(remotes(), ["172.16.0.2 false", "172.16.0.3 false"]);
+    let fixed = mac_text(station(9));
+    let refused = near.refused(&format!("fdb add {fixed} --port vx0"));
+    assert!(refused.contains("--remote") && refused.contains("172.16.0.3"), "{refused}");
+    near.ctl(&format!("fdb add {fixed} --port vx0 --remote 172.16.0.3"));
+    let refused = near.refused("port set vx0 --remote 172.16.0.2");
+    assert!(refused.contains(&fixed) && refused.contains("fdb del"), "{refused}");
+    near.ctl(&format!("fdb del {fixed} --bridge br0"));
+    near.ctl("port set vx0 --remote 172.16.0.3 --strict-remotes on");
+    assert_eq!(remotes(), ["172.16.0.3 false"]);
+    assert_eq!(near.whereabouts(station(2)), None);
+    eventually("it is kept out", || {
+        b.send(&test_frame(BROADCAST, station(2), "and now")).expect("sent");
+        near.drops("vx0", "unknown_remote") > 0
+    });
+    assert_eq!(near.whereabouts(station(2)), None);
+
+    near.ctl("port set vx0 --remote 172.16.0.2 --guard-local on");
+    a.send(&test_frame(BROADCAST, station(1), "mine")).expect("sent");
+    eventually("it is known", || near.whereabouts(station(1)) == Some("t0".into()));
+    eventually("a thief is stopped", || {
+        b.send(&test_frame(BROADCAST, station(1), "no, mine")).expect("sent");
+        near.drops("vx0", "guarded") > 0
+    });
+    assert_eq!(near.whereabouts(station(1)), Some("t0".into()));
+    Ok(())
+}
+
+/// Datagrams that are none of ours are counted and do no harm; several networks share a socket.
+pub fn strange_datagrams() -> Outcome {
+    let underlay = Underlay::new(2);
+    let daemon = underlay.switch(1, false);
+    daemon.ctl("bridge add br1");
+    daemon.ctl("port add vx1 --bridge br1 --type vxlan --vni 43 --local 172.16.0.1 --remote 172.16.0.2");
+    let wire = Ns::new("s");
+    daemon.ctl(&format!("port add t1 --bridge br1 --type tap --netns {}", wire.name));
+    let socket = underlay.hosts[1].enter(|| UdpSocket::bind("172.16.0.2:0")).expect("bound");
+    let to: SocketAddr = "172.16.0.1:4789".parse().expect("an address");
+    let send = |header: [u8; 8], frame: &[u8]| {
+        socket.send_to(&[&header[..], frame].concat(), to).expect("sent");
+    };
+    let good = test_frame(BROADCAST, station(5), "hello");
+    let drops = |reason: &str| daemon.drops("vx0", reason);
+    for header in [[0, 0, 0, 0, 0, 0, 42, 0], [0x88, 0, 0, 0, 0, 0, 42, 0]] {
+        send(header, &good);
+    }
+    socket.send_to(&[8, 0, 0], to).expect("sent");
+    eventually("bad headers are counted", || drops("bad_tunnel_header") == 3);
+    send([8, 0, 0, 0, 0, 0, 99, 0], &good);
+    eventually("an unknown network is counted", || drops("unknown_vni") == 1);
+    send([8, 0, 0, 0, 0, 0, 42, 0], &good[..9]);
+    eventually("a stump is counted", || drops("runt") == 1);
+    send([8, 0, 0, 0, 0, 0, 43, 0], &good);
+    eventually("the other network gets its own", || daemon.whereabouts(station(5)) == Some("vx1".into()));
+    Ok(())
+}
+
+/// What cannot be is refused by name.
+pub fn refused() -> Outcome {
+    let underlay = Underlay::new(2);
+    let daemon = underlay.switch(1, false);
+    let vxlan = "port add vx9 --bridge br0 --type vxlan";
+    for (line, words) in [
+        (format!("{vxlan} --vni 42 --local 172.16.0.1"), "'vx0'"),
+        (format!("{vxlan} --vni 7 --local 172.16.0.77"), "172.16.0.77"),
+        (format!("{vxlan} --vni 7 --local 172.16.0.1 --remote fd16::2"), "IP version"),
+        (format!("{vxlan} --vni 7 --local 172.16.0.1 --remote 172.16.0.1"), "no address of another host"),
+        (format!("{vxlan} --vni 7"), "'local'"),
+        (format!("{vxlan} --vni 7 --local 172.16.0.1 --ifname x"), "ifname"),
+        ("port add p9 --bridge br0 --type tap --remote 172.16.0.2".into(), "remote"),
+    ] {
+        let error = daemon.refused(&line);
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    daemon.misused(&format!("{vxlan} --vni 16777216 --local 172.16.0.1"));
+    underlay.hosts[0]
+        .ip("link add k0 type vxlan id 5 local 172.16.0.1 remote 172.16.0.2 dstport 4790; link set k0 up");
+    let error = daemon.refused(&format!("{vxlan} --vni 7 --local 172.16.0.1 --dstport 4790"));
+    assert!(error.contains("4790") && error.contains("--dstport"), "{error}");
+    assert_eq!(daemon.json("port show").as_array().map(Vec::len), Some(1));
+    daemon.ctl("port del vx0");
+    daemon.ctl(&format!("{vxlan} --vni 42 --local 172.16.0.1"));
+    Ok(())
+}
+
+/// The underlay's namespace goes and comes back, and so does the port.
+pub fn underlay_deleted() -> Outcome {
+    let (ns, inside) = (Ns::new("v"), Ns::new("n"));
+    let daemon = Daemon::start(&ns);
+    daemon.ctl("bridge add br0");
+    inside.ip("addr add 172.16.9.1/32 dev lo; link set lo up");
+    let name = inside.name.clone();
+    daemon.ctl(&format!(
+        "port add vx0 --bridge br0 --type vxlan --vni 1 --local 172.16.9.1 --remote 172.16.9.2 --netns {name}"
+    ));
+    let files = daemon.open_files();
+    crate::harness::net::run("ip", &["netns", "del", &name]);
+    daemon.wait_port_state("vx0", "gone");
+    eventually("its sockets are closed", || daemon.open_files() < files - 10);
+    crate::harness::net::run("ip", &["netns", "add", &name]);
+    inside.ip("addr add 172.16.9.1/32 dev lo; link set lo up");
+    daemon.wait_port_state("vx0", "up");
+    Ok(())
+}
