@@ -441,10 +441,9 @@ fn tunnels_do_not_flood_into_each_other() {
     assert_eq!(lab.sent_counts(), [1, 0, 0, 0]);
     lab.hear(0, frame(ALL, station(9), 0));
     assert_eq!(lab.sent_counts(), [0, 1, 1, 1]);
-    for remote in [2, 3] {
-        lab.hear(remote, frame(ALL, station(remote), 0));
-        lab.sent();
-    }
+    lab.hear(2, frame(ALL, station(2), 0));
+    lab.hear(3, frame(ALL, station(3), 0));
+    lab.sent();
     lab.hear(1, frame(station(2), station(1), 0));
     assert_eq!(lab.sent_counts(), [0, 0, 0, 0], "another remote of the same port");
     lab.hear(1, frame(station(3), station(1), 0));
