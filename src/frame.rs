@@ -73,6 +73,13 @@ pub enum Outgoing<'a> {
         /// Wire frames it stands for.
         segments: u32,
     },
+    /// A segment cut from a longer frame.
+    Segment {
+        /// [`VNET_HDR_LEN`] bytes of offload header, then the headers of the frame.
+        head: &'a [u8],
+        /// What is behind them.
+        payload: &'a [u8],
+    },
     /// A frame whose tag differs from the received one's.
     Pieces {
         /// The offload header, with offsets for the frame as it is here.
@@ -94,6 +101,7 @@ impl<'a> Outgoing<'a> {
     pub fn frame_len(&self) -> usize {
         match self {
             Outgoing::Whole { bytes, .. } => bytes.len() - VNET_HDR_LEN,
+            Outgoing::Segment { head, payload } => head.len() - VNET_HDR_LEN + payload.len(),
             Outgoing::Pieces { addresses, tag, rest, .. } => {
                 addresses.len() + tag.map_or(0, |tag| tag.len()) + rest.len()
             }
@@ -104,6 +112,7 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn segments(&self) -> u32 {
         match self {
+            Outgoing::Segment { .. } => 1,
             Outgoing::Whole { segments, .. } | Outgoing::Pieces { segments, .. } => *segments,
         }
     }
@@ -113,6 +122,9 @@ impl<'a> Outgoing<'a> {
     pub fn slices(&'a self) -> [&'a [u8]; 4] {
         match self {
             Outgoing::Whole { bytes, .. } => [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]],
+            Outgoing::Segment { head, payload } => {
+                [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..], payload, &[]]
+            }
             Outgoing::Pieces { header, addresses, tag, rest, .. } => {
                 [header, addresses, tag.as_ref().map_or(&[], |tag| tag), rest]
             }

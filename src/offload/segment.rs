@@ -5,10 +5,9 @@
 //! number, FIN and PSH only on the last segment, CWR only on the first (RFC 3168, section 6.1.2), UDP length, and the
 //! TCP or UDP checksum over all of it. Everything else is copied: addresses, tags, options, extension headers, ports.
 //!
-//! A [`Segmenter`] keeps one copy of the headers and writes one segment at a time into the caller's buffer; nothing is
-//! allocated. Payload is copied once and summed while it is in the cache. Rejected: handing out segments as slices (a header, a
-//! piece of payload). It saves the copy, but the ports that lack segmentation are slow for other reasons, and the
-//! checksum reads every byte anyway.
+//! A [`Segmenter`] keeps one copy of the headers and writes them anew for each segment into the caller's buffer; payload is summed where
+//! it is and handed on as a slice ([`Segmenter::next_split`]), or copied behind its headers ([`Segmenter::next_into`]). Nothing is
+//! allocated.
 //!
 //! The pseudo-header's sum is computed from the addresses, whatever the sender left in the checksum field. With IPv6
 //! extension headers it is taken from that field instead: behind a routing header, the destination that counts is not
@@ -161,35 +160,56 @@ impl<'a> Segmenter<'a> {
     /// when `out` is shorter than the segment ([`Segmenter::segment_size_max`] never is); that one is still to come then.
     #[inline]
     pub fn next_into(&mut self, out: &mut [u8]) -> Option<usize> {
-        let left = self.payload.len() - self.sent;
+        let len = self.layout.payload + self.left().min(self.gso_size);
+        let (head, room) = out.get_mut(..len)?.split_at_mut(self.layout.payload);
+        let index = self.sent / self.gso_size;
+        room.copy_from_slice(self.next_split(head)?);
+        if let Some(outer) = &self.layout.outer {
+            outer.finish(&mut out[..len], index);
+        }
+        Some(len)
+    }
+
+    /// Writes only the headers of the next segment to the start of `head`, [`Segmenter::head_len`] bytes, and returns its payload,
+    /// which stays where it is. Not for what is in a tunnel whose headers have a checksum over the payload. `None` as
+    /// for [`Segmenter::next_into`].
+    #[inline]
+    pub fn next_split(&mut self, head: &mut [u8]) -> Option<&'a [u8]> {
+        let left = self.left();
         if left == 0 {
             return None;
         }
         let header_len = self.layout.payload;
-        let piece_len = left.min(self.gso_size);
-        let out = out.get_mut(..header_len + piece_len)?;
-        let (headers, piece) = out.split_at_mut(header_len);
+        let piece = &self.payload[self.sent..self.sent + left.min(self.gso_size)];
+        let headers = head.get_mut(..header_len)?;
         headers.copy_from_slice(&self.headers[..header_len]);
-        piece.copy_from_slice(&self.payload[self.sent..self.sent + piece_len]);
-        self.set_ip(headers, piece_len);
-        self.set_transport(headers, piece_len, piece_len == left);
+        self.set_ip(headers, piece.len());
+        self.set_transport(headers, piece.len(), piece.len() == left);
 
-        let transport_len = low16(header_len - self.layout.l4 + piece_len);
+        let transport_len = low16(header_len - self.layout.l4 + piece.len());
         let pseudo_sum = self.pseudo_sum.word(transport_len);
         let checksum = match self.checksum {
             Checksum::Partial => pseudo_sum.fold(),
             Checksum::Complete => {
-                let sum = pseudo_sum.bytes(&out[self.layout.l4..]);
+                // The header's length is even, as sums want it.
+                let sum = pseudo_sum.bytes(&headers[self.layout.l4..]).bytes(piece);
                 if self.tcp { sum.checksum() } else { sum.udp_checksum() }
             }
         };
         let field = self.checksum_field();
-        out[field..field + 2].copy_from_slice(&checksum);
-        if let Some(outer) = &self.layout.outer {
-            outer.finish(out, self.sent / self.gso_size);
-        }
-        self.sent += piece_len;
-        Some(header_len + piece_len)
+        headers[field..field + 2].copy_from_slice(&checksum);
+        self.sent += piece.len();
+        Some(piece)
+    }
+
+    /// Length of the headers of every segment, in bytes.
+    #[must_use]
+    pub fn head_len(&self) -> usize {
+        self.layout.payload
+    }
+
+    fn left(&self) -> usize {
+        self.payload.len() - self.sent
     }
 
     fn set_ip(&self, headers: &mut [u8], piece_len: usize) {

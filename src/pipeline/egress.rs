@@ -182,24 +182,32 @@ impl Leaving<'_> {
         if let Some(frame_max) = self.port.shared.segment_max() {
             segmenter.limit(frame_max);
         }
-        let slot_size = (VNET_HDR_LEN + segmenter.segment_size_max()).next_multiple_of(64);
+        // Payload stays where it is, unless a checksum in front of the headers is over it.
+        let split = !form.offload.tunnel;
+        let len = if split { segmenter.head_len() } else { segmenter.segment_size_max() };
+        let slot_size = (VNET_HDR_LEN + len).next_multiple_of(64);
         let mut more = true;
         while more {
             let mut departures = Departures::new();
             for slot in self.workshop.0.chunks_exact_mut(slot_size).take(BATCH_FRAMES) {
                 let (header, out) = slot.split_at_mut(VNET_HDR_LEN);
-                let Some(len) = segmenter.next_into(out) else {
+                let cut = if split {
+                    segmenter.next_split(out).map(|payload| (len, payload))
+                } else {
+                    segmenter.next_into(out).map(|len| (len, &[][..]))
+                };
+                let Some((len, payload)) = cut else {
                     more = false;
                     break;
                 };
-                if self.port.shared.too_long(len, form.tagged) {
+                if self.port.shared.too_long(len + payload.len(), form.tagged) {
                     self.counters.drop_frame(DropReason::TooLong);
                     continue;
                 }
                 if let Some(header) = header.first_chunk_mut() {
                     segmenter.segment_offload().to_virtio(header);
                 }
-                departures.push(Outgoing::Whole { bytes: &slot[..VNET_HDR_LEN + len], segments: 1 });
+                departures.push(Outgoing::Segment { head: &slot[..VNET_HDR_LEN + len], payload });
             }
             if !departures.is_empty() && self.queue.transmit(&departures, self.counters) == Health::Gone {
                 self.port.shared.gone.store(true, Ordering::Relaxed);

@@ -273,12 +273,8 @@ impl RemoteQueue {
         let mut slices: ArrayVec<IoSlice<'_>, { SEGMENTS_MAX * 5 }> = ArrayVec::new();
         for frame in frames {
             slices.push(IoSlice::new(&self.header));
-            let Outgoing::Whole { bytes, .. } = frame else {
-                let [_, pieces @ ..] = frame.slices();
-                slices.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
-                continue;
-            };
-            slices.push(IoSlice::new(&bytes[VNET_HDR_LEN..]));
+            let [_, pieces @ ..] = frame.slices();
+            slices.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
         }
         let size = u16::try_from(frames[0].frame_len() + vxlan::HEADER_LEN).ok().filter(|_| frames.len() > 1);
         self.sockets[flow].send(&slices, size, &self.to)
@@ -290,6 +286,7 @@ impl RemoteQueue {
 fn flow_hash(frame: &Outgoing<'_>) -> usize {
     let (addresses, rest) = match frame {
         Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(12),
+        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(12),
         Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
     };
     let mix = |hash: u64, bytes: &[u8]| {

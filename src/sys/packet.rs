@@ -315,6 +315,10 @@ impl Scratch {
                     vectors[0] = vector(bytes);
                     1
                 }
+                Outgoing::Segment { head, payload } => {
+                    (vectors[0], vectors[1]) = (vector(head), vector(payload));
+                    2
+                }
                 Outgoing::Pieces { header, addresses, tag, rest, .. } => {
                     vectors[0] = vector(header);
                     vectors[1] = vector(addresses);
