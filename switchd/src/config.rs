@@ -389,8 +389,12 @@ impl Checker {
         let vlan = entry_vlan(bridge, port, entry.vlan.map(|vlan| vlan.0))
             .map_err(|error| format!("fdb entry {}: {error}", entry.mac))?;
         let entry = Entry { bridge: bridge.name.clone(), vlan, mac: entry.mac.0, port: entry.port.clone() };
+        let (most, name) = (bridge.fdb_max as usize, bridge.name.clone());
         self.place(crate::plan::Step::AddEntry(entry.clone()).to_string(), line)?;
         self.config.layout.entries.insert(entry);
+        if self.config.layout.entries.iter().filter(|entry| entry.bridge == name).count() > most {
+            return Err(format!("bridge '{name}' has room for {most} stations: raise its fdb_max"));
+        }
         Ok(())
     }
 }
