@@ -12,6 +12,7 @@ from . import machine, report
 from .contenders import Link, all_contenders
 from .load import QUIET_CPUS, wait_for_quiet
 from .metrics import METRICS, Setting, applies, measure
+from .overlays import overlays
 from .system import Failed, exit_on_sigterm, undoing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -24,7 +25,7 @@ def arguments(argv):
         prog="scripts/bench",
         description="Measures vswitch beside the Linux bridge, Open vSwitch and VDE, in turn, on this machine.",
     )
-    parser.add_argument("set", nargs="?", choices=["core"], default="core", help="what to measure (core: all there is)")
+    parser.add_argument("set", nargs="?", choices=["core", "vxlan"], default="core", help="what to measure: switches on one host (core), or VXLAN between two (vxlan)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of everything (default 5)")
     parser.add_argument("--seconds", type=int, default=3, metavar="S", help="length of a sample (default 3)")
     parser.add_argument("--only", action="append", metavar="NAME[,NAME]", help="only these contenders; `vswitch` is tap and packet")
@@ -60,7 +61,9 @@ def words(text):
 def choose(options, parser):
     """(contenders that can run, {name: why} of those that cannot)."""
     also = dict(pair.split("=", 1) for pair in options.also)
-    everyone = all_contenders(options.bin, also, shlex.split(options.vswitchd_args))
+    make = overlays if options.set == "vxlan" else all_contenders
+    everyone = make(options.bin, also, shlex.split(options.vswitchd_args))
+    options.reference = everyone[0].name
 
     def asked(contender, name):
         return contender.name == name or contender.default and contender.name.split("-")[0] == name
@@ -84,7 +87,7 @@ def start(options, contenders, missing):
             raise Failed(f"{path} has samples of {results['seconds']} s; give --seconds {results['seconds']}")
     else:
         results = {"started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "machine": machine.describe(ROOT), "rounds": 0}
-        results |= {"seconds": options.seconds, "contenders": {}, "missing": {}, "samples": []}
+        results |= {"reference": options.reference, "seconds": options.seconds, "contenders": {}, "missing": {}, "samples": []}
     for contender in contenders:
         results["contenders"].setdefault(contender.name, {"title": contender.title, "version": contender.version()})
     results["missing"].update(missing)
@@ -170,7 +173,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nscripts/bench: stopped; whole rounds are kept in the results", file=sys.stderr)
         return 130
-    print(f"\nMedians of {results['rounds']} rounds; in brackets the ratio to {report.REFERENCE}, per round, then its median:\n")
+    print(f"\nMedians of {results['rounds']} rounds; in brackets the ratio to {report.reference(results)}, per round, then its median:\n")
     print(report.overview(results))
     print(f"\nSpreads, a plot and every raw sample: {options.out}")
     if (disturbed := report.disturbed(results)):

@@ -127,14 +127,14 @@ class Vswitch(Contender):
         text = run(os.path.join(self.folder, "vswitchd"), "--version").strip()
         return " ".join([text, *self.daemon_args])
 
-    def daemon(self, link, *more):
-        """Starts vswitchd in the switch's namespace and returns it with a way to command it."""
-        socket = link.path("ctl.sock")
+    def daemon(self, link, *more, namespace=None, name="vswitchd"):
+        """Starts vswitchd, in the switch's namespace unless told, and returns it with a way to command it."""
+        socket = link.path(f"{name}.sock")
         with open(link.path("vswitchd.toml"), "w", encoding="ascii"):
             pass
         server = link.serve(
-            "vswitchd", os.path.join(self.folder, "vswitchd"), "--config", link.path("vswitchd.toml"),
-            "--socket", socket, "--log", "warn", *self.daemon_args, *more,
+            name, os.path.join(self.folder, "vswitchd"), "--config", link.path("vswitchd.toml"),
+            "--socket", socket, "--log", "warn", *self.daemon_args, *more, namespace=namespace,
         )  # fmt: skip
 
         def ctl(*words):

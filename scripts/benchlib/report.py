@@ -8,7 +8,13 @@ from .metrics import FIELDS
 from .plot import svg
 from .stats import summarise
 
+# Of the core set, and of results from before there were others.
 REFERENCE = "bridge"
+
+
+def reference(results):
+    """The contender that the others are compared with."""
+    return results.get("reference", REFERENCE)
 
 
 COLUMNS = {
@@ -27,7 +33,7 @@ COLUMNS = {
 
 def overview(results):
     """A row a contender, a column a field: the median, and its ratio to the reference. Aligned, and Markdown."""
-    summary = summarise(results["samples"], results["contenders"], FIELDS, REFERENCE)
+    summary = summarise(results["samples"], results["contenders"], FIELDS, reference(results))
     rows = [["contender", *(COLUMNS[field] for field in summary)]]
     for contender in results["contenders"]:
         cells = [contender]
@@ -61,17 +67,17 @@ def table(results):
         + f"; Linux {machine['kernel']}; {machine['system']}; revision {machine['revision']}.",
         "",
         f"{results['rounds']} rounds, {results['seconds']} s a sample, contenders in turn. Values are medians over the rounds "
-        f"(min – max); ratios to `{REFERENCE}` are taken within each round, then their median (min – max). Whole machine's "
+        f"(min – max); ratios to `{reference(results)}` are taken within each round, then their median (min – max). Whole machine's "
         "busy time, less other processes', for the CPU cost. Nothing here is asserted.",
         *(["", f"**{note}**"] if (note := disturbed(results)) else []),
         "",
         overview(results),
     ]
-    summary = summarise(results["samples"], results["contenders"], FIELDS, REFERENCE)
+    summary = summarise(results["samples"], results["contenders"], FIELDS, reference(results))
     for field, rows in summary.items():
         title, unit, decimals, better = FIELDS[field]
         lines += ["", f"## {title} ({unit}, {better} is better)", ""]
-        lines += [f"| contender | {unit} | min – max | × {REFERENCE} | min – max | n |", "|---|---:|---:|---:|---:|---:|"]
+        lines += [f"| contender | {unit} | min – max | × {reference(results)} | min – max | n |", "|---|---:|---:|---:|---:|---:|"]
         for contender, row in rows.items():
             value, ratio = row["value"], row["ratio"]
             cells = [contender, f"**{value['median']:.{decimals}f}**"]
@@ -91,11 +97,11 @@ def table(results):
 def write(results, folder):
     """Writes results.json, table.md and plot.svg; safe to call after every round."""
     os.makedirs(folder, exist_ok=True)
-    summary = summarise(results["samples"], results["contenders"], FIELDS, REFERENCE)
+    summary = summarise(results["samples"], results["contenders"], FIELDS, reference(results))
     files = {
         "results.json": json.dumps({**results, "summary": summary}, indent=1, ensure_ascii=False) + "\n",
         "table.md": table(results),
-        "plot.svg": svg(results, FIELDS, REFERENCE),
+        "plot.svg": svg(results, FIELDS, reference(results)),
     }
     for name, text in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:

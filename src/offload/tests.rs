@@ -616,6 +616,43 @@ pub(super) fn model(ipv4: bool, tcp: bool, payload: usize) -> Model {
     }
 }
 
+/// A tunnel of which the inner packet has room in 64 KiB and the outer one has not; and one whose checksum nobody here can know.
+#[test]
+fn tunnels_that_cannot_be_cut_are_refused() {
+    let admit = |frame: &mut [u8], inner: &Model, inner_len: usize| {
+        let len = frame.len();
+        let csum_start = low16(len - inner_len + inner.l4());
+        let mut offload = Offload { csum_start, hdr_len: 0, ..inner.offload(40_000) };
+        offload.admit(frame, len).err()
+    };
+    let most = 65_535 - 52;
+    for (payload, expected) in [(most - 20, None), (most, Some(BadOffload::Length))] {
+        let inner = model(true, true, payload);
+        let bytes = inner.build(Field::PseudoHeader);
+        // Without the outer length filled in, which is what a sender of too much does.
+        let outer = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 4, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2];
+        let mut frame = [&bytes[..14], &outer, &bytes[14..]].concat();
+        let inner_len = bytes.len();
+        assert_eq!(admit(&mut frame, &inner, inner_len), expected);
+    }
+
+    let inner = model(true, true, 50_000);
+    let bytes = inner.build(Field::PseudoHeader);
+    let udp_len = low16(16 + bytes.len()).to_be_bytes();
+    for (checksum, expected) in [(0, None), (1, Some(BadOffload::ChecksumField))] {
+        let mut frame = bytes[..12].to_vec();
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(low16(24 + 16 + bytes.len()).to_be_bytes());
+        frame.extend([ROUTING, 64]);
+        frame.extend([SRC, DST].concat());
+        frame.extend([17, 2, 0, 1, 0, 0, 0, 0]);
+        frame.extend(SRC);
+        frame.extend([0xc0, 1, 0x12, 0xb5, udp_len[0], udp_len[1], 0, checksum, 8, 0, 0, 0, 0, 0, 5, 0]);
+        frame.extend(&bytes);
+        assert_eq!(admit(&mut frame, &inner, bytes.len()), expected);
+    }
+}
+
 #[test]
 fn bad_descriptions_have_reasons() {
     let good = model(true, true, 5000);

@@ -47,7 +47,9 @@ pub(super) fn open(
         (protocol::GRE, _) => return Err(BadOffload::Protocol),
         _ => return Err(BadOffload::ChecksumField),
     }
-    if outer.ip_len.is_some_and(|len| len != frame_len - outer.l3) {
+    let ip_len = frame_len - outer.l3;
+    let max_ip_len = usize::from(u16::MAX) + if outer.ipv4 { 0 } else { ipv6::HEADER_LEN };
+    if ip_len > max_ip_len || outer.ip_len.is_some_and(|declared| declared != ip_len) {
         return Err(BadOffload::Length);
     }
     let inner = inner(head, outer.l4, offload, frame_len).ok_or(BadOffload::ChecksumField)?;
@@ -56,12 +58,17 @@ pub(super) fn open(
         return Err(BadOffload::Headers);
     }
     let word = |at: usize| head.get(at..at + 2).map_or(0, |word| u16::from_be_bytes([word[0], word[1]]));
+    let checksum = udp && word(outer.l4 + usize::from(udp::CHECKSUM_OFFSET)) != 0;
+    if checksum && outer.extensions {
+        // A routing header may change the destination that the checksum is over.
+        return Err(BadOffload::ChecksumField);
+    }
     let outer = Outer {
         ipv4: outer.ipv4,
         l3: outer.l3,
         l4: outer.l4,
         udp,
-        checksum: udp && word(outer.l4 + usize::from(udp::CHECKSUM_OFFSET)) != 0,
+        checksum,
         ipv4_id: if outer.ipv4 { word(outer.l3 + ipv4::field::ID.start) } else { 0 },
     };
     Ok((outer, inner))

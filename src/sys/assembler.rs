@@ -25,6 +25,7 @@ pub(super) mod op {
     pub(in crate::sys) const FRAME_BYTE: u8 = 0x30;
     /// The same at a register's offset.
     pub(in crate::sys) const FRAME_WORD_AT: u8 = 0x40;
+    pub(in crate::sys) const FRAME_HALF_AT: u8 = 0x48;
 }
 
 /// `SKF_NET_OFF`: offsets from here count from the IP header, whatever comes before it.

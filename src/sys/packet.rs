@@ -51,14 +51,14 @@ pub struct PacketSocket {
     scratch: Scratch,
 }
 
-/// Opens one socket a queue on the interface, in the calling thread's namespace, and says how many of them, the first ones, receive:
+/// Opens one socket a queue on the interface, in the calling thread's namespace, and says how many of them receive:
 /// each its share of the flows, together every frame once, none that the host sent.
 ///
 /// # Errors
 /// The operation that the kernel refused. Before Linux 6.13 it lets nobody join a group on an interface that is down:
 /// EINVAL.
 pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize)> {
-    let sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
+    let mut sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
     // Without the right to load it, one socket receives for all. The kernel's own hash is no substitute: it may part the datagrams
     // of one GSO send.
     let steering = super::steering::by_flow().ok();
@@ -87,6 +87,10 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
             Ok(filter) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())?,
             Err(_) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?,
         }
+    }
+    if receiving < queues {
+        // Not all of a machine's ports at the same worker.
+        sockets.rotate_right(ifindex as usize % queues);
     }
     Ok((sockets, receiving))
 }

@@ -395,8 +395,12 @@ impl Checker {
             port: entry.port.clone(),
             remote: entry.remote,
         };
+        let (most, name) = (bridge.fdb_max as usize, bridge.name.clone());
         self.place(crate::plan::Step::AddEntry(entry.clone()).to_string(), line)?;
         self.config.layout.entries.insert(entry);
+        if self.config.layout.entries.iter().filter(|entry| entry.bridge == name).count() > most {
+            return Err(format!("bridge '{name}' has room for {most} stations: raise its fdb_max"));
+        }
         Ok(())
     }
 }

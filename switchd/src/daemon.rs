@@ -181,11 +181,16 @@ impl Daemon {
     /// # Errors
     /// There is no such bridge, or an option is impossible.
     pub fn set_bridge(&self, name: &str, request: &BridgeSet) -> Result<BridgeInfo, Error> {
-        let record = self.record();
+        let mut record = self.record();
         let now = self.find_bridge(name)?.spec;
         let then = request.change(&now).map_err(Error::Invalid)?;
         if then != now {
             self.switch.set_bridge(then)?;
+            // The configuration's stations may be in another VLAN now.
+            let there = self.stations()?;
+            let known = |entry: &Entry| stations::current(entry, &there, &record.entries);
+            record.entries =
+                record.entries.iter().map(|entry| known(entry).unwrap_or_else(|| entry.clone())).collect();
         }
         drop(record);
         self.bridge(name)
@@ -417,6 +422,7 @@ impl Daemon {
 }
 
 mod reload;
+mod stations;
 
 #[cfg(test)]
 mod tests;

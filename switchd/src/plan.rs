@@ -11,9 +11,10 @@
 //! 1. static stations go;
 //! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware;
 //! 3. bridges change, and come;
-//! 4. the other ports change (their bridge filters by now), and ports come whose name and interface are free;
-//! 5. ports go: first those in whose place others come, and these come; then the rest;
-//! 6. bridges go, static stations come.
+//! 4. the other ports change (their bridge filters by now), and ports come whose name and interface are free, and static
+//!    stations behind ports that are there;
+//! 5. ports go: first those in whose place others come, and these come, and the stations behind them; then the rest;
+//! 6. bridges go.
 //!
 //! Rejected: tearing everything down and building it anew (loses frames on ports that did not change), and
 //! a transaction inside the switch (every step would need a second form there that only this uses).
@@ -176,6 +177,9 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let new_ports: BTreeMap<&str, &PortSpec> = then.ports.iter().map(|p| (p.name.as_str(), p)).collect();
     let mode =
         |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| bridges.get(name).map(|b| b.vlan_filtering);
+    let vlans = |bridges: &BTreeMap<&str, &BridgeSpec>, name: &str| {
+        bridges.get(name).map(|b| (b.vlan_filtering, b.default_pvid))
+    };
 
     // A port that is only set keeps its device; one whose kind or bridge differs is another port.
     let stays =
@@ -185,7 +189,7 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         now.entries.contains(entry)
             && then.entries.contains(entry)
             && stays_by_name(&entry.port)
-            && mode(&old_bridges, &entry.bridge) == mode(&new_bridges, &entry.bridge)
+            && vlans(&old_bridges, &entry.bridge) == vlans(&new_bridges, &entry.bridge)
     };
 
     let becomes_unaware =
@@ -232,13 +236,17 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));
     let (replaced, rest): (Vec<_>, Vec<_>) =
         go_ports.into_iter().partition(|old| in_place.iter().any(|new| replaces(new, old)));
+    let new_entries = then.entries.iter().filter(|e| !entry_stays(e)).cloned();
+    let (late, early): (Vec<_>, Vec<_>) =
+        new_entries.partition(|entry| in_place.iter().any(|port| port.name == entry.port));
     steps.extend(free.into_iter().cloned().map(Step::AddPort));
+    steps.extend(early.into_iter().map(Step::AddEntry));
     steps.extend(replaced.into_iter().map(Step::DelPort));
     steps.extend(in_place.into_iter().cloned().map(Step::AddPort));
+    steps.extend(late.into_iter().map(Step::AddEntry));
     steps.extend(rest.into_iter().map(Step::DelPort));
     let gone = now.bridges.iter().rev().filter(|b| !new_bridges.contains_key(b.name.as_str()));
     steps.extend(gone.cloned().map(Step::DelBridge));
-    steps.extend(then.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::AddEntry));
     steps
 }
 

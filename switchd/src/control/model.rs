@@ -1,7 +1,8 @@
 //! The rules of the switch, in memory and without frames: what is built on [`Control`] is tested against it.
 //!
 //! It refuses everything the switch refuses and is stricter in one place, so that a plan cannot lean on the
-//! switch's kindness: a bridge with static stations, or ports with VLAN options, does not change its VLAN mode.
+//! switch's kindness: a bridge with static stations, or ports with VLAN options, does not change its VLAN mode, nor with stations its
+//! default PVID.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -105,14 +106,19 @@ impl Control for Model {
 
     fn set_bridge(&self, spec: BridgeSpec) -> Result<(), Error> {
         let mut inner = self.inner();
-        let mode = inner.bridge(&spec.name)?.vlan_filtering;
-        if mode != spec.vlan_filtering {
+        let (mode, pvid) = {
+            let bridge = inner.bridge(&spec.name)?;
+            (bridge.vlan_filtering, bridge.default_pvid)
+        };
+        if (mode, pvid) != (spec.vlan_filtering, spec.default_pvid) {
             if inner.layout.entries.iter().any(|entry| entry.bridge == spec.name) {
                 return Err(Error::Invalid(format!("bridge '{}' has static stations", spec.name)));
             }
             let has_options =
                 |port: &&PortSpec| port.bridge == spec.name && port.settings.vlan != VlanMode::Default;
-            if let Some(port) = inner.layout.ports.iter().find(has_options) {
+            if let Some(port) =
+                inner.layout.ports.iter().find(has_options).filter(|_| mode != spec.vlan_filtering)
+            {
                 return Err(unaware_refusal(&port.name, &spec.name));
             }
             inner.learned.retain(|entry| entry.bridge != spec.name);

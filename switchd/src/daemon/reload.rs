@@ -3,18 +3,18 @@
 //! Objects of run time stay as they are. One that the file has as well is taken over if it is the same, else the reload is
 //! refused; so nothing is changed that somebody asked for by hand.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
 use vswitch::status::{FdbState, PortState, PortStatus};
 use vswitch::switch::{Error, FdbFilter};
 
+use super::stations::{carry_over, current, is_entry};
 use super::{Daemon, Record};
 use crate::api::ReloadReport;
 use crate::compare;
 use crate::config::{Config, DEFAULT_CONFIG};
-use crate::plan::{self, Entry, Layout, Step, entry_vlan, keeps_device};
+use crate::plan::{self, Entry, Layout, Step};
 
 impl Daemon {
     /// Reads the configuration again and applies the difference; objects of run time stay as they are.
@@ -37,7 +37,7 @@ impl Daemon {
     }
 
     /// Every static station there is.
-    fn stations(&self) -> Result<Vec<Entry>, Error> {
+    pub(super) fn stations(&self) -> Result<Vec<Entry>, Error> {
         let all = self.switch.fdb(&FdbFilter::default())?.into_iter();
         let fixed = all.filter(|entry| entry.state == FdbState::Static);
         Ok(fixed
@@ -71,7 +71,7 @@ impl Daemon {
                 None => {}
             }
         }
-        let mut left_behind = Vec::new();
+        let (mut left_behind, mut theirs) = (Vec::new(), Vec::new());
         for port in ports {
             match config.layout.ports.iter().find(|p| p.name == port.name) {
                 _ if record.ports.contains(&port.name) => now.ports.push(port),
@@ -89,7 +89,7 @@ impl Daemon {
                 None if record.bridges.contains(&port.bridge) && !wanted.0.contains(&port.bridge) => {
                     left_behind.push(port);
                 }
-                None => {}
+                None => theirs.push(port),
             }
         }
         if let Some(port) = left_behind.first() {
@@ -104,8 +104,10 @@ impl Daemon {
         now.entries =
             record.entries.iter().filter_map(|entry| current(entry, &stations, &record.entries)).collect();
         for entry in &config.layout.entries {
-            let there =
-                stations.iter().find(|there| is_entry(there, entry)).filter(|_| !now.entries.contains(entry));
+            let there = stations
+                .iter()
+                .find(|there| is_entry(there, entry))
+                .filter(|_| !now.entries.iter().any(|ours| is_entry(ours, entry)));
             match there {
                 Some(there) if there.port == entry.port => {
                     adopted.push(Step::AddEntry(entry.clone()).to_string());
@@ -113,7 +115,7 @@ impl Daemon {
                 }
                 // With its port goes the entry.
                 Some(there) if record.ports.contains(&there.port) && !wanted.1.contains(&there.port) => {}
-                Some(there) if !now.entries.contains(there) => {
+                Some(there) if !now.entries.iter().any(|ours| is_entry(ours, there)) => {
                     let differs = format!("it is behind port '{}', not '{}'", there.port, entry.port);
                     return Err(foreign(config, Step::AddEntry(entry.clone()).to_string(), &[differs]));
                 }
@@ -121,7 +123,8 @@ impl Daemon {
             }
         }
         let mut then = config.layout.clone();
-        let lost = carry_over(&stations, &dead, &mut now, &mut then);
+        carry_over(&stations, &theirs, &dead, &mut now, &mut then)
+            .map_err(|error| Error::Invalid(format!("{}: {error}", config.path.display())))?;
 
         let steps = plan::plan(&now, &then, &dead);
         plan::apply(&*self.switch, &steps).map_err(|refused| explain(config, refused))?;
@@ -131,11 +134,6 @@ impl Daemon {
             report
                 .warnings
                 .push(format!("{object} was added at run time; it is the configuration's from now on"));
-        }
-        for entry in lost {
-            report.warnings.push(format!(
-                "{entry} was added at run time; its port was made anew and has no such VLAN now"
-            ));
         }
         let differing = record.section.differing(&config.daemon);
         if !differing.is_empty() {
@@ -149,56 +147,6 @@ impl Daemon {
         record.path = Some(config.path.clone());
         Ok(report)
     }
-}
-
-/// Whether both stand for one station of one bridge and VLAN, behind whatever port.
-fn is_entry(one: &Entry, other: &Entry) -> bool {
-    (&one.bridge, one.vlan, one.mac) == (&other.bridge, other.vlan, other.mac)
-}
-
-/// What became of one of the configuration's `ours`: it may have followed its bridge into another VLAN, or be gone.
-fn current(entry: &Entry, stations: &[Entry], ours: &BTreeSet<Entry>) -> Option<Entry> {
-    let same = |there: &&Entry| {
-        (&there.bridge, there.mac, &there.port) == (&entry.bridge, entry.mac, &entry.port)
-            && entry.remote.is_none_or(|remote| there.remote == Some(remote))
-    };
-    let moved = |there: &&Entry| same(there) && !ours.iter().any(|ours| is_entry(ours, there));
-    let unmoved = |there: &&Entry| same(there) && there.vlan == entry.vlan;
-    let there = stations.iter().find(unmoved).or_else(|| stations.iter().find(moved))?;
-    // Its remote as it was asked for: none stands for the only one.
-    Some(Entry { vlan: there.vlan, ..entry.clone() })
-}
-
-/// Has stations of run time survive that the ports of the configuration they are behind are made anew. Returns those that
-/// cannot.
-fn carry_over(
-    stations: &[Entry],
-    dead: &BTreeSet<String>,
-    now: &mut Layout,
-    then: &mut Layout,
-) -> Vec<String> {
-    let mut lost = Vec::new();
-    for entry in stations {
-        let port = |layout: &Layout| layout.ports.iter().find(|port| port.name == entry.port).cloned();
-        let (Some(old), Some(new)) = (port(now), port(then)) else { continue };
-        if now.entries.contains(entry) || keeps_device(&old, &new, dead) {
-            continue;
-        }
-        let bridge = then.bridges.iter().find(|bridge| bridge.name == new.bridge);
-        let vlan = bridge.and_then(|bridge| {
-            entry_vlan(bridge, &new, Some(entry.vlan)).or_else(|_| entry_vlan(bridge, &new, None)).ok()
-        });
-        let stays = vlan.map(|vlan| Entry { bridge: new.bridge.clone(), vlan, ..entry.clone() });
-        match stays.filter(|stays| !then.entries.iter().any(|other| is_entry(other, stays))) {
-            Some(stays) => then.entries.insert(stays),
-            None => {
-                lost.push(Step::AddEntry(entry.clone()).to_string());
-                false
-            }
-        };
-        now.entries.insert(entry.clone());
-    }
-    lost
 }
 
 /// Whether the device that vswitchd made for it is gone for good, with its namespace or by somebody's hand.

@@ -266,6 +266,61 @@ fn stations_of_run_time_survive_a_device_that_is_made_anew() {
     assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
 }
 
+const TRUNK: &str = r#"
+[[bridge]]
+name = "br0"
+vlan_filtering = true
+[[port]]
+name = "p1"
+bridge = "br0"
+type = "tap"
+trunk = "20,30"
+[[port]]
+name = "p2"
+bridge = "br0"
+type = "tap"
+"#;
+
+/// Whatever a reload does to VLANs and ports: stations of run time are where they belong afterwards, and where they were when it
+/// is refused at any step.
+#[test]
+fn stations_of_run_time_survive_changed_vlans() {
+    let plain = TRUNK.replace("vlan_filtering = true\n", "").replace("trunk = \"20,30\"\n", "");
+    let pvid = TRUNK.replace("vlan_filtering = true", "vlan_filtering = true\ndefault_pvid = 7");
+    let renamed = TRUNK.replace("name = \"p1\"", "name = \"q1\"\nifname = \"p1\"");
+    let (one, two) = (("p1", 20), ("p2", 1));
+    for (text, expected) in [
+        (&plain, vec![("p1", 0), ("p2", 0)]),
+        (&pvid, vec![("p1", 20), ("p2", 7)]),
+        (&renamed, vec![("p2", 1)]),
+    ] {
+        for step in 0..20 {
+            let (daemon, model, file) = configured(TRUNK);
+            daemon.fdb_add(&request!({"mac": "02:00:00:00:00:01", "port": "p1", "vlan": 20}), false).unwrap();
+            daemon.fdb_add(&request!({"mac": "02:00:00:00:00:02", "port": "p2"}), false).unwrap();
+            let places = || {
+                let all = model.inner().layout.entries.clone().into_iter();
+                let mut all: Vec<_> = all.map(|entry| (entry.port, entry.vlan)).collect();
+                all.sort();
+                all
+            };
+            let named = |list: &[(&str, u16)]| {
+                list.iter().map(|(port, vlan)| ((*port).to_owned(), *vlan)).collect::<Vec<_>>()
+            };
+            fs::write(file.path(), text).unwrap();
+            model.inner().fails_after = Some(step);
+            let result = daemon.reload();
+            let refused = model.inner().fails_after.take().is_none();
+            assert_eq!(result.is_err(), refused, "{result:?}");
+            if refused {
+                assert_eq!(places(), named(&[one, two]), "refused at step {step}: {text}");
+            } else {
+                assert_eq!(places(), named(&expected), "{text}");
+            }
+        }
+    }
+}
+
 /// A mode that was changed by hand has moved the configuration's stations to another VLAN; they are still its own.
 #[test]
 fn stations_are_known_again_in_another_vlan() {

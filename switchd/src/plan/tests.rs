@@ -135,7 +135,11 @@ proptest! {
                 Step::AddPort(new) => a.ports.iter().any(|old| {
                     old.name == new.name || interface(old) == interface(new)
                 }),
-                Step::DelPort(_) | Step::DelBridge(_) | Step::AddEntry(_) => true,
+                Step::AddEntry(entry) => {
+                    steps.iter().any(|step| matches!(step, Step::DelPort(port) if port.name == entry.port))
+                        || steps[first..].iter().any(|step| matches!(step, Step::AddPort(port) if port.name == entry.port))
+                }
+                Step::DelPort(_) | Step::DelBridge(_) => true,
                 _ => false,
             };
             prop_assert!(allowed, "{} after a port was removed", step);

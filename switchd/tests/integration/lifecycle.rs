@@ -356,9 +356,11 @@ pub fn stations_by_reload() -> Outcome {
     let raws: Vec<Raw> = ["p0", "p1", "p2"].into_iter().map(|name| Raw::open(&wire, name)).collect();
     daemon.ctl(&format!("fdb add {} --port p2", mac_text(station(0x55))));
     let reach = |words: &str| -> Vec<usize> {
+        let heard = || daemon.stats("p2")["rx_frames"].as_u64();
+        let before = heard();
         raws[2].send(&test_frame(fixed, A, words)).expect("sent");
         // The frame reaches at least one of them; the other would have it by then, too.
-        eventually("it comes out", || daemon.stats("p2")["rx_frames"].as_u64() > Some(0));
+        eventually("it comes in", || heard() > before);
         std::thread::sleep(Duration::from_millis(50));
         (0..2)
             .filter(|port| raws[*port].drain().iter().any(|seen| seen.bytes.ends_with(words.as_bytes())))
