@@ -255,6 +255,9 @@ impl Control {
 
     /// Forgets a tunnel port's remotes, and its endpoint if it was the last there. Returns their ids.
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
+        if self.tunnels.endpoints.is_empty() {
+            return Vec::new();
+        }
         let mut ids: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
         let used: Vec<Place> = self
