@@ -88,9 +88,7 @@ pub fn open_endpoint(
     };
     let opened = netns::run_in(target.as_ref().map(AsFd::as_fd), open).and_then(|opened| opened);
     let (receivers, senders) = opened.map_err(cannot)?;
-    let queue = |socket| {
-        Box::new(EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None }) as Box<dyn PortQueue>
-    };
+    let queue = |socket| Box::new(EndpointQueue::new(socket)) as Box<dyn PortQueue>;
     Ok((receivers.into_iter().map(queue).collect(), Endpoint { senders }))
 }
 
@@ -132,58 +130,96 @@ impl Endpoint {
 struct EndpointQueue {
     socket: UdpSocket,
     buffer: Box<[u8]>,
-    /// Datagrams of the buffer that did not go into the last batch, and where they begin.
+    /// Datagrams in the buffer that are still to be looked at, and where they begin.
     rest: Option<(Datagrams, usize)>,
+    /// Reads that one call may still make.
+    reads: usize,
+    /// Whether the last read found nothing.
+    drained: bool,
 }
 
 impl EndpointQueue {
-    /// Moves datagrams from the buffer to the batch, until one is for another port. Whether all went.
+    fn new(socket: UdpSocket) -> EndpointQueue {
+        EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None, reads: 0, drained: false }
+    }
+
+    /// Moves the next frame to the batch, as many segments of one flow as follow one another. False, and nothing is
+    /// moved, if it is not of the batch's port or the batch is full.
     fn unpack(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> bool {
-        let Some((datagrams, mut at)) = self.rest.take() else { return true };
-        while at < datagrams.len {
-            let (datagram, next) = self.datagram(&datagrams, at);
-            let Some((network, origin, vni, frame)) = sort(datagram, &datagrams, inbound) else {
-                at = next;
-                continue;
-            };
-            if batch.is_full() || batch.origin.is_some_and(|(before, _)| before != origin) {
-                self.rest = Some((datagrams, at));
-                return false;
-            }
-            batch.origin = Some((origin, datagrams.source));
-            at = next;
-            let unfinished = arrival::offload(frame, network.frame_max);
-            let Some(mut coalescer) = Coalescer::start(batch.spare(), frame) else {
-                inbound.counters.drop_frame(DropReason::RxTruncated);
-                continue;
-            };
-            let len = if unfinished.needs_csum {
-                let len = coalescer.finish();
-                if let Some(header) = batch.spare().first_chunk_mut() {
-                    unfinished.to_virtio(header);
-                }
-                len
-            } else {
-                while at < datagrams.len {
-                    let (datagram, next) = self.datagram(&datagrams, at);
-                    match vxlan::parse(datagram) {
-                        Some((same, frame)) if same == vni && coalescer.push(frame) => at = next,
-                        _ => break,
-                    }
-                }
-                coalescer.finish()
-            };
-            if batch.take(len, None).is_err() {
-                inbound.counters.drop_frame(DropReason::BadOffload);
-            }
+        let Some((datagrams, datagram)) = self.next() else { return true };
+        let Some((network, origin, vni, frame)) = sort(datagram, &datagrams, inbound) else {
+            self.advance();
+            return true;
+        };
+        if batch.is_full() || batch.origin.is_some_and(|(before, _)| before != origin) {
+            return false;
+        }
+        batch.origin = Some((origin, datagrams.source));
+        let unfinished = arrival::offload(frame, network.frame_max);
+        let Some(mut coalescer) = Coalescer::start(batch.spare(), frame) else {
+            inbound.counters.drop_frame(DropReason::RxTruncated);
+            self.advance();
+            return true;
+        };
+        self.advance();
+        if !unfinished.needs_csum {
+            self.coalesce(&mut coalescer, vni, datagrams.source, inbound);
+        }
+        let len = coalescer.finish();
+        if let (true, Some(header)) = (unfinished.needs_csum, batch.spare().first_chunk_mut()) {
+            unfinished.to_virtio(header);
+        }
+        if batch.take(len, None).is_err() {
+            inbound.counters.drop_frame(DropReason::BadOffload);
         }
         true
     }
 
-    /// The datagram that begins at `at`, and where the next one does.
-    fn datagram(&self, datagrams: &Datagrams, at: usize) -> (&[u8], usize) {
-        let next = (at + datagrams.size).min(datagrams.len);
-        (&self.buffer[at..next], next)
+    /// Appends what follows, for as long as it can be appended. One GSO frame of 64 KiB comes in two calls' datagrams.
+    fn coalesce(&mut self, coalescer: &mut Coalescer<'_>, vni: u32, source: IpAddr, inbound: &Inbound<'_>) {
+        while self.rest.is_some() || self.read(inbound) {
+            match self.next() {
+                Some((datagrams, datagram)) if datagrams.source == source => match vxlan::parse(datagram) {
+                    Some((same, frame)) if same == vni && coalescer.push(frame) => self.advance(),
+                    _ => break,
+                },
+                _ => break,
+            }
+        }
+    }
+
+    /// Reads more datagrams; whether there were any.
+    fn read(&mut self, inbound: &Inbound<'_>) -> bool {
+        while self.reads > 0 {
+            self.reads -= 1;
+            match self.socket.receive(&mut self.buffer) {
+                Ok(Some(datagrams)) => {
+                    self.rest = Some((datagrams, 0));
+                    return true;
+                }
+                Ok(None) => {
+                    self.drained = true;
+                    return false;
+                }
+                // The network told of an earlier datagram; the next call reads on.
+                Err(_) => inbound.counters.drop_frame(DropReason::RxError),
+            }
+        }
+        false
+    }
+
+    /// The next datagram of those read.
+    fn next(&self) -> Option<(Datagrams, &[u8])> {
+        let (datagrams, at) = self.rest?;
+        Some((datagrams, &self.buffer[at..(at + datagrams.size).min(datagrams.len)]))
+    }
+
+    /// That one is done with.
+    fn advance(&mut self) {
+        self.rest = self.rest.take().and_then(|(datagrams, at)| {
+            let at = at + datagrams.size;
+            (at < datagrams.len).then_some((datagrams, at))
+        });
     }
 }
 
@@ -211,18 +247,13 @@ impl PortQueue for EndpointQueue {
     }
 
     fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
-        for _ in 0..BATCH_FRAMES {
+        (self.reads, self.drained) = (BATCH_FRAMES, false);
+        while self.rest.is_some() || (!self.drained && self.read(inbound)) {
             if !self.unpack(batch, inbound) {
                 return Received::More;
             }
-            match self.socket.receive(&mut self.buffer) {
-                Ok(Some(datagrams)) => self.rest = Some((datagrams, 0)),
-                Ok(None) => return Received::Drained,
-                // The network told of an earlier datagram; the next call reads on.
-                Err(_) => inbound.counters.drop_frame(DropReason::RxError),
-            }
         }
-        Received::More
+        if self.drained { Received::Drained } else { Received::More }
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
