@@ -197,7 +197,14 @@ impl VxlanSpec {
     /// One line with what is wrong.
     pub fn check(&self, settings: &TunnelSettings) -> Result<(), String> {
         let local = self.local;
-        let special = |ip: &IpAddr| ip.is_unspecified() || ip.is_multicast();
+        let special = |ip: &IpAddr| {
+            let odd = match ip {
+                IpAddr::V4(v4) => v4.is_broadcast(),
+                // A link-local address means nothing without its interface.
+                IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
+            };
+            odd || ip.is_unspecified() || ip.is_multicast()
+        };
         if special(&local) {
             return Err(format!("{local} is no address of one host: give this host's in the underlay"));
         }

@@ -17,22 +17,24 @@ use socket2::SockAddr;
 
 use super::{Health, Inbound, PortQueue, Received};
 use crate::batch::{BATCH_FRAMES, Batch};
-use crate::frame::Outgoing;
+use crate::bridge::vlan::TPID_8021Q;
+use crate::frame::{Outgoing, TAG_LEN};
 use crate::offload::VNET_HDR_LEN;
 use crate::offload::coalesce::Coalescer;
 use crate::spec::Netns;
 use crate::stats::{Counters, DropReason};
-use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, UdpSocket};
+use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, Sharing, UdpSocket};
 use crate::sys::{self, netns};
 use crate::tunnel::{Network, Origin, arrival, vxlan};
 
 /// Sockets that one worker sends from, at one endpoint.
 const SENDERS: usize = 8;
 
-/// Bytes of an IP, a UDP and a VXLAN header around a frame.
-const fn overhead(address: &IpAddr) -> u32 {
-    let ip = if address.is_ipv4() { 20 } else { 40 };
-    ip + 16
+/// Longest payload of a frame that fits a packet of `mtu` bytes to `remote`: less its IP, UDP and VXLAN headers and the frame's own.
+#[must_use]
+pub const fn inner_mtu(mtu: u32, remote: IpAddr) -> u32 {
+    let ip = if remote.is_ipv4() { 20 } else { 40 };
+    mtu.saturating_sub(ip + 16 + 14)
 }
 
 /// Where tunnels arrive: ports that agree in this share their sockets.
@@ -79,10 +81,16 @@ pub fn open_endpoint(
         _ => sys::Error::new(format!("cannot receive at {address}{}", place.within()), source),
     };
     let open = || {
-        let receivers = (0..workers).map(|_| UdpSocket::bind(address)).collect::<io::Result<Vec<_>>>()?;
+        // Others of the same user may share an address with those below, so ask first whether somebody has it.
+        drop(UdpSocket::bind(address, Sharing::Alone)?);
+        let receivers = (0..workers)
+            .map(|_| UdpSocket::bind(address, Sharing::Shared))
+            .collect::<io::Result<Vec<_>>>()?;
         receivers.iter().for_each(UdpSocket::coalesce);
         let any = SocketAddr::new(place.local, 0);
-        let some = || (0..SENDERS).map(|_| UdpSocket::bind(any)).collect::<io::Result<Arc<[_]>>>();
+        let some = || {
+            (0..SENDERS).map(|_| UdpSocket::bind(any, Sharing::SendOnly)).collect::<io::Result<Arc<[_]>>>()
+        };
         let senders = (0..workers).map(|_| some()).collect::<io::Result<Vec<_>>>()?;
         Ok((receivers, senders))
     };
@@ -108,7 +116,7 @@ impl Place {
         let mtu = mtu.map_err(|source| {
             sys::Error::new(format!("no way to {remote} from {}{}", self.local, self.within()), source)
         })?;
-        Ok(mtu.saturating_sub(overhead(&remote) + 14))
+        Ok(inner_mtu(mtu, remote))
     }
 }
 
@@ -118,7 +126,7 @@ impl Endpoint {
     pub fn remote(&self, vni: u32, to: SocketAddr) -> Vec<Box<dyn PortQueue>> {
         let queue = |sockets: &Arc<[UdpSocket]>| {
             let (sockets, to) = (Arc::clone(sockets), SockAddr::from(to));
-            Box::new(RemoteQueue { sockets, to, header: vxlan::header(vni), too_big: usize::MAX })
+            Box::new(RemoteQueue { sockets, to, header: vxlan::header(vni), too_big: usize::MAX, singles: 0 })
                 as Box<dyn PortQueue>
         };
         self.senders.iter().map(queue).collect()
@@ -269,16 +277,25 @@ struct RemoteQueue {
     sockets: Arc<[UdpSocket]>,
     to: SockAddr,
     header: [u8; vxlan::HEADER_LEN],
-    /// The shortest frame that the kernel would not take several of at once: longer than the path's MTU.
+    /// The shortest frame that the kernel would not take several of at once: longer than the path's MTU, mostly.
     too_big: usize,
+    /// Frames that left by themselves for that reason, until it is tried again.
+    singles: u32,
 }
+
+/// Frames sent singly before several at once are tried again.
+const SINGLES: u32 = 10_000;
 
 impl RemoteQueue {
     /// How many of `frames` can leave by one call: one flow, one length, but the last may be shorter.
-    fn run(&self, frames: &[Outgoing<'_>], flow: usize) -> usize {
+    fn run(&mut self, frames: &[Outgoing<'_>], flow: usize) -> usize {
         let len = frames[0].frame_len();
         let most = (PAYLOAD_MAX / (len + vxlan::HEADER_LEN)).min(SEGMENTS_MAX);
         if len >= self.too_big {
+            self.singles += 1;
+            if self.singles >= SINGLES {
+                (self.singles, self.too_big) = (0, usize::MAX);
+            }
             return 1;
         }
         let mut run = 1;
@@ -325,11 +342,18 @@ fn flow_hash(frame: &Outgoing<'_>) -> usize {
         (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
     };
     let mut hash = mix(mix(1, addresses), &addresses[addresses.len().min(4)..]);
+    // With its tag in place or apart from it, a frame is of the same flow.
+    let rest = if rest.starts_with(&TPID_8021Q.to_be_bytes()) {
+        rest.get(TAG_LEN..).unwrap_or_default()
+    } else {
+        rest
+    };
+    let has_ports = |protocol: Option<&u8>| protocol.is_some_and(|protocol| matches!(protocol, 6 | 17 | 132));
     match rest {
         // IPv4: addresses, and the ports behind a plain header.
         [0x08, 0x00, 0x45, _, _, _, _, _, fragment, offset, ..] => {
             hash = mix(hash, rest.get(14..).unwrap_or_default());
-            if (fragment & 0x3f, *offset) == (0, 0) {
+            if (fragment & 0x3f, *offset) == (0, 0) && has_ports(rest.get(11)) {
                 hash = mix(hash, rest.get(18..).unwrap_or_default());
             }
         }
@@ -337,7 +361,7 @@ fn flow_hash(frame: &Outgoing<'_>) -> usize {
             for at in [10, 18, 26, 34] {
                 hash = mix(hash, rest.get(at..).unwrap_or_default());
             }
-            if rest.get(8).is_some_and(|next| matches!(next, 6 | 17)) {
+            if has_ports(rest.get(8)) {
                 let ports = rest.get(42..46).and_then(|ports| ports.first_chunk());
                 hash =
                     mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
@@ -366,7 +390,9 @@ impl PortQueue for RemoteQueue {
             match self.send(now, flow) {
                 Ok(()) => now.iter().for_each(|frame| counters.sent(frame.frame_len(), frame.segments())),
                 Err(error)
-                    if run > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) =>
+                    // EIO: the way is by IPsec, or by a device without checksums.
+                    if run > 1
+                        && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO)) =>
                 {
                     self.too_big = self.too_big.min(first.frame_len());
                     continue;

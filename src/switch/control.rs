@@ -245,6 +245,7 @@ impl Control {
                 Vec::new()
             }
             Err(error) => {
+                drop(self.forget_tunnel(id));
                 self.release_namespaces();
                 return Err(error);
             }
@@ -262,8 +263,13 @@ impl Control {
             let named = |error| Error::port(&port.spec.name, error);
             self.namespaces.enter(&tunnel.netns).map_err(named)?;
             let queues = self.open_tunnel(id, &port.spec, &tunnel)?;
+            // What was marked as gone is a new port to the workers.
+            let shared = PortShared::new(self.crew.len(), 0, false);
+            shared.continue_from(&port.shared);
+            port.shared = Arc::new(shared);
             port.queues = self.crew.len();
             port.open = true;
+            port.complaint = None;
             return Ok(queues);
         }
         let named = |error| Error::port(&port.spec.name, error);
@@ -327,7 +333,10 @@ impl Control {
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
         let before = std::mem::replace(&mut port.spec.settings, settings);
         match self.change_remotes(id, &before.tunnel) {
-            Ok((removed, added)) => drop(self.publish(&removed, added)),
+            Ok((removed, added)) => {
+                drop(self.publish(&removed, added));
+                self.forget_ids(&removed);
+            }
             Err(error) => {
                 if let Some(port) = self.ports.get_mut(&id) {
                     port.spec.settings = before;
@@ -340,8 +349,9 @@ impl Control {
             let policy = self.policy(id);
             let gone = |key: Key| policy.leaves(key.vid()) == crate::bridge::vlan::Leaves::Not;
             let filtering = self.bridges[bridge].spec.vlan_filtering;
+            let devices = self.ids_of(id);
             self.bridges[bridge].fdb.flush(|key, entry| {
-                entry.port == id && entry.kind == Kind::Dynamic && filtering && gone(key)
+                devices.contains(&entry.port) && entry.kind == Kind::Dynamic && filtering && gone(key)
             });
             self.refresh_locals(bridge);
         }

@@ -326,6 +326,7 @@ impl Caretaker {
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();
+                control.probe_next();
             }
         }
     }

@@ -68,7 +68,7 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
     senders.iter().try_for_each(|socket| socket.bind(ifindex, 0))?;
     for (index, socket) in receivers.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
-        socket.attach_reject_all()?;
+        attach_reject_all(&socket.fd)?;
         socket.bind(ifindex, libc::ETH_P_ALL as u16)?;
         socket.be_promiscuous(ifindex)?;
         if receiving > 1 {
@@ -93,6 +93,13 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
         sockets.rotate_right(ifindex as usize % queues);
     }
     Ok((sockets, receiving))
+}
+
+/// Has a socket receive nothing.
+pub(super) fn attach_reject_all(fd: &OwnedFd) -> io::Result<()> {
+    let mut reject = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut reject };
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// What came out of the ring.
@@ -129,12 +136,6 @@ impl PacketSocket {
         }
         let ring = Ring::new(&fd)?;
         Ok(PacketSocket { fd, ring, scratch: Scratch::new() })
-    }
-
-    fn attach_reject_all(&self) -> io::Result<()> {
-        let mut reject = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
-        let program = libc::sock_fprog { len: 1, filter: &raw mut reject };
-        set(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
     }
 
     /// Protocol 0 is for sending only.

@@ -28,6 +28,17 @@ const SLICES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct UdpSocket(OwnedFd);
 
+/// With whom a socket has its address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// With others of the same user, which receive their share of the flows.
+    Shared,
+    /// With nobody.
+    Alone,
+    /// With nobody, and what arrives is dropped: nobody reads it.
+    SendOnly,
+}
+
 /// What one call brought.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagrams {
@@ -40,18 +51,21 @@ pub struct Datagrams {
 }
 
 impl UdpSocket {
-    /// Bound to `address` in the calling thread's namespace, beside others of the same user.
+    /// Bound to `address` in the calling thread's namespace.
     ///
     /// # Errors
     /// What the kernel refused: `EADDRNOTAVAIL` when the address is not this host's, `EADDRINUSE` when it is somebody else's.
-    pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    pub fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<UdpSocket> {
         let kind = Type::DGRAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(sharing == Sharing::Shared)?;
         let fd = OwnedFd::from(socket);
+        if sharing == Sharing::SendOnly {
+            super::packet::attach_reject_all(&fd)?;
+        }
         for (forced, plain) in
             [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
         {

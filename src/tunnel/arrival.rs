@@ -10,6 +10,9 @@ use crate::offload::{Gso, Offload};
 use crate::wire::layers::{Layers, protocol};
 use crate::wire::{ipv4, ipv6, tcp, udp};
 
+/// Longest untagged frame of the usual MTU, which every port takes.
+const ETHERNET_FRAME: usize = 1514;
+
 /// What `frame` still needs, when frames of more than `len_max` bytes do not fit the way it came.
 #[must_use]
 pub fn offload(frame: &[u8], len_max: usize) -> Offload {
@@ -33,6 +36,8 @@ fn unfinished(frame: &[u8], len_max: usize) -> Option<Offload> {
         return None;
     }
     let headers = layers.l4 + payload;
+    // Nor does it hurt to cut what would just have fit.
+    let len_max = len_max.min(ETHERNET_FRAME);
     let cut = layers.protocol == protocol::TCP && frame.len() > len_max && headers < len_max;
     Some(Offload {
         needs_csum: true,

@@ -346,7 +346,10 @@ impl Daemon {
         match self.find_entry(&entry)? {
             Some(existing) if existing.state == FdbState::Dynamic => {}
             Some(existing)
-                if existing.port == entry.port && existing.state == FdbState::Static && may_exist =>
+                if existing.port == entry.port
+                    && entry.remote.is_none_or(|remote| existing.remote == Some(remote))
+                    && existing.state == FdbState::Static
+                    && may_exist =>
             {
                 return Ok(record.fdb_info(existing));
             }

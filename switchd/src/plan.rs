@@ -185,10 +185,18 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let stays =
         |old: &PortSpec| new_ports.get(old.name.as_str()).is_some_and(|new| keeps_device(old, new, dead));
     let stays_by_name = |name: &str| old_ports.get(name).is_some_and(|old| stays(old));
+    // One that does not say behind which remote is behind the only one, whichever that is.
+    let same_remotes = |port: &str| {
+        let remotes = |ports: &BTreeMap<&str, &PortSpec>| {
+            ports.get(port).map(|port| port.settings.tunnel.remotes.clone())
+        };
+        remotes(&old_ports) == remotes(&new_ports)
+    };
     let entry_stays = |entry: &Entry| {
         now.entries.contains(entry)
             && then.entries.contains(entry)
             && stays_by_name(&entry.port)
+            && (entry.remote.is_some() || same_remotes(&entry.port))
             && vlans(&old_bridges, &entry.bridge) == vlans(&new_bridges, &entry.bridge)
     };
 

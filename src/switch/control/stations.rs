@@ -125,6 +125,20 @@ impl Control {
         Ok(bridges.map(flush).sum())
     }
 
+    /// Forgets every entry behind ids that no worker knows any more.
+    pub(super) fn forget_ids(&self, ids: &[PortId]) {
+        for bridge in self.bridges.iter().filter(|_| !ids.is_empty()) {
+            bridge.fdb.flush(|_, entry| ids.contains(&entry.port));
+        }
+    }
+
+    /// The ids that entries behind a port may carry: its own and its remotes'.
+    pub(super) fn ids_of(&self, id: PortId) -> Vec<PortId> {
+        let mut ids = self.tunnels.ids_of(id);
+        ids.push(id);
+        ids
+    }
+
     /// The port that operators know behind an id, and which remote of it is meant.
     pub(super) fn device(&self, id: PortId) -> (PortId, Option<IpAddr>) {
         self.tunnels.port_of(id).map_or((id, None), |(port, address)| (port, Some(address)))

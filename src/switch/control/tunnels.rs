@@ -14,13 +14,16 @@ use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, VxlanSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
+use crate::switch::namespaces::same_place;
 use crate::topology::{self, PortShared};
 use crate::tunnel::{Demux, Network};
 
-/// Remotes that a port gets to know by their frames, at most.
-const STRANGERS_MAX: usize = 1024;
-/// MTU inside where the way is not known yet: Ethernet's, less the headers around.
-const DEFAULT_MTU: u32 = 1450;
+/// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
+const STRANGERS_MAX: usize = 512;
+/// MTU of a way that is not known yet.
+const ETHERNET_MTU: u32 = 1500;
+/// Bytes of an untagged Ethernet header.
+const ETH_HEADER_BYTES: u32 = 14;
 /// Every tunnel port is in one group: what comes by one is not flooded into another.
 const GROUP: u16 = 1;
 
@@ -31,6 +34,8 @@ pub(super) type Queues = Vec<(PortId, Vec<Box<dyn PortQueue>>)>;
 pub(super) struct Tunnels {
     endpoints: BTreeMap<PortId, Endpoint>,
     remotes: BTreeMap<PortId, Remote>,
+    /// Ports whose ways were looked at again.
+    probed: usize,
 }
 
 #[derive(Debug)]
@@ -56,6 +61,21 @@ fn place(spec: &VxlanSpec) -> Place {
     Place { netns: spec.netns.clone(), local: spec.local, port: spec.dstport }
 }
 
+/// Whether both are one, however their namespace is spelled.
+fn same(one: &Place, other: &Place) -> bool {
+    (one.local, one.port) == (other.local, other.port) && same_place(&one.netns, &other.netns)
+}
+
+/// Whether a port's tunnel arrives at `there`.
+fn arrives_at(port: &Port, there: &Place) -> bool {
+    matches!(&port.spec.kind, PortKind::Vxlan(spec) if same(&place(spec), there))
+}
+
+/// MTU inside a way that is not known.
+fn default_mtu(address: IpAddr) -> u32 {
+    vxlan::inner_mtu(ETHERNET_MTU, address)
+}
+
 impl Tunnels {
     pub(super) fn has(&self, id: PortId) -> bool {
         self.endpoints.contains_key(&id) || self.remotes.contains_key(&id)
@@ -68,6 +88,11 @@ impl Tunnels {
 
     fn of(&self, port: PortId) -> impl Iterator<Item = (PortId, &Remote)> {
         self.remotes.iter().filter(move |(_, remote)| remote.port == port).map(|(&id, remote)| (id, remote))
+    }
+
+    /// The ids of a port's remotes.
+    pub(super) fn ids_of(&self, port: PortId) -> Vec<PortId> {
+        self.of(port).map(|(id, _)| id).collect()
     }
 
     /// Least MTU of the ways to a port's remotes.
@@ -94,22 +119,20 @@ impl Tunnels {
 }
 
 impl Control {
-    /// Opens what a tunnel port needs: its endpoint, unless another port has it already, and a way to each remote. Nothing is
-    /// changed when that fails.
+    /// Opens what a tunnel port needs: its endpoint, unless another port has it already, and a way to each remote. Its remotes have
+    /// their ids even if that fails, so that a port which waits can have static entries.
     pub(super) fn open_tunnel(
         &mut self,
         port: PortId,
         whole: &PortSpec,
         spec: &VxlanSpec,
     ) -> Result<Queues, Error> {
-        let name = whole.name.as_str();
-        let named = |error| Error::port(name, error);
         let place = place(spec);
-        let same = |other: &&Port| match &other.spec.kind {
-            PortKind::Vxlan(other) => other.vni == spec.vni && self::place(other) == place,
-            _ => false,
+        let taken = |other: &&Port| {
+            let vni = matches!(&other.spec.kind, PortKind::Vxlan(other) if other.vni == spec.vni);
+            vni && other.spec.name != whole.name && arrives_at(other, &place)
         };
-        if let Some(other) = self.ports.values().filter(|other| other.spec.name != name).find(same) {
+        if let Some(other) = self.ports.values().find(taken) {
             return Err(Error::Exists(format!(
                 "VNI {0} at {1} is port '{2}' already; remove that first with: vswitchctl port del {2}",
                 spec.vni,
@@ -117,10 +140,16 @@ impl Control {
                 other.spec.name
             )));
         }
+        for &address in &whole.settings.tunnel.remotes {
+            if !self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
+                self.claim_remote(port, spec, address, false)?;
+            }
+        }
         let mut queues = Queues::new();
         let endpoint = match self.endpoint_of(spec) {
             Some(id) => id,
             None => {
+                let named = |error| Error::port(&whole.name, error);
                 let (receivers, sockets) = vxlan::open_endpoint(&place, self.crew.len()).map_err(named)?;
                 let id = self.free_id_beside(&[port])?;
                 let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
@@ -129,63 +158,51 @@ impl Control {
                 id
             }
         };
-        for &remote in &whole.settings.tunnel.remotes {
-            match self.add_remote(port, endpoint, (name, spec), remote, false) {
-                Ok(queue) => queues.push(queue),
-                Err(error) => {
-                    drop(self.forget_tunnel(port));
-                    return Err(error);
-                }
-            }
-        }
+        let remotes: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
+        queues.extend(remotes.into_iter().filter_map(|id| self.way(id, endpoint, spec)));
+        self.probe(port, spec);
         Ok(queues)
     }
 
     /// Makes a tunnel port's remotes those of its settings, which were `before`; the others do not notice. Returns the ids to
-    /// remove and the queues to add.
+    /// remove, whose stations are to be forgotten when no worker knows them any more, and the queues to add.
     pub(super) fn change_remotes(
         &mut self,
         port: PortId,
         before: &TunnelSettings,
     ) -> Result<(Vec<PortId>, Queues), Error> {
-        let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else {
-            return Ok(Default::default());
-        };
-        let (name, wanted) = (spec.name.clone(), spec.settings.tunnel.remotes.clone());
+        let Some(Port { spec, open, .. }) = self.ports.get(&port) else { return Ok(Default::default()) };
+        let (settings, open) = (spec.settings.tunnel.clone(), *open);
         let PortKind::Vxlan(spec) = spec.kind.clone() else { return Ok(Default::default()) };
-        let Some(endpoint) = self.endpoint_of(&spec) else { return Ok(Default::default()) };
-        let gone =
-            |remote: &Remote| before.remotes.contains(&remote.address) && !wanted.contains(&remote.address);
+        let leaves = |remote: &Remote| {
+            let asked_for = before.remotes.contains(&remote.address) || settings.strict_remotes;
+            asked_for && !settings.remotes.contains(&remote.address)
+        };
         let gone: Vec<PortId> =
-            self.tunnels.of(port).filter(|(_, remote)| gone(remote)).map(|(id, _)| id).collect();
+            self.tunnels.of(port).filter(|(_, remote)| leaves(remote)).map(|(id, _)| id).collect();
         self.check_unused(&gone)?;
-        let mut added = Queues::new();
-        for &address in wanted.iter().filter(|address| !before.remotes.contains(address)) {
-            let known = self
-                .tunnels
-                .remotes
-                .values_mut()
-                .find(|known| known.port == port && known.address == address);
-            if let Some(known) = known {
-                known.learned = false;
+        let mut claimed = Vec::new();
+        for &address in &settings.remotes {
+            if self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
                 continue;
             }
-            match self.add_remote(port, endpoint, (&name, &spec), address, false) {
-                Ok(queue) => added.push(queue),
+            match self.claim_remote(port, &spec, address, false) {
+                Ok(id) => claimed.push(id),
                 Err(error) => {
-                    for (id, _) in &added {
-                        self.tunnels.remotes.remove(id);
-                    }
+                    self.tunnels.remotes.retain(|id, _| !claimed.contains(id));
                     return Err(error);
                 }
             }
         }
-        for id in &gone {
-            self.tunnels.remotes.remove(id);
+        // Nothing can be refused from here on.
+        self.tunnels.remotes.retain(|id, _| !gone.contains(id));
+        for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
+            remote.learned &= !settings.remotes.contains(&remote.address);
         }
-        for bridge in &self.bridges {
-            bridge.fdb.flush(|_, entry| gone.contains(&entry.port));
-        }
+        let endpoint = self.endpoint_of(&spec).filter(|_| open);
+        let way = |id| endpoint.and_then(|endpoint| self.way(id, endpoint, &spec));
+        let added = claimed.into_iter().filter_map(way).collect();
+        self.probe(port, &spec);
         Ok((gone, added))
     }
 
@@ -207,7 +224,7 @@ impl Control {
 
     fn endpoint_of(&self, spec: &VxlanSpec) -> Option<PortId> {
         let place = place(spec);
-        self.tunnels.endpoints.iter().find(|(_, endpoint)| endpoint.place == place).map(|(&id, _)| id)
+        self.tunnels.endpoints.iter().find(|(_, endpoint)| same(&endpoint.place, &place)).map(|(&id, _)| id)
     }
 
     /// The remote of a tunnel port that a static entry is to be behind.
@@ -216,7 +233,10 @@ impl Control {
         let all: Vec<_> = self.tunnels.of(port).collect();
         let found = match address {
             Some(address) => all.iter().find(|(_, remote)| remote.address == address),
-            None => all.first().filter(|_| all.len() == 1),
+            None => {
+                let mut configured = all.iter().filter(|(_, remote)| !remote.learned);
+                configured.next().filter(|_| configured.next().is_none())
+            }
         };
         found.map(|&(id, _)| id).ok_or_else(|| {
             let existing: Vec<String> = all.iter().map(|(_, remote)| remote.address.to_string()).collect();
@@ -226,54 +246,96 @@ impl Control {
         })
     }
 
-    fn add_remote(
+    /// Gives a remote its id.
+    fn claim_remote(
         &mut self,
         port: PortId,
-        endpoint: PortId,
-        (name, spec): (&str, &VxlanSpec),
+        spec: &VxlanSpec,
         address: IpAddr,
         learned: bool,
-    ) -> Result<(PortId, Vec<Box<dyn PortQueue>>), Error> {
+    ) -> Result<PortId, Error> {
         let id = self.free_id_beside(&[port])?;
-        // One that cannot be reached now may be later.
-        let mtu = place(spec).inner_mtu(address).unwrap_or(DEFAULT_MTU);
-        if mtu < 1500 {
-            tracing::info!(
-                "port '{name}': frames with more than {mtu} bytes of payload go to {address} in fragments; \
-                 better give the stations an MTU of {mtu}"
-            );
-        }
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
-        shared.set_segment_max(mtu + 14);
-        let Some(endpoint) = self.tunnels.endpoints.get(&endpoint) else {
-            return Err(Error::NotFound(format!("the endpoint of {address} is gone")));
-        };
-        let queues = endpoint.sockets.remote(spec.vni, SocketAddr::new(address, spec.dstport));
+        let mtu = default_mtu(spec.local);
+        shared.set_segment_max(mtu + ETH_HEADER_BYTES);
         self.tunnels.remotes.insert(id, Remote { port, address, learned, mtu, shared: Arc::new(shared) });
-        Ok((id, queues))
+        Ok(id)
+    }
+
+    /// The workers' ways to a remote.
+    fn way(
+        &self,
+        id: PortId,
+        endpoint: PortId,
+        spec: &VxlanSpec,
+    ) -> Option<(PortId, Vec<Box<dyn PortQueue>>)> {
+        let remote = self.tunnels.remotes.get(&id)?;
+        let endpoint = self.tunnels.endpoints.get(&endpoint)?;
+        Some((id, endpoint.sockets.remote(spec.vni, SocketAddr::new(remote.address, spec.dstport))))
+    }
+
+    /// Finds out what fits the ways to a port's remotes; where there is no way now, what was known stays.
+    fn probe(&mut self, port: PortId, spec: &VxlanSpec) {
+        let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
+        let place = place(spec);
+        for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
+            let Ok(mtu) = place.inner_mtu(remote.address) else { continue };
+            if mtu != remote.mtu && mtu < ETHERNET_MTU {
+                tracing::info!(
+                    "port '{name}': frames with more than {mtu} bytes of payload go to {} in fragments",
+                    remote.address
+                );
+            }
+            remote.mtu = mtu;
+            remote.shared.set_segment_max(mtu + ETH_HEADER_BYTES);
+        }
+    }
+
+    /// Looks again at the ways of one tunnel port after the other: routes and MTUs change. To be called each second.
+    pub(in crate::switch) fn probe_next(&mut self) {
+        let tunnels = |(&id, port): (&PortId, &Port)| match &port.spec.kind {
+            PortKind::Vxlan(spec) if port.open => Some((id, spec.clone())),
+            _ => None,
+        };
+        let all: Vec<_> = self.ports.iter().filter_map(tunnels).collect();
+        if let Some((port, spec)) = all.get(self.tunnels.probed % all.len().max(1)) {
+            self.probe(*port, spec);
+        }
+        self.tunnels.probed = self.tunnels.probed.wrapping_add(1);
+    }
+
+    /// Closes a tunnel port whose underlay is gone. Its remotes keep their ids, and with them their static entries; strangers are
+    /// forgotten. Returns the ids that workers are to let go of, and those that stand for nothing any more.
+    pub(super) fn shut_tunnel(&mut self, port: PortId) -> (Vec<PortId>, Vec<PortId>) {
+        let mut all: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
+        let strangers =
+            self.tunnels.of(port).filter(|(_, remote)| remote.learned).map(|(id, _)| id).collect();
+        self.tunnels.remotes.retain(|_, remote| remote.port != port || !remote.learned);
+        all.extend(self.forget_endpoints(port));
+        (all, strangers)
     }
 
     /// Forgets a tunnel port's remotes, and its endpoint if it was the last there. Returns their ids.
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
-        if self.tunnels.endpoints.is_empty() {
-            return Vec::new();
-        }
         let mut ids: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
-        let used: Vec<Place> = self
-            .ports
-            .iter()
-            .filter(|(id, other)| **id != port && other.open)
-            .filter_map(|(_, other)| match &other.spec.kind {
-                PortKind::Vxlan(spec) => Some(place(spec)),
-                _ => None,
-            })
-            .collect();
-        let unused = |(_, endpoint): &(&PortId, &Endpoint)| !used.contains(&endpoint.place);
-        let gone: Vec<PortId> = self.tunnels.endpoints.iter().filter(unused).map(|(&id, _)| id).collect();
-        self.tunnels.endpoints.retain(|id, _| !gone.contains(id));
-        ids.extend(gone);
+        ids.extend(self.forget_endpoints(port));
         ids
+    }
+
+    /// Forgets endpoints at which nothing but `port` arrived.
+    fn forget_endpoints(&mut self, port: PortId) -> Vec<PortId> {
+        let ports = &self.ports;
+        let mut gone = Vec::new();
+        self.tunnels.endpoints.retain(|&id, endpoint| {
+            let mut others = ports.iter().filter(|(id, other)| **id != port && other.open);
+            let used = others.any(|(_, other)| arrives_at(other, &endpoint.place));
+            if !used {
+                gone.push(id);
+            }
+            used
+        });
+        gone
     }
 
     /// A frame came to a tunnel port from a remote that it did not know: from now on stations are learned behind it.
@@ -281,14 +343,14 @@ impl Control {
         let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else { return };
         let PortKind::Vxlan(tunnel) = spec.kind.clone() else { return };
         let known = self.tunnels.of(port).any(|(_, remote)| remote.address == address);
-        let strangers = self.tunnels.of(port).filter(|(_, remote)| remote.learned).count();
-        if known || strangers >= STRANGERS_MAX {
+        let strangers = self.tunnels.remotes.values().filter(|remote| remote.learned).count();
+        if known || strangers >= STRANGERS_MAX || spec.settings.tunnel.strict_remotes {
             return;
         }
-        let name = spec.name.clone();
         let Some(endpoint) = self.endpoint_of(&tunnel) else { return };
-        if let Ok(queue) = self.add_remote(port, endpoint, (&name, &tunnel), address, true) {
-            drop(self.publish(&[], vec![queue]));
+        if let Ok(id) = self.claim_remote(port, &tunnel, address, true) {
+            let way = self.way(id, endpoint, &tunnel);
+            drop(self.publish(&[], way.into_iter().collect()));
         }
     }
 
@@ -323,10 +385,12 @@ impl Control {
             let mut demux = Demux::default();
             for (&port, known) in self.ports.iter().filter(|(_, port)| port.open) {
                 if let PortKind::Vxlan(spec) = &known.spec.kind
-                    && place(spec) == endpoint.place
+                    && arrives_at(known, &endpoint.place)
                 {
                     let remotes = self.tunnels.of(port).map(|(id, remote)| (remote.address, id)).collect();
-                    let frame_max = self.tunnels.mtu(port).unwrap_or(DEFAULT_MTU) as usize + 18;
+                    let frame_max =
+                        self.tunnels.mtu(port).unwrap_or(default_mtu(spec.local)) + ETH_HEADER_BYTES;
+                    let frame_max = frame_max as usize;
                     let strict = known.spec.settings.tunnel.strict_remotes;
                     demux.insert(spec.vni, Network { port, remotes, frame_max, strict });
                 }
@@ -343,12 +407,10 @@ impl Control {
             sum.add(&counters(&remote.shared));
         }
         let place = place(spec);
-        let at_place = self.ports.values().filter(|other| match &other.spec.kind {
-            PortKind::Vxlan(other) => self::place(other) == place,
-            _ => false,
-        });
-        let oldest = at_place.map(|other| other.sequence).min() == Some(port.sequence);
-        let endpoint = self.tunnels.endpoints.values().find(|endpoint| endpoint.place == place);
+        let oldest =
+            self.ports.values().filter(|other| arrives_at(other, &place)).map(|other| other.sequence).min();
+        let oldest = oldest == Some(port.sequence);
+        let endpoint = self.tunnels.endpoints.values().find(|endpoint| same(&endpoint.place, &place));
         if let (true, Some(endpoint)) = (oldest, endpoint) {
             for &reason in DropReason::ALL {
                 count(sum, reason, endpoint.counters.iter().map(|worker| worker.drops(reason)).sum());

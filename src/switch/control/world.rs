@@ -51,13 +51,16 @@ impl Control {
         if lost.is_empty() {
             return;
         }
-        let remotes: Vec<PortId> = lost.iter().flat_map(|&id| self.forget_tunnel(id)).collect();
-        let all: Vec<PortId> = lost.iter().chain(&remotes).copied().collect();
+        let mut all = lost.clone();
+        let mut strangers = Vec::new();
+        for &id in &lost {
+            let (ids, unknown) = self.shut_tunnel(id);
+            all.extend(ids);
+            strangers.extend(unknown);
+        }
         drop(self.publish(&all, Vec::new()));
         drop(keep);
-        for bridge in &self.bridges {
-            bridge.fdb.flush(|_, entry| remotes.contains(&entry.port));
-        }
+        self.forget_ids(&strangers);
         lost.iter().for_each(|&id| self.forget_stations(id));
         (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
     }

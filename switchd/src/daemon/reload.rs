@@ -109,14 +109,21 @@ impl Daemon {
                 .find(|there| is_entry(there, entry))
                 .filter(|_| !now.entries.iter().any(|ours| is_entry(ours, entry)));
             match there {
-                Some(there) if there.port == entry.port => {
+                Some(there)
+                    if there.port == entry.port
+                        && entry.remote.is_none_or(|remote| there.remote == Some(remote)) =>
+                {
                     adopted.push(Step::AddEntry(entry.clone()).to_string());
                     now.entries.insert(entry.clone());
                 }
                 // With its port goes the entry.
                 Some(there) if record.ports.contains(&there.port) && !wanted.1.contains(&there.port) => {}
                 Some(there) if !now.entries.iter().any(|ours| is_entry(ours, there)) => {
-                    let differs = format!("it is behind port '{}', not '{}'", there.port, entry.port);
+                    let differs = if there.port == entry.port {
+                        format!("it is behind another remote of port '{}'", there.port)
+                    } else {
+                        format!("it is behind port '{}', not '{}'", there.port, entry.port)
+                    };
                     return Err(foreign(config, Step::AddEntry(entry.clone()).to_string(), &[differs]));
                 }
                 _ => {}

@@ -92,6 +92,7 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::strange_datagrams", tunnels::strange_datagrams),
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
+    ("tunnels::by_reload", tunnels::by_reload),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::harness::daemon::{Daemon, mac_text};
+use crate::harness::daemon::{Daemon, Start, mac_text};
 use crate::harness::frame::{BROADCAST, Mac, station, test_frame};
 use crate::harness::net::Ns;
 use crate::harness::raw::Raw;
@@ -206,6 +206,11 @@ pub fn remotes_change() -> Outcome {
     a.send(&test_frame(station(2), station(1), "unicast finds it")).expect("sent");
     eventually("it arrives", || sent() == before + 1);
 
+    // Who was met is no remote.
+    near.ctl("port set vx0 --strict-remotes on");
+    assert_eq!((remotes(), near.whereabouts(station(2))), (vec![], None));
+    near.ctl("port set vx0 --strict-remotes off");
+
     near.ctl("port set vx0 --remote 172.16.0.2 --remote 172.16.0.3");
     assert_eq!(remotes(), ["172.16.0.2 false", "172.16.0.3 false"]);
     let fixed = mac_text(station(9));
@@ -296,18 +301,63 @@ pub fn refused() -> Outcome {
 pub fn underlay_deleted() -> Outcome {
     let (ns, inside) = (Ns::new("v"), Ns::new("n"));
     let daemon = Daemon::start(&ns);
-    daemon.ctl("bridge add br0");
     inside.ip("addr add 172.16.9.1/32 dev lo; link set lo up");
     let name = inside.name.clone();
-    daemon.ctl(&format!(
-        "port add vx0 --bridge br0 --type vxlan --vni 1 --local 172.16.9.1 --remote 172.16.9.2 --netns {name}"
-    ));
+    let before = daemon.open_files();
+    // Two that share an endpoint.
+    for number in [0, 1] {
+        daemon.ctl(&format!("bridge add br{number}"));
+        daemon.ctl(&format!(
+            "port add vx{number} --bridge br{number} --type vxlan --vni {number} --local 172.16.9.1 \
+             --remote 172.16.9.2 --netns {name}"
+        ));
+        daemon.ctl(&format!("fdb add {} --port vx{number}", mac_text(station(9))));
+    }
     let files = daemon.open_files();
     crate::harness::net::run("ip", &["netns", "del", &name]);
     daemon.wait_port_state("vx0", "gone");
+    daemon.wait_port_state("vx1", "gone");
     eventually("its sockets are closed", || daemon.open_files() < files - 10);
+    assert_eq!(daemon.fdb("").len(), 2, "what was configured stays");
     crate::harness::net::run("ip", &["netns", "add", &name]);
     inside.ip("addr add 172.16.9.1/32 dev lo; link set lo up");
-    daemon.wait_port_state("vx0", "up");
+    for port in ["vx0", "vx1"] {
+        daemon.wait_port_state(port, "up");
+        assert_eq!(daemon.port(port)["tunnel"]["remotes"].as_array().map(Vec::len), Some(1));
+        assert_eq!(daemon.json(&format!("fdb show --port {port}"))[0]["remote"], "172.16.9.2");
+    }
+    eventually("as many as before", || daemon.open_files() <= files);
+    // A port that comes later has nothing of them.
+    daemon.ctl("bridge del br0 --with-ports");
+    daemon.ctl("bridge del br1 --with-ports");
+    eventually("all are closed", || daemon.open_files() <= before);
+    daemon.ctl("bridge add br0");
+    daemon.ctl(&format!("port add vx7 --bridge br0 --type vxlan --vni 7 --local 172.16.9.1 --netns {name}"));
+    assert_eq!(daemon.port("vx7")["tunnel"]["remotes"], serde_json::json!([]));
+    Ok(())
+}
+
+/// The file's remotes change without the port being made anew; a station without remote follows.
+pub fn by_reload() -> Outcome {
+    let underlay = Underlay::new(3);
+    let text = |remotes: &str, station: &str| {
+        format!(
+            "[[bridge]]\nname = \"br0\"\n[[port]]\nname = \"vx0\"\nbridge = \"br0\"\ntype = \"vxlan\"\nvni = 42\n\
+             local = \"172.16.0.1\"\nremote = {remotes}\n[[fdb]]\nmac = \"02:00:00:00:00:77\"\nport = \"vx0\"\n{station}"
+        )
+    };
+    let daemon = Start::new(&underlay.hosts[0]).config(&text("\"172.16.0.2\"", "")).ready();
+    let remote = || daemon.json("fdb show --port vx0")[0]["remote"].clone();
+    assert_eq!(remote(), "172.16.0.2");
+    daemon.write_config(&text("\"172.16.0.3\"", ""));
+    assert_eq!(daemon.json("reload")["warnings"], serde_json::json!([]));
+    assert_eq!(remote(), "172.16.0.3");
+    daemon.write_config(&text("[\"172.16.0.2\", \"172.16.0.3\"]", "remote = \"172.16.0.2\"\n"));
+    daemon.ctl("reload");
+    assert_eq!(remote(), "172.16.0.2");
+    let nothing = daemon.json("reload");
+    assert_eq!((&nothing["added"], &nothing["changed"]), (&serde_json::json!([]), &serde_json::json!([])));
+    let refused = daemon.refused("fdb add 02:00:00:00:00:77 --port vx0 --remote 172.16.0.3 --may-exist");
+    assert!(refused.contains("02:00:00:00:00:77"), "{refused}");
     Ok(())
 }
