@@ -316,11 +316,15 @@ impl Worker {
     fn serve_port(&mut self, id: PortId, now: Instant) -> Served {
         let Some(Some(queue)) = self.queues.get_mut(id.index()) else { return Served::Gone };
         let inbound = match self.topology.port(id) {
-            Some(port) => Inbound { counters: &port.shared.counters[self.index], demux: None },
+            Some(port) => {
+                Inbound { counters: &port.shared.counters[self.index], demux: None, worker: self.index }
+            }
             None => match self.topology.endpoints.get(&id) {
-                Some(endpoint) => {
-                    Inbound { counters: &endpoint.counters[self.index], demux: Some(&endpoint.demux) }
-                }
+                Some(endpoint) => Inbound {
+                    counters: &endpoint.counters[self.index],
+                    demux: Some(&endpoint.demux),
+                    worker: self.index,
+                },
                 None => return Served::Gone,
             },
         };
@@ -480,6 +484,11 @@ impl Worker {
         for (port, queue) in self.topology.ports.iter().zip(&mut self.queues) {
             if let (Some(port), Some(queue)) = (port, queue) {
                 port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+            }
+        }
+        for (id, endpoint) in &self.topology.endpoints {
+            if let Some(Some(queue)) = self.queues.get_mut(id.index()) {
+                endpoint.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
             }
         }
     }

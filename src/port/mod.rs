@@ -45,6 +45,8 @@ pub struct Inbound<'a> {
     pub counters: &'a Counters,
     /// Whose the frames are, at an endpoint of several ports.
     pub demux: Option<&'a Demux>,
+    /// Index of the worker that receives.
+    pub worker: usize,
 }
 
 /// How a receive call ended.

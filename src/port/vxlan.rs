@@ -144,11 +144,20 @@ struct EndpointQueue {
     reads: usize,
     /// Whether the last read found nothing.
     drained: bool,
+    /// Datagrams that the kernel dropped, as last read.
+    dropped: u32,
 }
 
 impl EndpointQueue {
     fn new(socket: UdpSocket) -> EndpointQueue {
-        EndpointQueue { socket, buffer: vec![0; 1 << 16].into(), rest: None, reads: 0, drained: false }
+        EndpointQueue {
+            socket,
+            buffer: vec![0; 1 << 16].into(),
+            rest: None,
+            reads: 0,
+            drained: false,
+            dropped: 0,
+        }
     }
 
     /// Moves the next frame to the batch, as many segments of one flow as follow one another. False, and nothing is
@@ -165,7 +174,7 @@ impl EndpointQueue {
         batch.origin = Some((origin, datagrams.source));
         let unfinished = arrival::offload(frame, network.frame_max);
         let Some(mut coalescer) = Coalescer::start(batch.spare(), frame) else {
-            inbound.counters.drop_frame(DropReason::RxTruncated);
+            network.shared.counters[inbound.worker].drop_frame(DropReason::RxTruncated);
             self.advance();
             return true;
         };
@@ -178,7 +187,7 @@ impl EndpointQueue {
             unfinished.to_virtio(header);
         }
         if batch.take(len, None).is_err() {
-            inbound.counters.drop_frame(DropReason::BadOffload);
+            network.shared.counters[inbound.worker].drop_frame(DropReason::BadOffload);
         }
         true
     }
@@ -232,20 +241,24 @@ impl EndpointQueue {
 }
 
 /// Whose a datagram is, and the frame in it; one that is nobody's is counted.
-fn sort<'a>(
-    datagram: &'a [u8],
+fn sort<'d, 'n>(
+    datagram: &'d [u8],
     datagrams: &Datagrams,
-    inbound: &Inbound<'a>,
-) -> Option<(&'a Network, Origin, u32, &'a [u8])> {
-    let drop = |reason| {
-        inbound.counters.drop_frame(reason);
+    inbound: &Inbound<'n>,
+) -> Option<(&'n Network, Origin, u32, &'d [u8])> {
+    let drop = |counters: &Counters, reason| {
+        counters.drop_frame(reason);
         None
     };
-    let Some((vni, frame)) = vxlan::parse(datagram) else { return drop(DropReason::BadTunnelHeader) };
-    let Some(network) = inbound.demux.and_then(|demux| demux.network(vni)) else {
-        return drop(DropReason::UnknownVni);
+    let Some((vni, frame)) = vxlan::parse(datagram) else {
+        return drop(inbound.counters, DropReason::BadTunnelHeader);
     };
-    let Some(origin) = network.origin(&datagrams.source) else { return drop(DropReason::UnknownRemote) };
+    let Some(network) = inbound.demux.and_then(|demux| demux.network(vni)) else {
+        return drop(inbound.counters, DropReason::UnknownVni);
+    };
+    let Some(origin) = network.origin(&datagrams.source) else {
+        return drop(&network.shared.counters[inbound.worker], DropReason::UnknownRemote);
+    };
     Some((network, origin, vni, frame))
 }
 
@@ -262,6 +275,11 @@ impl PortQueue for EndpointQueue {
             }
         }
         if self.drained { Received::Drained } else { Received::More }
+    }
+
+    fn take_missed(&mut self) -> u64 {
+        let dropped = self.socket.dropped();
+        u64::from(dropped.wrapping_sub(std::mem::replace(&mut self.dropped, dropped)))
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {

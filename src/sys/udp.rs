@@ -84,6 +84,16 @@ impl UdpSocket {
         Ok(UdpSocket(fd))
     }
 
+    /// Datagrams that the kernel dropped for want of room since the socket was made, modulo 2^32.
+    #[must_use]
+    pub fn dropped(&self) -> u32 {
+        /// linux/sock_diag.h: SK_MEMINFO_DROPS, of SK_MEMINFO_VARS numbers.
+        const DROPS: usize = 8;
+        let mut numbers = [0u32; 9];
+        super::packet::get(&self.0, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut numbers)
+            .map_or(0, |()| numbers[DROPS])
+    }
+
     /// Lets [`UdpSocket::receive`] bring several datagrams at once. Without (before Linux 5.0) it brings one.
     pub fn coalesce(&self) {
         let _ = set(&self.0, libc::IPPROTO_UDP, libc::UDP_GRO, &1i32);

@@ -7,25 +7,29 @@
 //! Datagrams for several ports arrive at one socket, an *endpoint*. [`Demux`] says whose they are.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use crate::addr::PortId;
+use crate::topology::PortShared;
 
 pub mod arrival;
 pub mod vxlan;
 
 /// Whose the datagrams of an endpoint are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Demux {
     networks: HashMap<u32, Network>,
 }
 
 /// One virtual network at an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Network {
     /// The tunnel port.
     pub port: PortId,
+    /// Where what is dropped of its frames before they are a remote's is counted.
+    pub shared: Arc<PortShared>,
     /// Its remotes, by address.
     pub remotes: HashMap<IpAddr, PortId>,
     /// Longest frame that fits one packet on the way here, in bytes.

@@ -34,6 +34,8 @@ pub(super) type Queues = Vec<(PortId, Vec<Box<dyn PortQueue>>)>;
 pub(super) struct Tunnels {
     endpoints: BTreeMap<PortId, Endpoint>,
     remotes: BTreeMap<PortId, Remote>,
+    /// What remotes that left have counted, by the port they were of.
+    departed: Vec<(PortId, Arc<PortShared>)>,
     /// Ports whose ways were looked at again.
     probed: usize,
 }
@@ -88,6 +90,18 @@ impl Tunnels {
 
     fn of(&self, port: PortId) -> impl Iterator<Item = (PortId, &Remote)> {
         self.remotes.iter().filter(move |(_, remote)| remote.port == port).map(|(&id, remote)| (id, remote))
+    }
+
+    /// Removes remotes; what they have counted stays with their port.
+    fn retire(&mut self, leaves: impl Fn(&PortId, &Remote) -> bool) {
+        let departed = &mut self.departed;
+        self.remotes.retain(|id, remote| {
+            let leaves = leaves(id, remote);
+            if leaves {
+                departed.push((remote.port, Arc::clone(&remote.shared)));
+            }
+            !leaves
+        });
     }
 
     /// The ids of a port's remotes.
@@ -195,7 +209,7 @@ impl Control {
             }
         }
         // Nothing can be refused from here on.
-        self.tunnels.remotes.retain(|id, _| !gone.contains(id));
+        self.tunnels.retire(|id, _| gone.contains(id));
         for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
             remote.learned &= !settings.remotes.contains(&remote.address);
         }
@@ -310,7 +324,7 @@ impl Control {
         let mut all: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
         let strangers =
             self.tunnels.of(port).filter(|(_, remote)| remote.learned).map(|(id, _)| id).collect();
-        self.tunnels.remotes.retain(|_, remote| remote.port != port || !remote.learned);
+        self.tunnels.retire(|_, remote| remote.port == port && remote.learned);
         all.extend(self.forget_endpoints(port));
         (all, strangers)
     }
@@ -319,6 +333,7 @@ impl Control {
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
         let mut ids: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
+        self.tunnels.departed.retain(|(departed, _)| *departed != port);
         ids.extend(self.forget_endpoints(port));
         ids
     }
@@ -392,7 +407,10 @@ impl Control {
                         self.tunnels.mtu(port).unwrap_or(default_mtu(spec.local)) + ETH_HEADER_BYTES;
                     let frame_max = frame_max as usize;
                     let strict = known.spec.settings.tunnel.strict_remotes;
-                    demux.insert(spec.vni, Network { port, remotes, frame_max, strict });
+                    demux.insert(
+                        spec.vni,
+                        Network { port, shared: Arc::clone(&known.shared), remotes, frame_max, strict },
+                    );
                 }
             }
             (id, topology::Endpoint { demux, counters: Arc::clone(&endpoint.counters) })
@@ -405,6 +423,9 @@ impl Control {
         let PortKind::Vxlan(spec) = &port.spec.kind else { return };
         for (_, remote) in self.tunnels.of(id) {
             sum.add(&counters(&remote.shared));
+        }
+        for (_, shared) in self.tunnels.departed.iter().filter(|(port, _)| *port == id) {
+            sum.add(&counters(shared));
         }
         let place = place(spec);
         let oldest =

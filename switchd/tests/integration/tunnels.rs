@@ -264,8 +264,30 @@ pub fn strange_datagrams() -> Outcome {
     eventually("an unknown network is counted", || drops("unknown_vni") == 1);
     send([8, 0, 0, 0, 0, 0, 42, 0], &good[..9]);
     eventually("a stump is counted", || drops("runt") == 1);
+    daemon.ctl("port set vx1 --strict-remotes on --remote 172.16.0.3");
+    send([8, 0, 0, 0, 0, 0, 43, 0], &good);
+    eventually("a stranger's is counted at the port it is for", || {
+        daemon.drops("vx1", "unknown_remote") == 1
+    });
+    assert_eq!(drops("unknown_remote"), 0);
+    daemon.ctl("port set vx1 --remote 172.16.0.2");
     send([8, 0, 0, 0, 0, 0, 43, 0], &good);
     eventually("the other network gets its own", || daemon.whereabouts(station(5)) == Some("vx1".into()));
+    let received = |port: &str| daemon.stats(port)["rx_frames"].as_u64();
+    assert_eq!(received("vx1"), Some(1));
+    daemon.ctl("port set vx1 --remote 172.16.0.3");
+    assert_eq!(received("vx1"), Some(1), "counters do not fall back when a remote leaves");
+
+    // A switch that gets no CPU loses what does not fit its socket, and says so.
+    daemon.signal(libc::SIGSTOP);
+    for _ in 0..20_000 {
+        send([8, 0, 0, 0, 0, 0, 99, 0], &[0; 1400]);
+    }
+    daemon.signal(libc::SIGCONT);
+    eventually("what was missed is counted", || {
+        let (missed, unknown) = (drops("rx_missed"), drops("unknown_vni"));
+        missed > 0 && missed + unknown == 20_001
+    });
     Ok(())
 }
 
