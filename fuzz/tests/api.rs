@@ -90,7 +90,7 @@ struct Rig {
 impl Rig {
     fn new() -> Rig {
         let model = Arc::new(Model::default());
-        let daemon = Daemon::new(Box::new(Arc::clone(&model)), &DaemonSection::default());
+        let daemon = Daemon::new(model.clone(), &DaemonSection::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let description = serde_json::to_value(openapi()).unwrap_or_default();
         let paths = description["paths"].as_object().unwrap_or_else(|| panic!("{description}"));

@@ -12,7 +12,7 @@
 
 use super::{BadOffload, Gso, Offload};
 use crate::wire::layers::{Layers, protocol};
-use crate::wire::udp;
+use crate::wire::{ipv4, ipv6, udp};
 
 /// A ones' complement sum in progress.
 ///
@@ -86,6 +86,15 @@ impl Sum {
             checksum => checksum,
         }
     }
+}
+
+/// The sum over the pseudo-header of the packet whose IP header `packet` begins with, but for the length (RFC 9293, section 3.1;
+/// RFC 768; RFC 8200, section 8.1).
+#[inline]
+#[must_use]
+pub fn pseudo_header(packet: &[u8], ipv4: bool, protocol: u8) -> Sum {
+    let addresses = if ipv4 { ipv4::field::ADDRS } else { ipv6::field::ADDRS };
+    Sum::of(&packet[addresses]).word(u16::from(protocol))
 }
 
 /// Below this, in bytes, vectors cost more than they win.

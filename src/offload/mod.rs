@@ -355,17 +355,23 @@ fn check_lengths(
     payload_len: usize,
     offload: &Offload,
 ) -> Result<(), BadOffload> {
-    let ip_len = frame_len - layers.l3;
-    let max_ip_len = usize::from(u16::MAX) + if layers.ipv4 { 0 } else { ipv6::HEADER_LEN };
-    if ip_len > max_ip_len || layers.ip_len.is_some_and(|declared| declared != ip_len) {
-        return Err(BadOffload::Length);
-    }
+    check_ip_len(layers, frame_len)?;
     let size = usize::from(offload.gso_size);
     if size == 0 {
         return Err(BadOffload::GsoSize(0));
     }
     let most = if offload.gso == Gso::Udp { MAX_UDP_SEGMENTS } else { MAX_TCP_SEGMENTS };
     if payload_len > size * most { Err(BadOffload::Segments) } else { Ok(()) }
+}
+
+/// Whether the packet's length fits its field, and is what is there if it is filled in.
+fn check_ip_len(layers: &Layers, frame_len: usize) -> Result<(), BadOffload> {
+    let ip_len = frame_len - layers.l3;
+    let max_ip_len = usize::from(u16::MAX) + if layers.ipv4 { 0 } else { ipv6::HEADER_LEN };
+    if ip_len > max_ip_len || layers.ip_len.is_some_and(|declared| declared != ip_len) {
+        return Err(BadOffload::Length);
+    }
+    Ok(())
 }
 
 /// How many wire frames `frame` stands for, by its headers: 1 if it needs no segmentation or is not what

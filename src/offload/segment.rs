@@ -13,7 +13,7 @@
 //! extension headers it is taken from that field instead: behind a routing header, the destination that counts is not
 //! the one in the IP header (RFC 8200, section 8.1).
 
-use super::checksum::Sum;
+use super::checksum::{self, Sum};
 use super::{BadOffload, Gso, Layout, MAX_HEADERS_LEN, Offload, layout, low16};
 use crate::wire::layers::protocol;
 use crate::wire::{ipv4, ipv6, tcp, udp};
@@ -259,9 +259,6 @@ pub(super) fn pseudo_header(head: &[u8], layout: &Layout, offload: &Offload) -> 
         let len = payload_len.wrapping_sub(low16(layout.l4 - layout.l3 - ipv6::HEADER_LEN));
         return Sum::of(&head[field..field + 2]).word(!len);
     }
-    let (addrs, number) = (
-        if layout.ipv4 { ipv4::field::ADDRS } else { ipv6::field::ADDRS },
-        if offload.gso == Gso::Udp { protocol::UDP } else { protocol::TCP },
-    );
-    Sum::of(&head[layout.l3..][addrs]).word(u16::from(number))
+    let protocol = if offload.gso == Gso::Udp { protocol::UDP } else { protocol::TCP };
+    checksum::pseudo_header(&head[layout.l3..], layout.ipv4, protocol)
 }

@@ -9,8 +9,8 @@
 //! there and must be right to the byte about its length. Between it and the outer IP header everything is copied: the
 //! tunnel's header, the inner Ethernet header. Only UDP outside has a length and a checksum of its own.
 
-use super::checksum::Sum;
-use super::{BadOffload, Gso, Offload, low16};
+use super::checksum::pseudo_header;
+use super::{BadOffload, Gso, Offload, check_ip_len, low16};
 use crate::wire::layers::{Layers, protocol};
 use crate::wire::{ipv4, ipv6, udp};
 
@@ -47,11 +47,7 @@ pub(super) fn open(
         (protocol::GRE, _) => return Err(BadOffload::Protocol),
         _ => return Err(BadOffload::ChecksumField),
     }
-    let ip_len = frame_len - outer.l3;
-    let max_ip_len = usize::from(u16::MAX) + if outer.ipv4 { 0 } else { ipv6::HEADER_LEN };
-    if ip_len > max_ip_len || outer.ip_len.is_some_and(|declared| declared != ip_len) {
-        return Err(BadOffload::Length);
-    }
+    check_ip_len(outer, frame_len)?;
     let inner = inner(head, outer.l4, offload, frame_len).ok_or(BadOffload::ChecksumField)?;
     let udp = outer.protocol == protocol::UDP;
     if udp && inner.l3 < outer.l4 + udp::HEADER_LEN {
@@ -124,8 +120,7 @@ impl Outer {
             udp::set_len(header, len);
         }
         if self.checksum {
-            let addresses = if self.ipv4 { ipv4::field::ADDRS } else { ipv6::field::ADDRS };
-            let pseudo = Sum::of(&segment[self.l3..][addresses]).word(u16::from(protocol::UDP)).word(len);
+            let pseudo = pseudo_header(&segment[self.l3..], self.ipv4, protocol::UDP).word(len);
             segment[self.l4..][udp::field::CHECKSUM].fill(0);
             let checksum = pseudo.bytes(&segment[self.l4..]).udp_checksum();
             segment[self.l4..][udp::field::CHECKSUM].copy_from_slice(&checksum);

@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
 use crate::spec::PortKind;
-use crate::stats::Counters;
+use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::tunnel::Demux;
 
@@ -101,6 +101,16 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
         PortKind::Vxlan(_) => {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
         }
+    }
+}
+
+/// Why a frame was not sent, from what a socket said.
+fn refused(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
+        Some(libc::ENETDOWN) => DropReason::PortDown,
+        Some(libc::EMSGSIZE) => DropReason::TooLong,
+        _ => DropReason::TxError,
     }
 }
 

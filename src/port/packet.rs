@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone};
+use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
@@ -130,13 +130,8 @@ impl PortQueue for PacketQueue {
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
         self.socket.send(frames, |index, outcome| match outcome {
             Ok(()) => counters.sent(frames[index].frame_len(), frames[index].segments()),
-            Err(error) => counters.drop_frame(match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
-                Some(libc::ENETDOWN) => DropReason::PortDown,
-                Some(libc::EMSGSIZE) => DropReason::TooLong,
-                _ if is_gone(&error) => DropReason::PortGone,
-                _ => DropReason::TxError,
-            }),
+            Err(error) if is_gone(&error) => counters.drop_frame(DropReason::PortGone),
+            Err(error) => counters.drop_frame(refused(&error)),
         });
         Health::Alive
     }

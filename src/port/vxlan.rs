@@ -15,10 +15,10 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use socket2::SockAddr;
 
-use super::{Health, Inbound, PortQueue, Received};
+use super::{Health, Inbound, PortQueue, Received, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::bridge::vlan::TPID_8021Q;
-use crate::frame::{Outgoing, TAG_LEN};
+use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};
 use crate::offload::VNET_HDR_LEN;
 use crate::offload::coalesce::Coalescer;
 use crate::spec::Netns;
@@ -105,18 +105,15 @@ impl Place {
         self.netns.as_ref().map_or(String::new(), |netns| format!(" in namespace '{netns}'"))
     }
 
-    /// MTU of frames' payload to a remote: what fits one packet.
+    /// MTU of frames' payload to each of some remotes: what fits one packet; `None` where there is no way.
     ///
     /// # Errors
-    /// There is no way to it.
-    pub fn inner_mtu(&self, remote: IpAddr) -> Result<u32, sys::Error> {
+    /// The namespace cannot be entered.
+    pub fn inner_mtus(&self, remotes: &[IpAddr]) -> Result<Vec<Option<u32>>, sys::Error> {
         let target = self.netns.as_ref().map(netns::open).transpose()?;
-        let probe = || udp::path_mtu(self.local, remote);
-        let mtu = netns::run_in(target.as_ref().map(AsFd::as_fd), probe).and_then(|mtu| mtu);
-        let mtu = mtu.map_err(|source| {
-            sys::Error::new(format!("no way to {remote} from {}{}", self.local, self.within()), source)
-        })?;
-        Ok(inner_mtu(mtu, remote))
+        let probe = |&remote: &IpAddr| Some(inner_mtu(udp::path_mtu(self.local, remote).ok()?, remote));
+        netns::run_in(target.as_ref().map(AsFd::as_fd), || remotes.iter().map(probe).collect())
+            .map_err(|source| sys::Error::new(format!("cannot look for ways{}", self.within()), source))
     }
 }
 
@@ -351,8 +348,8 @@ impl RemoteQueue {
 /// its ports.
 fn flow_hash(frame: &Outgoing<'_>) -> usize {
     let (addresses, rest) = match frame {
-        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(12),
-        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(12),
+        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
+        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
         Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
     };
     let mix = |hash: u64, bytes: &[u8]| {
@@ -415,16 +412,13 @@ impl PortQueue for RemoteQueue {
                     self.too_big = self.too_big.min(first.frame_len());
                     continue;
                 }
-                Err(error) => counters.drop_frames(
-                    match error.raw_os_error() {
-                        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
-                        Some(libc::ENETDOWN) => DropReason::PortDown,
-                        Some(libc::EMSGSIZE) => DropReason::TooLong,
+                Err(error) => {
+                    let reason = match error.raw_os_error() {
                         Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => DropReason::Unreachable,
-                        _ => DropReason::TxError,
-                    },
-                    run as u64,
-                ),
+                        _ => refused(&error),
+                    };
+                    counters.drop_frames(reason, run as u64);
+                }
             }
             left = later;
         }

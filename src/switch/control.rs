@@ -335,7 +335,7 @@ impl Control {
         match self.change_remotes(id, &before.tunnel) {
             Ok((removed, added)) => {
                 drop(self.publish(&removed, added));
-                self.forget_ids(&removed);
+                self.forget_ids(&removed.into_iter().collect());
             }
             Err(error) => {
                 if let Some(port) = self.ports.get_mut(&id) {
@@ -377,9 +377,7 @@ impl Control {
         let leaving: HashSet<PortId> = ids.iter().copied().chain(remotes).collect();
         let all: Vec<PortId> = leaving.iter().copied().collect();
         let released = self.publish(&all, Vec::new());
-        for bridge in &self.bridges {
-            bridge.fdb.flush(|_, entry| leaving.contains(&entry.port));
-        }
+        self.forget_ids(&leaving);
         self.delete_devices(&ports);
         drop((released, ports));
         self.release_namespaces();
@@ -497,11 +495,9 @@ impl Control {
     /// Ids that no worker knows any more may stand for other ports, once what a late worker learned is forgotten.
     fn release_ids(&mut self) {
         let reached = self.crew.generation();
-        for (id, _) in self.retired.extract_if(.., |(_, generation)| *generation <= reached) {
-            for bridge in &self.bridges {
-                bridge.fdb.flush(|_, entry| entry.port == id);
-            }
-        }
+        let released = self.retired.extract_if(.., |(_, generation)| *generation <= reached);
+        let released = released.map(|(id, _)| id).collect();
+        self.forget_ids(&released);
     }
 
     fn check_vlan(&self, port: &str, bridge: usize, settings: &PortSettings) -> Result<(), Error> {

@@ -5,10 +5,10 @@
 //! the pseudo-header's sum, and finishing one that only looks like it gives the same bytes again. A frame longer than
 //! anything that fits the way here was never cut; TCP may be cut anywhere.
 
-use crate::offload::checksum::Sum;
+use crate::offload::checksum::pseudo_header;
 use crate::offload::{Gso, Offload};
 use crate::wire::layers::{Layers, protocol};
-use crate::wire::{ipv4, ipv6, tcp, udp};
+use crate::wire::{tcp, udp};
 
 /// Longest untagged frame of the usual MTU, which every port takes.
 const ETHERNET_FRAME: usize = 1514;
@@ -28,8 +28,7 @@ fn unfinished(frame: &[u8], len_max: usize) -> Option<Offload> {
         _ => return None,
     };
     let transport_len = layers.ip_len?.checked_sub(layers.l4 - layers.l3)?;
-    let addresses = if layers.ipv4 { ipv4::field::ADDRS } else { ipv6::field::ADDRS };
-    let pseudo = Sum::of(frame.get(layers.l3..)?.get(addresses)?).word(u16::from(layers.protocol));
+    let pseudo = pseudo_header(frame.get(layers.l3..)?, layers.ipv4, layers.protocol);
     let pseudo = pseudo.word(u16::try_from(transport_len).ok()?);
     let field = usize::from(csum_offset);
     if *transport.get(field..field + 2)? != pseudo.fold() {

@@ -33,7 +33,6 @@ pub trait Control: Send + Sync {
     ) -> Result<(), Error>;
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
     fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error>;
-    fn stop(self: Box<Self>);
 }
 
 impl Control for Switch {
@@ -84,9 +83,6 @@ impl Control for Switch {
     }
     fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
         Switch::fdb_flush(self, filter)
-    }
-    fn stop(self: Box<Self>) {
-        Switch::stop(*self);
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vswitch::spec::PortSpec;
@@ -28,7 +28,7 @@ use crate::plan::{Entry, Step, entry_vlan};
 
 /// The switch, and who asked for what in it.
 pub struct Daemon {
-    switch: Box<dyn Control>,
+    switch: Arc<dyn Control>,
     record: Mutex<Record>,
     socket: PathBuf,
     poll: String,
@@ -82,7 +82,7 @@ impl Record {
 impl Daemon {
     /// A daemon around a switch that is empty so far; `section` are the settings it was started with.
     #[must_use]
-    pub fn new(switch: Box<dyn Control>, section: &DaemonSection) -> Daemon {
+    pub fn new(switch: Arc<dyn Control>, section: &DaemonSection) -> Daemon {
         Daemon {
             switch,
             record: Mutex::default(),
@@ -104,7 +104,7 @@ impl Daemon {
 
     /// Removes everything and ends the workers.
     pub fn stop(self) {
-        self.switch.stop();
+        drop(self);
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {

@@ -87,7 +87,7 @@ fn run(options: Options) -> Result<(), String> {
         Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?
     };
     let switch = Switch::start(&settings.options()).map_err(|error| error.to_string())?;
-    let daemon = Daemon::new(Box::new(switch), &settings);
+    let daemon = Daemon::new(Arc::new(switch), &settings);
     if let Some(config) = &config {
         match daemon.configure(config) {
             Ok(report) => log_report("configured", &report),

@@ -126,7 +126,7 @@ impl Control {
     }
 
     /// Forgets every entry behind ids that no worker knows any more.
-    pub(super) fn forget_ids(&self, ids: &[PortId]) {
+    pub(super) fn forget_ids(&self, ids: &HashSet<PortId>) {
         for bridge in self.bridges.iter().filter(|_| !ids.is_empty()) {
             bridge.fdb.flush(|_, entry| ids.contains(&entry.port));
         }

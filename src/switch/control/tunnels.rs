@@ -172,8 +172,7 @@ impl Control {
                 id
             }
         };
-        let remotes: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
-        queues.extend(remotes.into_iter().filter_map(|id| self.way(id, endpoint, spec)));
+        queues.extend(self.tunnels.ids_of(port).into_iter().filter_map(|id| self.way(id, endpoint, spec)));
         self.probe(port, spec);
         Ok(queues)
     }
@@ -291,9 +290,11 @@ impl Control {
     /// Finds out what fits the ways to a port's remotes; where there is no way now, what was known stays.
     fn probe(&mut self, port: PortId, spec: &VxlanSpec) {
         let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
-        let place = place(spec);
-        for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
-            let Ok(mtu) = place.inner_mtu(remote.address) else { continue };
+        let addresses: Vec<IpAddr> = self.tunnels.of(port).map(|(_, remote)| remote.address).collect();
+        let Ok(mtus) = place(spec).inner_mtus(&addresses) else { return };
+        let remotes = self.tunnels.remotes.values_mut().filter(|remote| remote.port == port);
+        for (remote, mtu) in remotes.zip(mtus) {
+            let Some(mtu) = mtu else { continue };
             if mtu != remote.mtu && mtu < ETHERNET_MTU {
                 tracing::info!(
                     "port '{name}': frames with more than {mtu} bytes of payload go to {} in fragments",
@@ -307,13 +308,12 @@ impl Control {
 
     /// Looks again at the ways of one tunnel port after the other: routes and MTUs change. To be called each second.
     pub(in crate::switch) fn probe_next(&mut self) {
-        let tunnels = |(&id, port): (&PortId, &Port)| match &port.spec.kind {
-            PortKind::Vxlan(spec) if port.open => Some((id, spec.clone())),
-            _ => None,
-        };
-        let all: Vec<_> = self.ports.iter().filter_map(tunnels).collect();
-        if let Some((port, spec)) = all.get(self.tunnels.probed % all.len().max(1)) {
-            self.probe(*port, spec);
+        let open = |port: &Port| port.open && matches!(port.spec.kind, PortKind::Vxlan(_));
+        let all: Vec<PortId> = self.ports.iter().filter(|(_, port)| open(port)).map(|(&id, _)| id).collect();
+        if let Some(&port) = all.get(self.tunnels.probed % all.len().max(1))
+            && let PortKind::Vxlan(spec) = self.ports[&port].spec.kind.clone()
+        {
+            self.probe(port, &spec);
         }
         self.tunnels.probed = self.tunnels.probed.wrapping_add(1);
     }
@@ -321,7 +321,7 @@ impl Control {
     /// Closes a tunnel port whose underlay is gone. Its remotes keep their ids, and with them their static entries; strangers are
     /// forgotten. Returns the ids that workers are to let go of, and those that stand for nothing any more.
     pub(super) fn shut_tunnel(&mut self, port: PortId) -> (Vec<PortId>, Vec<PortId>) {
-        let mut all: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
+        let mut all = self.tunnels.ids_of(port);
         let strangers =
             self.tunnels.of(port).filter(|(_, remote)| remote.learned).map(|(id, _)| id).collect();
         self.tunnels.retire(|_, remote| remote.port == port && remote.learned);
@@ -331,7 +331,7 @@ impl Control {
 
     /// Forgets a tunnel port's remotes, and its endpoint if it was the last there. Returns their ids.
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
-        let mut ids: Vec<PortId> = self.tunnels.of(port).map(|(id, _)| id).collect();
+        let mut ids = self.tunnels.ids_of(port);
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
         self.tunnels.departed.retain(|(departed, _)| *departed != port);
         ids.extend(self.forget_endpoints(port));

@@ -52,7 +52,7 @@ impl Control {
             return;
         }
         let mut all = lost.clone();
-        let mut strangers = Vec::new();
+        let mut strangers = HashSet::new();
         for &id in &lost {
             let (ids, unknown) = self.shut_tunnel(id);
             all.extend(ids);

@@ -9,7 +9,7 @@ use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
 use vswitch::status::{FdbState, PortState, PortStatus};
 use vswitch::switch::{Error, FdbFilter};
 
-use super::stations::{carry_over, current, is_entry};
+use super::stations::{carry_over, current, has, is_entry};
 use super::{Daemon, Record};
 use crate::api::ReloadReport;
 use crate::compare;
@@ -104,11 +104,7 @@ impl Daemon {
         now.entries =
             record.entries.iter().filter_map(|entry| current(entry, &stations, &record.entries)).collect();
         for entry in &config.layout.entries {
-            let there = stations
-                .iter()
-                .find(|there| is_entry(there, entry))
-                .filter(|_| !now.entries.iter().any(|ours| is_entry(ours, entry)));
-            match there {
+            match stations.iter().find(|there| is_entry(there, entry)).filter(|_| !has(&now.entries, entry)) {
                 Some(there)
                     if there.port == entry.port
                         && entry.remote.is_none_or(|remote| there.remote == Some(remote)) =>
@@ -118,7 +114,7 @@ impl Daemon {
                 }
                 // With its port goes the entry.
                 Some(there) if record.ports.contains(&there.port) && !wanted.1.contains(&there.port) => {}
-                Some(there) if !now.entries.iter().any(|ours| is_entry(ours, there)) => {
+                Some(there) => {
                     let differs = if there.port == entry.port {
                         format!("it is behind another remote of port '{}'", there.port)
                     } else {
@@ -126,7 +122,7 @@ impl Daemon {
                     };
                     return Err(foreign(config, Step::AddEntry(entry.clone()).to_string(), &[differs]));
                 }
-                _ => {}
+                None => {}
             }
         }
         let mut then = config.layout.clone();

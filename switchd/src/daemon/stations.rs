@@ -12,13 +12,18 @@ pub(super) fn is_entry(one: &Entry, other: &Entry) -> bool {
     (&one.bridge, one.vlan, one.mac) == (&other.bridge, other.vlan, other.mac)
 }
 
+/// Whether one of them is that station.
+pub(super) fn has(entries: &BTreeSet<Entry>, entry: &Entry) -> bool {
+    entries.iter().any(|one| is_entry(one, entry))
+}
+
 /// What became of one of the configuration's `ours`: it may have followed its bridge into another VLAN, or be gone.
 pub(super) fn current(entry: &Entry, stations: &[Entry], ours: &BTreeSet<Entry>) -> Option<Entry> {
     let same = |there: &&Entry| {
         (&there.bridge, there.mac, &there.port) == (&entry.bridge, entry.mac, &entry.port)
             && entry.remote.is_none_or(|remote| there.remote == Some(remote))
     };
-    let moved = |there: &&Entry| same(there) && !ours.iter().any(|ours| is_entry(ours, there));
+    let moved = |there: &&Entry| same(there) && !has(ours, there);
     let unmoved = |there: &&Entry| same(there) && there.vlan == entry.vlan;
     let there = stations.iter().find(unmoved).or_else(|| stations.iter().find(moved))?;
     // Its remote as it was asked for: none stands for the only one.
@@ -40,9 +45,10 @@ pub(super) fn carry_over(
 ) -> Result<(), String> {
     let port = |list: &[PortSpec], name: &str| list.iter().find(|port| port.name == name).cloned();
     let bridge = |layout: &Layout, name: &str| layout.bridges.iter().find(|b| b.name == name).cloned();
-    let known = |now: &Layout, entry: &Entry| now.entries.iter().any(|ours| is_entry(ours, entry));
-    for entry in stations.iter() {
-        let Some(old_bridge) = bridge(now, &entry.bridge).filter(|_| !known(now, entry)) else { continue };
+    for entry in stations {
+        let Some(old_bridge) = bridge(now, &entry.bridge).filter(|_| !has(&now.entries, entry)) else {
+            continue;
+        };
         let ours = port(&now.ports, &entry.port);
         let Some(old) = ours.clone().or_else(|| port(theirs, &entry.port)) else { continue };
         let new = if ours.is_some() { port(&then.ports, &entry.port) } else { Some(old.clone()) };
@@ -68,8 +74,8 @@ pub(super) fn carry_over(
         .map_err(|error| format!("{object} was added at run time, and {error}; or remove the entry"))?;
         let moved = Entry { bridge: new_bridge.name, vlan, ..entry.clone() };
         let taken = |other: &&Entry| is_entry(other, &moved) && other.port != moved.port;
-        let staying = stations.iter().filter(|other| !known(now, other));
-        if let Some(other) = then.entries.iter().find(taken).or_else(|| staying.clone().find(taken)) {
+        let mut staying = stations.iter().filter(|other| !has(&now.entries, other));
+        if let Some(other) = then.entries.iter().find(taken).or_else(|| staying.find(taken)) {
             return Err(format!(
                 "{object} was added at run time behind port '{}', and would be the one behind port '{}': remove either",
                 entry.port, other.port

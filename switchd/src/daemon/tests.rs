@@ -14,7 +14,7 @@ use crate::control::model::Model;
 fn daemon() -> (Daemon, Arc<Model>) {
     let model = Arc::new(Model::default());
     model.inner().interfaces.extend(["veth0", "veth1"].map(str::to_owned));
-    (Daemon::new(Box::new(Arc::clone(&model)), &DaemonSection::default()), model)
+    (Daemon::new(model.clone(), &DaemonSection::default()), model)
 }
 
 fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {

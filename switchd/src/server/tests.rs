@@ -28,7 +28,7 @@ impl Server {
         let (end, ended) = oneshot::channel::<()>();
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let daemon = Arc::new(Daemon::new(Box::new(Model::default()), &DaemonSection::default()));
+        let daemon = Arc::new(Daemon::new(Arc::new(Model::default()), &DaemonSection::default()));
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
