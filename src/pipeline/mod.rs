@@ -17,6 +17,7 @@ use crate::stats::{Counters, DropReason};
 use crate::topology::{Bridge, Port, Topology};
 
 mod admit;
+pub mod answer;
 mod egress;
 mod parse;
 mod relay;
@@ -32,6 +33,7 @@ pub const STAGES: &[(&str, Stage)] = &[
     ("admit", admit::run),   // may it come in, and in which VLAN; FDB buckets prefetched
     ("relay", relay::run),   // learn the source, then find where the destination is: a port, or a flood
     ("egress", egress::run), // per leaving port: tag, length, offloads, transmit
+    ("answer", answer::run), // what the switch itself says to whoever sent them
 ];
 
 /// Passes a batch through every stage.
@@ -86,6 +88,8 @@ pub struct Outbox {
     lists: Vec<ArrayVec<u8, BATCH_FRAMES>>,
     /// Ports whose list is not empty, in order of their first frame.
     active: Vec<PortId>,
+    /// What goes back by the receiving port.
+    pub(crate) answers: answer::Answers,
 }
 
 impl Outbox {
