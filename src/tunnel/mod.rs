@@ -15,6 +15,8 @@ use crate::addr::PortId;
 use crate::topology::PortShared;
 
 pub mod arrival;
+pub mod geneve;
+pub mod gre;
 pub mod vxlan;
 
 /// Whose the datagrams of an endpoint are.
