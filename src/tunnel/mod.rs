@@ -15,6 +15,7 @@ use crate::addr::PortId;
 use crate::topology::PortShared;
 
 pub mod arrival;
+pub mod encapsulation;
 pub mod erspan;
 pub mod geneve;
 pub mod gre;
