@@ -8,6 +8,10 @@ use std::path::PathBuf;
 
 use crate::addr::{MacAddr, VlanId, VlanSet};
 
+mod tunnel;
+
+pub use tunnel::{Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
+
 /// One learning domain (or, with VLAN filtering, one per VLAN).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BridgeSpec {
@@ -55,6 +59,18 @@ pub struct PortSpec {
     pub settings: PortSettings,
 }
 
+impl PortSpec {
+    /// Which VLANs it carries: those it was given, or those that its tunnel has networks for.
+    #[must_use]
+    pub fn vlan_mode(&self) -> VlanMode {
+        match &self.kind {
+            PortKind::Tunnel(tunnel) => tunnel.vlans().map(|vids| VlanMode::Trunk { vids, native: None }),
+            _ => None,
+        }
+        .unwrap_or_else(|| self.settings.vlan.clone())
+    }
+}
+
 /// Where frames come in and go out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PortKind {
@@ -64,8 +80,8 @@ pub enum PortKind {
     Packet(PacketSpec),
     /// A TAP device that gives the host itself an interface on the bridge.
     Internal(TapSpec),
-    /// Frames in UDP datagrams to switches elsewhere (RFC 7348).
-    Vxlan(VxlanSpec),
+    /// Frames inside packets to switches elsewhere.
+    Tunnel(TunnelSpec),
     /// Two queues in memory: tests and benches.
     Mem(crate::port::mem::MemPort),
 }
@@ -78,7 +94,7 @@ impl PortKind {
             PortKind::Tap(_) => "tap",
             PortKind::Packet(_) => "packet",
             PortKind::Internal(_) => "internal",
-            PortKind::Vxlan(_) => "vxlan",
+            PortKind::Tunnel(spec) => spec.type_name(),
             PortKind::Mem(_) => "mem",
         }
     }
@@ -131,19 +147,6 @@ pub struct PacketSpec {
     pub netns: Option<Netns>,
 }
 
-/// A VXLAN tunnel.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct VxlanSpec {
-    /// The network's number, 0 to 16,777,215.
-    pub vni: u32,
-    /// Address of this host in the underlay.
-    pub local: IpAddr,
-    /// UDP port, here and there.
-    pub dstport: u16,
-    /// The namespace of the underlay; `None` is the switch's own.
-    pub netns: Option<Netns>,
-}
-
 /// A network namespace: a name under `/run/netns`, or a path to a namespace file.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Netns(pub String);
@@ -177,50 +180,6 @@ pub struct PortSettings {
     pub hairpin: bool,
     /// Of a tunnel port.
     pub tunnel: TunnelSettings,
-}
-
-/// What may change while a tunnel port runs.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TunnelSettings {
-    /// The other ends: each gets a copy of what is flooded.
-    pub remotes: Vec<IpAddr>,
-    /// Frames from anybody else are dropped, not only kept from being learned at once.
-    pub strict_remotes: bool,
-    /// Frames that claim a station known at a port that is no tunnel are dropped.
-    pub guard_local: bool,
-}
-
-impl VxlanSpec {
-    /// Refuses remotes that none can be.
-    ///
-    /// # Errors
-    /// One line with what is wrong.
-    pub fn check(&self, settings: &TunnelSettings) -> Result<(), String> {
-        let local = self.local;
-        let special = |ip: &IpAddr| {
-            let odd = match ip {
-                IpAddr::V4(v4) => v4.is_broadcast(),
-                // A link-local address means nothing without its interface.
-                IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
-            };
-            odd || ip.is_unspecified() || ip.is_multicast()
-        };
-        if special(&local) {
-            return Err(format!("{local} is no address of one host: give this host's in the underlay"));
-        }
-        for (index, remote) in settings.remotes.iter().enumerate() {
-            if remote.is_ipv4() != local.is_ipv4() {
-                return Err(format!("local {local} and remote {remote} are not of one IP version"));
-            }
-            if special(remote) || *remote == local {
-                return Err(format!("{remote} is no address of another host"));
-            }
-            if settings.remotes[..index].contains(remote) {
-                return Err(format!("remote {remote} is given twice"));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Default for PortSettings {

@@ -73,6 +73,8 @@ drop_reasons! {
     UnknownRemote = "unknown_remote",
     /// A tunnelled frame that claims a station of this side.
     Guarded = "guarded",
+    /// A router marked the packet around a frame whose sender does not know such marks, and would have dropped the frame itself.
+    Congested = "congested",
     /// There is no way to the tunnel's other end.
     Unreachable = "unreachable",
     /// Dropped by the kernel before the switch could read it.

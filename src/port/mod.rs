@@ -19,7 +19,7 @@ use crate::tunnel::Demux;
 pub mod mem;
 mod packet;
 mod tap;
-pub mod vxlan;
+pub mod tunnel;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -98,7 +98,7 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
         PortKind::Packet(spec) => packet::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
         // Of endpoints and remotes, which the control side opens one by one.
-        PortKind::Vxlan(_) => {
+        PortKind::Tunnel(_) => {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
         }
     }

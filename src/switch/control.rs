@@ -14,7 +14,7 @@ mod stations;
 mod tunnels;
 mod world;
 
-use tunnels::{Queues, Tunnels};
+use tunnels::{Changes, Queues, Tunnels};
 
 use super::crew::Crew;
 use super::namespaces::{Namespaces, Place, same_place};
@@ -94,7 +94,7 @@ impl Port {
     /// The namespace it is in, or its underlay.
     fn place(&self) -> Option<Place> {
         match &self.spec.kind {
-            PortKind::Vxlan(spec) => Some(spec.netns.clone()),
+            PortKind::Tunnel(spec) => Some(spec.netns.clone()),
             _ => self.interface().map(|(place, _)| place),
         }
     }
@@ -102,7 +102,7 @@ impl Port {
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
             (_, false, _) => PortState::Gone,
-            (PortKind::Mem(_) | PortKind::Vxlan(_), true, _) => PortState::Up,
+            (PortKind::Mem(_) | PortKind::Tunnel(_), true, _) => PortState::Up,
             (_, true, Some(link)) if link.up && link.running => PortState::Up,
             (_, true, _) => PortState::Down,
         }
@@ -113,7 +113,7 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_) | PortKind::Vxlan(_) => None,
+        PortKind::Mem(_) | PortKind::Tunnel(_) => None,
     }
 }
 
@@ -215,7 +215,7 @@ impl Control {
     pub(super) fn add_port(&mut self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
         check_name("port", &spec.name)?;
         let bridge = self.bridge(&spec.bridge)?;
-        self.check_vlan(&spec.name, bridge, &spec.settings)?;
+        self.check_vlan(&spec.name, bridge, &spec.kind, &spec.settings)?;
         check_tunnel(&spec.name, &spec.kind, &spec.settings)?;
         if let Some(port) = self.ports.values().find(|port| port.spec.name == spec.name) {
             return Err(Error::Exists(format!(
@@ -259,7 +259,7 @@ impl Control {
 
     /// Opens a port; returns the workers' queues.
     fn open(&mut self, id: PortId, port: &mut Port) -> Result<Queues, Error> {
-        if let PortKind::Vxlan(tunnel) = port.spec.kind.clone() {
+        if let PortKind::Tunnel(tunnel) = port.spec.kind.clone() {
             let named = |error| Error::port(&port.spec.name, error);
             self.namespaces.enter(&tunnel.netns).map_err(named)?;
             let queues = self.open_tunnel(id, &port.spec, &tunnel)?;
@@ -327,15 +327,15 @@ impl Control {
         let bridge = self.bridge(&self.ports[&id].spec.bridge)?;
         check_tunnel(name, &self.ports[&id].spec.kind, &settings)?;
         if self.ports[&id].spec.settings.vlan != settings.vlan {
-            self.check_vlan(name, bridge, &settings)?;
+            self.check_vlan(name, bridge, &self.ports[&id].spec.kind, &settings)?;
         }
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
         let before = std::mem::replace(&mut port.spec.settings, settings);
         match self.change_remotes(id, &before.tunnel) {
-            Ok((removed, added)) => {
-                drop(self.publish(&removed, added));
-                self.forget_ids(&removed.into_iter().collect());
+            Ok(Changes { gone, replaced, queues }) => {
+                drop(self.publish(&[&gone[..], &replaced].concat(), queues));
+                self.forget_ids(&gone.into_iter().collect());
             }
             Err(error) => {
                 if let Some(port) = self.ports.get_mut(&id) {
@@ -500,9 +500,21 @@ impl Control {
         self.forget_ids(&released);
     }
 
-    fn check_vlan(&self, port: &str, bridge: usize, settings: &PortSettings) -> Result<(), Error> {
+    fn check_vlan(
+        &self,
+        port: &str,
+        bridge: usize,
+        kind: &PortKind,
+        settings: &PortSettings,
+    ) -> Result<(), Error> {
         let spec = &self.bridges[bridge].spec;
-        if !spec.vlan_filtering && settings.vlan != VlanMode::Default {
+        let mapped = matches!(kind, PortKind::Tunnel(tunnel) if tunnel.vlans().is_some());
+        if mapped && settings.vlan != VlanMode::Default {
+            return Err(Error::Invalid(format!(
+                "port '{port}' cannot have VLAN options: its VLANs are those that it maps to VNIs; leave them out"
+            )));
+        }
+        if !spec.vlan_filtering && (mapped || settings.vlan != VlanMode::Default) {
             return Err(Error::Invalid(format!(
                 "port '{port}' cannot have VLAN options: bridge '{0}' does not filter VLANs; \
                  turn it on with: vswitchctl bridge set {0} --vlan-filtering on",
@@ -521,7 +533,7 @@ impl Control {
         let Some(port) = self.ports.get(&id) else { return VlanPolicy::default() };
         let default_pvid = self.bridge(&port.spec.bridge).map(|index| self.bridges[index].spec.default_pvid);
         default_pvid
-            .map_or_else(|_| VlanPolicy::default(), |pvid| VlanPolicy::new(&port.spec.settings.vlan, pvid))
+            .map_or_else(|_| VlanPolicy::default(), |pvid| VlanPolicy::new(&port.spec.vlan_mode(), pvid))
     }
 
     fn release_namespaces(&mut self) {
@@ -559,7 +571,7 @@ impl Control {
         let mut bridges: Vec<_> = self.bridges.iter().map(Bridge::for_workers).collect();
         for (&id, port) in self.ports.iter().filter(|(_, port)| port.open) {
             let Ok(bridge) = self.bridge(&port.spec.bridge) else { continue };
-            if let PortKind::Vxlan(_) = port.spec.kind {
+            if let PortKind::Tunnel(_) = port.spec.kind {
                 bridges[bridge].members.extend(self.flooded(id));
                 for port in self.tunnel_ports(id, port, bridge) {
                     let slot = port.id.index();
@@ -646,7 +658,7 @@ fn check_name(what: &str, name: &str) -> Result<(), Error> {
 fn check_tunnel(name: &str, kind: &PortKind, settings: &PortSettings) -> Result<(), Error> {
     let wrong = |error| Error::Invalid(format!("port '{name}': {error}"));
     match kind {
-        PortKind::Vxlan(spec) => spec.check(&settings.tunnel).map_err(wrong),
+        PortKind::Tunnel(spec) => spec.check(&settings.tunnel).map_err(wrong),
         _ if settings.tunnel == TunnelSettings::default() => Ok(()),
         _ => Err(wrong(
             "'remote', 'strict-remotes' and 'guard-local' are for tunnel ports; leave them out".into(),

@@ -24,7 +24,7 @@ pub mod packet;
 mod steering;
 pub mod thread;
 pub mod tun;
-pub mod udp;
+pub mod underlay;
 
 pub use error::{Error, Result, check_ifname};
 

@@ -3,6 +3,8 @@
 //! Two sides that know different things. An endpoint knows how to read ([`Encapsulation`]): whoever listens for GRE gets
 //! Ethernet and ERSPAN alike, and tells them apart by what is in the packet. A remote knows what to write ([`Header`]).
 
+use std::fmt;
+
 use arrayvec::ArrayVec;
 
 use super::{erspan, geneve, gre, vxlan};
@@ -32,6 +34,17 @@ pub enum NetworkId {
     Key(Option<u32>),
     /// ERSPAN's session, of a kind.
     Session(erspan::Kind, u16),
+}
+
+impl fmt::Display for NetworkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkId::Vni(vni) => write!(f, "VNI {vni}"),
+            NetworkId::Key(Some(key)) => write!(f, "GRE key {key}"),
+            NetworkId::Key(None) => f.write_str("GRE without key"),
+            NetworkId::Session(_, session) => write!(f, "ERSPAN session {session}"),
+        }
+    }
 }
 
 impl Encapsulation {

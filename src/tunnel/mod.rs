@@ -12,11 +12,15 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::addr::PortId;
+use crate::frame::TAG_LEN;
 use crate::topology::PortShared;
+use encapsulation::NetworkId;
 
 pub mod arrival;
+pub mod ecn;
 pub mod encapsulation;
 pub mod erspan;
+pub mod flow;
 pub mod geneve;
 pub mod gre;
 pub mod vxlan;
@@ -24,7 +28,7 @@ pub mod vxlan;
 /// Whose the datagrams of an endpoint are.
 #[derive(Clone, Debug, Default)]
 pub struct Demux {
-    networks: HashMap<u32, Network>,
+    networks: HashMap<NetworkId, Vec<Network>>,
 }
 
 /// One virtual network at an endpoint.
@@ -40,6 +44,8 @@ pub struct Network {
     pub frame_max: usize,
     /// Whether frames from others than its remotes are dropped.
     pub strict: bool,
+    /// The tag that its frames get, for the VLAN that it stands for.
+    pub tag: Option<[u8; TAG_LEN]>,
 }
 
 /// Where a frame came from.
@@ -52,16 +58,16 @@ pub enum Origin {
 }
 
 impl Demux {
-    /// Adds a network; the last of a number counts.
-    pub fn insert(&mut self, vni: u32, network: Network) {
-        self.networks.insert(vni, network);
+    /// Adds a network. Several may have one id if each has remotes of its own and is strict about them.
+    pub fn insert(&mut self, id: NetworkId, network: Network) {
+        self.networks.entry(id).or_default().push(network);
     }
 
-    /// The network of that number, if it is somebody's here.
+    /// The networks of that id here: hardly ever more than one.
     #[inline]
     #[must_use]
-    pub fn network(&self, vni: u32) -> Option<&Network> {
-        self.networks.get(&vni)
+    pub fn networks(&self, id: NetworkId) -> &[Network] {
+        self.networks.get(&id).map_or(&[], Vec::as_slice)
     }
 }
 

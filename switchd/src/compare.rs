@@ -1,7 +1,10 @@
 //! In what two bridges or ports of one name differ, in the command line's words.
 
-use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, VlanMode};
+use std::collections::BTreeSet;
 
+use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
+
+use crate::api::tunnel::TunnelInfo;
 use crate::api::values::{VlanList, on_off_text};
 
 /// Refuses a bridge that exists, unless it may and is the same.
@@ -72,11 +75,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             all.add("ifname", &old.ifname, &new.ifname, String::clone);
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
-        (PortKind::Vxlan(old), PortKind::Vxlan(new)) => {
-            all.add("vni", &old.vni, &new.vni, u32::to_string);
-            all.add("local", &old.local, &new.local, ToString::to_string);
-            all.add("dstport", &old.dstport, &new.dstport, u16::to_string);
-            all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
+        (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
+            tunnels(&mut all, old, new);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }
@@ -110,6 +110,18 @@ fn taps(all: &mut Differences, old: &TapSpec, new: &TapSpec) {
     all.add("gateway", &old.gateway, &new.gateway, or_default);
     all.add("queues", &old.queues, &new.queues, or_default);
     all.add("offload", &old.offload, &new.offload, switch);
+}
+
+/// By the fields that operators read, under their names.
+fn tunnels(all: &mut Differences, old: &TunnelSpec, new: &TunnelSpec) {
+    let options = |spec: &TunnelSpec| TunnelInfo::new(spec, &TunnelSettings::default(), Vec::new()).options();
+    let (before, after) = (options(old), options(new));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    for name in names {
+        all.add(name, &before.get(name).cloned(), &after.get(name).cloned(), or_default);
+    }
+    all.add("mtu", &old.mtu, &new.mtu, or_default);
+    all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
 }
 
 fn vlan(mode: &VlanMode) -> String {

@@ -73,7 +73,7 @@ impl Control {
             })?,
         };
         let id = match (&self.ports[&id].spec.kind, remote) {
-            (PortKind::Vxlan(_), remote) => self.remote_for(id, remote)?,
+            (PortKind::Tunnel(_), remote) => self.remote_for(id, remote)?,
             (_, None) => id,
             (_, Some(remote)) => {
                 return Err(Error::Invalid(format!(

@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Control, Port, count, counters};
-use crate::addr::PortId;
+use crate::addr::{PortId, VlanId};
 use crate::bridge::fdb::{Entry, Key, Kind};
+use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
-use crate::port::vxlan::{self, Place};
-use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, VxlanSpec};
+use crate::port::tunnel::{Place, SendOptions, Senders, Way};
+use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
@@ -24,15 +25,30 @@ const STRANGERS_MAX: usize = 512;
 const ETHERNET_MTU: u32 = 1500;
 /// Bytes of an untagged Ethernet header.
 const ETH_HEADER_BYTES: u32 = 14;
+/// Bytes of a tag.
+const TAG_BYTES: u32 = 4;
 /// Every tunnel port is in one group: what comes by one is not flooded into another.
 const GROUP: u16 = 1;
 
 /// New queues for the workers, by id.
 pub(super) type Queues = Vec<(PortId, Vec<Box<dyn PortQueue>>)>;
 
+/// What follows for the workers from a change of settings.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Ids to let go of, whose stations are to be forgotten when no worker knows them any more.
+    pub(super) gone: Vec<PortId>,
+    /// Ids that come back with new queues.
+    pub(super) replaced: Vec<PortId>,
+    /// The new queues.
+    pub(super) queues: Queues,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Tunnels {
     endpoints: BTreeMap<PortId, Endpoint>,
+    /// What open tunnel ports send from.
+    outlets: BTreeMap<PortId, Outlet>,
     remotes: BTreeMap<PortId, Remote>,
     /// What remotes that left have counted, by the port they were of.
     departed: Vec<(PortId, Arc<PortShared>)>,
@@ -43,8 +59,16 @@ pub(super) struct Tunnels {
 #[derive(Debug)]
 struct Endpoint {
     place: Place,
-    sockets: vxlan::Endpoint,
     counters: Arc<[Counters]>,
+}
+
+#[derive(Debug)]
+struct Outlet {
+    place: Place,
+    options: SendOptions,
+    senders: Vec<Arc<Senders>>,
+    /// The interface that all is to leave by, if one was named.
+    ifindex: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -59,23 +83,27 @@ struct Remote {
     shared: Arc<PortShared>,
 }
 
-fn place(spec: &VxlanSpec) -> Place {
-    Place { netns: spec.netns.clone(), local: spec.local, port: spec.dstport }
-}
-
 /// Whether both are one, however their namespace is spelled.
 fn same(one: &Place, other: &Place) -> bool {
-    (one.local, one.port) == (other.local, other.port) && same_place(&one.netns, &other.netns)
+    let bare = |place: &Place| Place { netns: None, ..place.clone() };
+    bare(one) == bare(other) && same_place(&one.netns, &other.netns)
 }
 
 /// Whether a port's tunnel arrives at `there`.
 fn arrives_at(port: &Port, there: &Place) -> bool {
-    matches!(&port.spec.kind, PortKind::Vxlan(spec) if same(&place(spec), there))
+    let PortKind::Tunnel(spec) = &port.spec.kind else { return false };
+    same(&Place::of(spec), there) || Place::of_group(spec).is_some_and(|place| same(&place, there))
 }
 
-/// MTU inside a way that is not known.
-fn default_mtu(address: IpAddr) -> u32 {
-    vxlan::inner_mtu(ETHERNET_MTU, address)
+/// What of a packet of `mtu` bytes is left to the payload of a frame in it.
+fn inner_mtu(spec: &TunnelSpec, mtu: u32) -> u32 {
+    mtu.saturating_sub(spec.overhead()).min(spec.mtu.unwrap_or(u32::MAX))
+}
+
+/// Longest frame with so much payload, as it is before it is wrapped.
+fn frame_max(spec: &TunnelSpec, mtu: u32) -> u32 {
+    let tag = if spec.vlans().is_some() { TAG_BYTES } else { 0 };
+    mtu + ETH_HEADER_BYTES + tag
 }
 
 impl Tunnels {
@@ -133,69 +161,106 @@ impl Tunnels {
 }
 
 impl Control {
-    /// Opens what a tunnel port needs: its endpoint, unless another port has it already, and a way to each remote. Its remotes have
-    /// their ids even if that fails, so that a port which waits can have static entries.
+    /// Opens what a tunnel port needs: its endpoints, unless another port has them already, what it sends from, and a way to each
+    /// remote. Its remotes have their ids even if that fails, so that a port which waits can have static entries.
     pub(super) fn open_tunnel(
         &mut self,
         port: PortId,
         whole: &PortSpec,
-        spec: &VxlanSpec,
+        spec: &TunnelSpec,
     ) -> Result<Queues, Error> {
-        let place = place(spec);
-        let taken = |other: &&Port| {
-            let vni = matches!(&other.spec.kind, PortKind::Vxlan(other) if other.vni == spec.vni);
-            vni && other.spec.name != whole.name && arrives_at(other, &place)
-        };
-        if let Some(other) = self.ports.values().find(taken) {
-            return Err(Error::Exists(format!(
-                "VNI {0} at {1} is port '{2}' already; remove that first with: vswitchctl port del {2}",
-                spec.vni,
-                SocketAddr::new(spec.local, spec.dstport),
-                other.spec.name
-            )));
-        }
-        for &address in &whole.settings.tunnel.remotes {
+        self.check_taken(&whole.name, spec, &whole.settings.tunnel)?;
+        for address in spec.far_ends(&whole.settings.tunnel) {
             if !self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
                 self.claim_remote(port, spec, address, false)?;
             }
         }
-        let mut queues = Queues::new();
-        let endpoint = match self.endpoint_of(spec) {
-            Some(id) => id,
-            None => {
-                let named = |error| Error::port(&whole.name, error);
-                let (receivers, sockets) = vxlan::open_endpoint(&place, self.crew.len()).map_err(named)?;
-                let id = self.free_id_beside(&[port])?;
-                let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
-                self.tunnels.endpoints.insert(id, Endpoint { place, sockets, counters });
-                queues.push((id, receivers));
-                id
+        let mut queues = match self.open_places(port, whole, spec) {
+            Ok(queues) => queues,
+            Err(error) => {
+                drop(self.forget_endpoints(port));
+                return Err(error);
             }
         };
-        queues.extend(self.tunnels.ids_of(port).into_iter().filter_map(|id| self.way(id, endpoint, spec)));
+        queues.extend(self.ways(port, spec, &whole.settings.tunnel));
         self.probe(port, spec);
         Ok(queues)
     }
 
-    /// Makes a tunnel port's remotes those of its settings, which were `before`; the others do not notice. Returns the ids to
-    /// remove, whose stations are to be forgotten when no worker knows them any more, and the queues to add.
-    pub(super) fn change_remotes(
-        &mut self,
-        port: PortId,
-        before: &TunnelSettings,
-    ) -> Result<(Vec<PortId>, Queues), Error> {
-        let Some(Port { spec, open, .. }) = self.ports.get(&port) else { return Ok(Default::default()) };
-        let (settings, open) = (spec.settings.tunnel.clone(), *open);
-        let PortKind::Vxlan(spec) = spec.kind.clone() else { return Ok(Default::default()) };
+    /// Opens a tunnel port's endpoints and what it sends from.
+    fn open_places(&mut self, port: PortId, whole: &PortSpec, spec: &TunnelSpec) -> Result<Queues, Error> {
+        let named = |error| Error::port(&whole.name, error);
+        let mut queues = Queues::new();
+        for place in std::iter::once(Place::of(spec)).chain(Place::of_group(spec)) {
+            if self.tunnels.endpoints.values().any(|endpoint| same(&endpoint.place, &place)) {
+                continue;
+            }
+            let receivers = place.open(self.crew.len()).map_err(named)?;
+            let id = self.free_id_beside(&[port])?;
+            let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
+            self.tunnels.endpoints.insert(id, Endpoint { place, counters });
+            queues.push((id, receivers));
+        }
+        let (place, options) = (Place::of(spec), SendOptions::of(spec));
+        let mut outlets = self.tunnels.outlets.values();
+        let shared = outlets.find(|outlet| outlet.options == options && same(&outlet.place, &place));
+        let senders = match shared {
+            Some(outlet) => outlet.senders.clone(),
+            None => place.senders(&options, self.crew.len()).map_err(named)?,
+        };
+        let ifindex = place.ifindex().map_err(named)?;
+        self.tunnels.outlets.insert(port, Outlet { place, options, senders, ifindex });
+        Ok(queues)
+    }
+
+    /// Refuses a network that is another port's. Two may have one number if both say whose frames they take, and nobody's twice.
+    fn check_taken(&self, name: &str, spec: &TunnelSpec, settings: &TunnelSettings) -> Result<(), Error> {
+        let place = Place::of(spec);
+        for other in self.ports.values().filter(|other| other.spec.name != name && arrives_at(other, &place))
+        {
+            let PortKind::Tunnel(there) = &other.spec.kind else { continue };
+            let taken = there.ids();
+            let id = spec
+                .ids()
+                .into_iter()
+                .map(|(id, _)| id)
+                .find(|id| taken.iter().any(|(other, _)| other == id));
+            let theirs = &other.spec.settings.tunnel;
+            let apart = settings.strict_remotes
+                && theirs.strict_remotes
+                && !there.far_ends(theirs).any(|end| spec.far_ends(settings).any(|other| other == end));
+            if let (Some(id), false) = (id, apart) {
+                let at = spec.udp.as_ref().map_or_else(
+                    || spec.local.to_string(),
+                    |udp| SocketAddr::new(spec.local, udp.dstport).to_string(),
+                );
+                return Err(Error::Exists(format!(
+                    "{id} at {at} is port '{0}' already; remove that first with: vswitchctl port del {0} (or give both \
+                     --strict-remotes on, and remotes of their own)",
+                    other.spec.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a tunnel port's remotes those of its settings, which were `before`; the others do not notice.
+    pub(super) fn change_remotes(&mut self, port: PortId, before: &TunnelSettings) -> Result<Changes, Error> {
+        let Some(Port { spec, .. }) = self.ports.get(&port) else { return Ok(Changes::default()) };
+        let PortKind::Tunnel(tunnel) = spec.kind.clone() else { return Ok(Changes::default()) };
+        let settings = spec.settings.tunnel.clone();
+        self.check_taken(&spec.name, &tunnel, &settings)?;
+        let spec = tunnel;
+        let wanted: Vec<IpAddr> = spec.far_ends(&settings).collect();
         let leaves = |remote: &Remote| {
             let asked_for = before.remotes.contains(&remote.address) || settings.strict_remotes;
-            asked_for && !settings.remotes.contains(&remote.address)
+            asked_for && !wanted.contains(&remote.address)
         };
         let gone: Vec<PortId> =
             self.tunnels.of(port).filter(|(_, remote)| leaves(remote)).map(|(id, _)| id).collect();
         self.check_unused(&gone)?;
         let mut claimed = Vec::new();
-        for &address in &settings.remotes {
+        for &address in &wanted {
             if self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
                 continue;
             }
@@ -210,13 +275,13 @@ impl Control {
         // Nothing can be refused from here on.
         self.tunnels.retire(|id, _| gone.contains(id));
         for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
-            remote.learned &= !settings.remotes.contains(&remote.address);
+            remote.learned &= !wanted.contains(&remote.address);
         }
-        let endpoint = self.endpoint_of(&spec).filter(|_| open);
-        let way = |id| endpoint.and_then(|endpoint| self.way(id, endpoint, &spec));
-        let added = claimed.into_iter().filter_map(way).collect();
+        let replaced = if settings.df == before.df { Vec::new() } else { self.tunnels.ids_of(port) };
+        let mut queues = self.ways(port, &spec, &settings);
+        queues.retain(|(id, _)| claimed.contains(id) || replaced.contains(id));
         self.probe(port, &spec);
-        Ok((gone, added))
+        Ok(Changes { gone, replaced, queues })
     }
 
     /// Refuses to remove a remote that a static entry is behind.
@@ -233,11 +298,6 @@ impl Control {
             }
         }
         Ok(())
-    }
-
-    fn endpoint_of(&self, spec: &VxlanSpec) -> Option<PortId> {
-        let place = place(spec);
-        self.tunnels.endpoints.iter().find(|(_, endpoint)| same(&endpoint.place, &place)).map(|(&id, _)| id)
     }
 
     /// The remote of a tunnel port that a static entry is to be behind.
@@ -263,38 +323,33 @@ impl Control {
     fn claim_remote(
         &mut self,
         port: PortId,
-        spec: &VxlanSpec,
+        spec: &TunnelSpec,
         address: IpAddr,
         learned: bool,
     ) -> Result<PortId, Error> {
         let id = self.free_id_beside(&[port])?;
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
-        let mtu = default_mtu(spec.local);
-        shared.set_segment_max(mtu + ETH_HEADER_BYTES);
+        let mtu = inner_mtu(spec, ETHERNET_MTU);
+        shared.set_segment_max(frame_max(spec, mtu));
         self.tunnels.remotes.insert(id, Remote { port, address, learned, mtu, shared: Arc::new(shared) });
         Ok(id)
     }
 
-    /// The workers' ways to a remote.
-    fn way(
-        &self,
-        id: PortId,
-        endpoint: PortId,
-        spec: &VxlanSpec,
-    ) -> Option<(PortId, Vec<Box<dyn PortQueue>>)> {
-        let remote = self.tunnels.remotes.get(&id)?;
-        let endpoint = self.tunnels.endpoints.get(&endpoint)?;
-        Some((id, endpoint.sockets.remote(spec.vni, SocketAddr::new(remote.address, spec.dstport))))
+    /// The workers' ways to the remotes of a port, if it is open.
+    fn ways(&self, port: PortId, spec: &TunnelSpec, settings: &TunnelSettings) -> Queues {
+        let Some(outlet) = self.tunnels.outlets.get(&port) else { return Queues::new() };
+        let way = |remote: &Remote| Way::new(spec, settings.df, remote.address).queues(&outlet.senders);
+        self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
 
     /// Finds out what fits the ways to a port's remotes; where there is no way now, what was known stays.
-    fn probe(&mut self, port: PortId, spec: &VxlanSpec) {
+    fn probe(&mut self, port: PortId, spec: &TunnelSpec) {
         let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
         let addresses: Vec<IpAddr> = self.tunnels.of(port).map(|(_, remote)| remote.address).collect();
-        let Ok(mtus) = place(spec).inner_mtus(&addresses) else { return };
+        let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
         let remotes = self.tunnels.remotes.values_mut().filter(|remote| remote.port == port);
         for (remote, mtu) in remotes.zip(mtus) {
-            let Some(mtu) = mtu else { continue };
+            let Some(mtu) = mtu.map(|mtu| inner_mtu(spec, mtu)) else { continue };
             if mtu != remote.mtu && mtu < ETHERNET_MTU {
                 tracing::info!(
                     "port '{name}': frames with more than {mtu} bytes of payload go to {} in fragments",
@@ -302,20 +357,31 @@ impl Control {
                 );
             }
             remote.mtu = mtu;
-            remote.shared.set_segment_max(mtu + ETH_HEADER_BYTES);
+            remote.shared.set_segment_max(frame_max(spec, mtu));
         }
     }
 
     /// Looks again at the ways of one tunnel port after the other: routes and MTUs change. To be called each second.
     pub(in crate::switch) fn probe_next(&mut self) {
-        let open = |port: &Port| port.open && matches!(port.spec.kind, PortKind::Vxlan(_));
+        let open = |port: &Port| port.open && matches!(port.spec.kind, PortKind::Tunnel(_));
         let all: Vec<PortId> = self.ports.iter().filter(|(_, port)| open(port)).map(|(&id, _)| id).collect();
         if let Some(&port) = all.get(self.tunnels.probed % all.len().max(1))
-            && let PortKind::Vxlan(spec) = self.ports[&port].spec.kind.clone()
+            && let PortKind::Tunnel(spec) = self.ports[&port].spec.kind.clone()
         {
+            self.follow_device(port);
             self.probe(port, &spec);
         }
         self.tunnels.probed = self.tunnels.probed.wrapping_add(1);
+    }
+
+    /// Sockets are bound to the device that had the name then; when it is gone, or another has the name, the port is, too.
+    fn follow_device(&mut self, port: PortId) {
+        let Some(outlet) = self.tunnels.outlets.get(&port).filter(|outlet| outlet.place.dev.is_some()) else {
+            return;
+        };
+        if outlet.place.ifindex().is_ok_and(|index| index != outlet.ifindex) {
+            self.lose(vec![port]);
+        }
     }
 
     /// Closes a tunnel port whose underlay is gone. Its remotes keep their ids, and with them their static entries; strangers are
@@ -338,8 +404,9 @@ impl Control {
         ids
     }
 
-    /// Forgets endpoints at which nothing but `port` arrived.
+    /// Forgets what `port` sent from, and endpoints at which nothing but it arrived.
     fn forget_endpoints(&mut self, port: PortId) -> Vec<PortId> {
+        self.tunnels.outlets.remove(&port);
         let ports = &self.ports;
         let mut gone = Vec::new();
         self.tunnels.endpoints.retain(|&id, endpoint| {
@@ -356,16 +423,17 @@ impl Control {
     /// A frame came to a tunnel port from a remote that it did not know: from now on stations are learned behind it.
     pub(in crate::switch) fn meet(&mut self, port: PortId, address: IpAddr) {
         let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else { return };
-        let PortKind::Vxlan(tunnel) = spec.kind.clone() else { return };
+        let PortKind::Tunnel(tunnel) = spec.kind.clone() else { return };
         let known = self.tunnels.of(port).any(|(_, remote)| remote.address == address);
         let strangers = self.tunnels.remotes.values().filter(|remote| remote.learned).count();
         if known || strangers >= STRANGERS_MAX || spec.settings.tunnel.strict_remotes {
             return;
         }
-        let Some(endpoint) = self.endpoint_of(&tunnel) else { return };
+        let settings = spec.settings.tunnel.clone();
         if let Ok(id) = self.claim_remote(port, &tunnel, address, true) {
-            let way = self.way(id, endpoint, &tunnel);
-            drop(self.publish(&[], way.into_iter().collect()));
+            let mut ways = self.ways(port, &tunnel, &settings);
+            ways.retain(|(remote, _)| *remote == id);
+            drop(self.publish(&[], ways));
         }
     }
 
@@ -399,19 +467,20 @@ impl Control {
         let endpoint = |(&id, endpoint): (&PortId, &Endpoint)| {
             let mut demux = Demux::default();
             for (&port, known) in self.ports.iter().filter(|(_, port)| port.open) {
-                if let PortKind::Vxlan(spec) = &known.spec.kind
-                    && arrives_at(known, &endpoint.place)
-                {
-                    let remotes = self.tunnels.of(port).map(|(id, remote)| (remote.address, id)).collect();
-                    let frame_max =
-                        self.tunnels.mtu(port).unwrap_or(default_mtu(spec.local)) + ETH_HEADER_BYTES;
-                    let frame_max = frame_max as usize;
-                    let strict = known.spec.settings.tunnel.strict_remotes;
-                    demux.insert(
-                        spec.vni,
-                        Network { port, shared: Arc::clone(&known.shared), remotes, frame_max, strict },
-                    );
+                let PortKind::Tunnel(spec) = &known.spec.kind else { continue };
+                if !arrives_at(known, &endpoint.place) {
+                    continue;
                 }
+                let mtu = self.tunnels.mtu(port).unwrap_or_else(|| inner_mtu(spec, ETHERNET_MTU));
+                let network = |vlan: Option<VlanId>| Network {
+                    port,
+                    shared: Arc::clone(&known.shared),
+                    remotes: self.tunnels.of(port).map(|(id, remote)| (remote.address, id)).collect(),
+                    frame_max: (mtu + ETH_HEADER_BYTES) as usize,
+                    strict: known.spec.settings.tunnel.strict_remotes,
+                    tag: vlan.map(|vlan| vlan::tag(vlan.get(), 0)),
+                };
+                spec.ids().into_iter().for_each(|(id, vlan)| demux.insert(id, network(vlan)));
             }
             (id, topology::Endpoint { demux, counters: Arc::clone(&endpoint.counters) })
         };
@@ -420,14 +489,14 @@ impl Control {
 
     /// Adds what a port's remotes have counted; and what was nobody's at its endpoint, to the oldest port there.
     pub(super) fn add_tunnel_counters(&self, id: PortId, port: &Port, sum: &mut PortCounters) {
-        let PortKind::Vxlan(spec) = &port.spec.kind else { return };
+        let PortKind::Tunnel(spec) = &port.spec.kind else { return };
         for (_, remote) in self.tunnels.of(id) {
             sum.add(&counters(&remote.shared));
         }
         for (_, shared) in self.tunnels.departed.iter().filter(|(port, _)| *port == id) {
             sum.add(&counters(shared));
         }
-        let place = place(spec);
+        let place = Place::of(spec);
         let oldest =
             self.ports.values().filter(|other| arrives_at(other, &place)).map(|other| other.sequence).min();
         let oldest = oldest == Some(port.sequence);

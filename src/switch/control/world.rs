@@ -36,7 +36,7 @@ impl Control {
     }
 
     /// Devices of these ports are gone.
-    fn lose(&mut self, ids: Vec<PortId>) {
+    pub(super) fn lose(&mut self, ids: Vec<PortId>) {
         let mut lost = Vec::new();
         let mut keep = Vec::new();
         for id in ids {
@@ -124,7 +124,7 @@ impl Control {
             .filter(|(_, port)| {
                 !port.open
                     && (port.queues == 0
-                        || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Vxlan(_)))
+                        || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Tunnel(_)))
             })
             .map(|(&id, _)| id)
             .collect();

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
 
 /// Who asked for an object.
@@ -217,20 +218,6 @@ impl From<PortCounters> for Counters {
     }
 }
 
-/// Where a tunnel port leads.
-#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
-pub struct TunnelInfo {
-    /// Number of the network.
-    pub vni: u32,
-    /// This host's address in the underlay.
-    #[schema(value_type = String)]
-    pub local: IpAddr,
-    /// UDP port at both ends.
-    pub dstport: u16,
-    /// The other ends.
-    pub remotes: Vec<RemoteInfo>,
-}
-
 /// The other end of a tunnel.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct RemoteInfo {
@@ -252,7 +239,7 @@ pub struct PortInfo {
     pub name: String,
     /// The bridge it belongs to.
     pub bridge: String,
-    /// What kind of port: `tap`, `packet`, `internal`, `vxlan`.
+    /// What kind of port, such as `tap`, `packet` or `vxlan`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Name of the interface behind it.
@@ -305,26 +292,23 @@ impl PortInfo {
             mtu: remote.mtu,
             counters: remote.counters.into(),
         });
+        let settings = spec.settings.tunnel.clone();
         let tunnel = match &spec.kind {
-            PortKind::Vxlan(spec) => Some(TunnelInfo {
-                vni: spec.vni,
-                local: spec.local,
-                dstport: spec.dstport,
-                remotes: remotes.collect(),
-            }),
+            PortKind::Tunnel(spec) => Some(TunnelInfo::new(spec, &settings, remotes.collect())),
             _ => None,
         };
+        let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
             | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
                 (Some(ifname), netns, addresses)
             }
             PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
-            PortKind::Vxlan(spec) => (None, spec.netns, Vec::new()),
+            PortKind::Tunnel(spec) => (None, spec.netns, Vec::new()),
             _ => (None, None, Vec::new()),
         };
         PortInfo {
-            vlan: VlanInfo::new(&spec.settings.vlan, bridge),
+            vlan,
             name: spec.name,
             bridge: spec.bridge,
             kind,

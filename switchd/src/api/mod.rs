@@ -15,6 +15,7 @@ mod answers;
 mod bridge;
 mod fdb;
 mod port;
+pub mod tunnel;
 pub mod values;
 
 pub use answers::{

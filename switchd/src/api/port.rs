@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{
-    Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode, VxlanSpec,
-};
-use vswitch::tunnel::vxlan::{PORT, VNI_MAX};
+use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode};
+use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
+use vswitch::tunnel::vxlan::VNI_MAX;
 
+use super::tunnel::{self, ErspanDirection, PortRange, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
 use super::{check_ifname, check_name};
 
@@ -25,6 +25,16 @@ pub enum PortType {
     Internal,
     /// A VXLAN tunnel (RFC 7348): frames in UDP datagrams to switches elsewhere
     Vxlan,
+    /// A Geneve tunnel (RFC 8926), in UDP too
+    Geneve,
+    /// Ethernet in GRE over IPv4 (RFC 2784, 2890)
+    Gretap,
+    /// Ethernet in GRE over IPv6
+    Ip6gretap,
+    /// ERSPAN over IPv4: mirrored frames in GRE
+    Erspan,
+    /// ERSPAN over IPv6
+    Ip6erspan,
 }
 
 impl PortType {
@@ -36,6 +46,11 @@ impl PortType {
             PortType::Packet => "packet",
             PortType::Internal => "internal",
             PortType::Vxlan => "vxlan",
+            PortType::Geneve => "geneve",
+            PortType::Gretap => "gretap",
+            PortType::Ip6gretap => "ip6gretap",
+            PortType::Erspan => "erspan",
+            PortType::Ip6erspan => "ip6erspan",
         }
     }
 }
@@ -95,7 +110,7 @@ macro_rules! with_port_settings {
             #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_or_many")]
             #[schema(value_type = Option<Vec<String>>)]
             pub remote: Option<Vec<IpAddr>>,
-            /// Drop what comes from others than the remotes [default: off]
+            /// Drop what comes from others than the remotes [default: off; on for gretap and erspan]
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub strict_remotes: Option<bool>,
@@ -124,6 +139,7 @@ macro_rules! with_port_settings {
                         remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
                         strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
+                        df: settings.tunnel.df,
                     },
                 })
             }
@@ -156,7 +172,7 @@ with_port_settings! {
         #[arg(long, value_name = "MAC")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,
-        /// MTU of the created interface, in bytes [default: 1500]
+        /// MTU of the created interface, in bytes [default: 1500]; of a tunnel: longest payload taken to fit, where the way takes more
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(minimum = 68, maximum = 65521)]
@@ -179,21 +195,85 @@ with_port_settings! {
         #[arg(long)]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub no_offload: bool,
-        /// Number of the network, 0 to 16777215
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(VNI_MAX)), help_heading = "Tunnels")]
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schema(maximum = 16_777_215)]
-        pub vni: Option<u32>,
         /// This host's address in the underlay
         #[arg(long, value_name = "IP", help_heading = "Tunnels")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub local: Option<IpAddr>,
-        /// UDP port at both ends [default: 4789]
+        /// Multicast group that stands for all other ends (vxlan)
+        #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub group: Option<IpAddr>,
+        /// Interface of the underlay that packets leave and come by [default: as routed]
+        #[arg(long, value_name = "IF", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub dev: Option<String>,
+        /// Number of the network, 0 to 16777215 (vxlan, geneve)
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(VNI_MAX)), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(maximum = 16_777_215)]
+        pub vni: Option<u32>,
+        /// Instead of a VNI: one for each VLAN, such as 10:10010,20:10020 (vxlan; the bridge needs --vlan-filtering on)
+        #[arg(long, value_name = "VID:VNI,…", conflicts_with = "vni", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub vni_map: Option<VniMap>,
+        /// UDP port at both ends [default: 4789 for vxlan, 6081 for geneve]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Tunnels")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(minimum = 1)]
         pub dstport: Option<u16>,
+        /// UDP ports to send from, such as 49152-65535 [default: any]
+        #[arg(long, value_name = "MIN-MAX", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub srcport_range: Option<PortRange>,
+        /// UDP checksum of outer packets; without it several frames cannot leave at once [default: on]
+        #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub udp_csum: Option<bool>,
+        /// Time to live of outer packets, 1 to 255 [default: the kernel's, 1 to a group]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 1)]
+        pub ttl: Option<u8>,
+        /// Type of service of outer packets, 0 to 255, or 'inherit' from the frame; ECN is always the frame's [default: 0]
+        #[arg(long, value_name = "N|inherit", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub tos: Option<TosChoice>,
+        /// GRE key, 0 to 4294967295 [default: none]; of ERSPAN the session, 0 to 1023 [default: 0]
+        #[arg(long, value_name = "N", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub key: Option<u32>,
+        /// GRE checksum in packets that are sent [default: off]
+        #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub csum: Option<bool>,
+        /// GRE sequence numbers in packets that are sent [default: off]
+        #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub seq: Option<bool>,
+        /// Version of ERSPAN: 1 (type II) or 2 (type III) [default: 1]
+        #[arg(long, value_name = "1|2", value_parser = clap::value_parser!(u8).range(1..=2), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 1, maximum = 2)]
+        pub erspan_ver: Option<u8>,
+        /// Index of the mirrored port, in version 1 [default: 0]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(INDEX_MAX)), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(maximum = 1_048_575)]
+        pub erspan_index: Option<u32>,
+        /// Which way frames went, in version 2: ingress or egress [default: ingress]
+        #[arg(long, value_name = "DIR", help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub erspan_dir: Option<ErspanDirection>,
+        /// Hardware identifier, in version 2 [default: 0]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=i64::from(HARDWARE_MAX)), help_heading = "Tunnels")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(maximum = 63)]
+        pub erspan_hwid: Option<u8>,
     }
 }
 
@@ -275,23 +355,25 @@ impl PortAdd {
         check_name("bridge", &self.bridge)?;
         let owner = format!("port '{}'", self.name);
         let ifname = self.ifname.clone().unwrap_or_else(|| self.name.clone());
-        if self.kind != PortType::Vxlan {
+        let is_tunnel = tunnel::ALL.contains(&self.kind);
+        if !is_tunnel {
             check_ifname(&owner, &ifname)?;
         }
         self.check_fitting(&owner)?;
+        if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65521).contains(mtu)) {
+            return Err(format!("{owner}: MTU {mtu} is not between 68 and 65521 bytes"));
+        }
         let netns = self.netns.as_deref().map(|netns| check_netns(&owner, netns)).transpose()?;
+        let mut settings = PortSettings::default();
+        settings.tunnel.strict_remotes = tunnel::strict_by_default(self.kind);
+        let settings = self.over(&self.name, &settings)?;
         let kind = match self.kind {
             PortType::Packet => PortKind::Packet(PacketSpec { ifname, netns }),
             PortType::Tap => PortKind::Tap(self.tap(&owner, ifname, netns)?),
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
-            PortType::Vxlan => PortKind::Vxlan(self.vxlan(&owner, netns)?),
+            _ => PortKind::Tunnel(tunnel::spec(self, &owner, netns, &settings.tunnel)?),
         };
-        Ok(PortSpec {
-            name: self.name.clone(),
-            bridge: self.bridge.clone(),
-            kind,
-            settings: self.over(&self.name, &PortSettings::default())?,
-        })
+        Ok(PortSpec { name: self.name.clone(), bridge: self.bridge.clone(), kind, settings })
     }
 
     /// Whether it has a VLAN option, which needs a filtering bridge.
@@ -302,25 +384,40 @@ impl PortAdd {
 
     /// Refuses options that mean nothing for this type, rather than ignore them.
     fn check_fitting(&self, owner: &str) -> Result<(), String> {
+        const VXLAN: &[PortType] = &[PortType::Vxlan];
+        const TAP: &[PortType] = &[PortType::Tap];
+        const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
+        let is_tunnel = tunnel::ALL.contains(&self.kind);
+        let own = |fits: &'static [PortType]| if is_tunnel { tunnel::ALL } else { fits };
         let given = [
-            (
-                "ifname",
-                self.ifname.is_some(),
-                &[PortType::Tap, PortType::Packet, PortType::Internal] as &[PortType],
-            ),
-            ("netns", self.netns.is_some(), &[PortType::Tap, PortType::Packet, PortType::Vxlan]),
-            ("vni", self.vni.is_some(), &[PortType::Vxlan]),
-            ("local", self.local.is_some(), &[PortType::Vxlan]),
-            ("remote", self.remote.is_some(), &[PortType::Vxlan]),
-            ("strict-remotes", self.strict_remotes.is_some(), &[PortType::Vxlan]),
-            ("guard-local", self.guard_local.is_some(), &[PortType::Vxlan]),
-            ("dstport", self.dstport.is_some(), &[PortType::Vxlan]),
-            ("mac", self.mac.is_some(), &[PortType::Tap, PortType::Internal]),
-            ("mtu", self.mtu.is_some(), &[PortType::Tap, PortType::Internal]),
-            ("address", !self.address.is_empty(), &[PortType::Tap, PortType::Internal]),
-            ("gateway", self.gateway.is_some(), &[PortType::Tap]),
-            ("queues", self.queues.is_some(), &[PortType::Tap]),
-            ("no-offload", self.no_offload, &[PortType::Tap]),
+            ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[_]),
+            ("netns", self.netns.is_some(), own(&[PortType::Tap, PortType::Packet])),
+            ("mtu", self.mtu.is_some(), own(DEVICE)),
+            ("local", self.local.is_some(), tunnel::ALL),
+            ("remote", self.remote.is_some(), tunnel::ALL),
+            ("strict-remotes", self.strict_remotes.is_some(), tunnel::ALL),
+            ("guard-local", self.guard_local.is_some(), tunnel::ALL),
+            ("dev", self.dev.is_some(), tunnel::ALL),
+            ("ttl", self.ttl.is_some(), tunnel::ALL),
+            ("tos", self.tos.is_some(), tunnel::ALL),
+            ("group", self.group.is_some(), VXLAN),
+            ("vni-map", self.vni_map.is_some(), VXLAN),
+            ("vni", self.vni.is_some(), tunnel::UDP),
+            ("dstport", self.dstport.is_some(), tunnel::UDP),
+            ("srcport-range", self.srcport_range.is_some(), tunnel::UDP),
+            ("udp-csum", self.udp_csum.is_some(), tunnel::UDP),
+            ("key", self.key.is_some(), tunnel::GRE),
+            ("csum", self.csum.is_some(), tunnel::GRETAP),
+            ("seq", self.seq.is_some(), tunnel::GRETAP),
+            ("erspan-ver", self.erspan_ver.is_some(), tunnel::ERSPAN),
+            ("erspan-index", self.erspan_index.is_some(), tunnel::ERSPAN),
+            ("erspan-dir", self.erspan_dir.is_some(), tunnel::ERSPAN),
+            ("erspan-hwid", self.erspan_hwid.is_some(), tunnel::ERSPAN),
+            ("mac", self.mac.is_some(), DEVICE),
+            ("address", !self.address.is_empty(), DEVICE),
+            ("gateway", self.gateway.is_some(), TAP),
+            ("queues", self.queues.is_some(), TAP),
+            ("no-offload", self.no_offload, TAP),
         ];
         for (option, given, fits) in given {
             if given && !fits.contains(&self.kind) {
@@ -335,31 +432,11 @@ impl PortAdd {
         Ok(())
     }
 
-    fn vxlan(&self, owner: &str, netns: Option<Netns>) -> Result<VxlanSpec, String> {
-        let (Some(vni), Some(local)) = (self.vni, self.local) else {
-            return Err(format!("{owner}: a vxlan port needs 'vni' and 'local'"));
-        };
-        if vni > VNI_MAX {
-            return Err(format!("{owner}: VNI {vni} is not between 0 and {VNI_MAX}"));
-        }
-        let dstport = self.dstport.unwrap_or(PORT);
-        if dstport == 0 {
-            return Err(format!("{owner}: 0 is no UDP port to receive at"));
-        }
-        let spec = VxlanSpec { vni, local, dstport, netns };
-        let settings = self.over(&self.name, &PortSettings::default())?;
-        spec.check(&settings.tunnel).map_err(|error| format!("{owner}: {error}"))?;
-        Ok(spec)
-    }
-
     fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
         if let Some(Mac(mac)) = self.mac.filter(|mac| !mac.0.is_station()) {
             return Err(format!(
                 "{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"
             ));
-        }
-        if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65521).contains(mtu)) {
-            return Err(format!("{owner}: MTU {mtu} is not between 68 and 65521 bytes"));
         }
         if let Some(queues) = self.queues.filter(|queues| !(1..=256).contains(queues)) {
             return Err(format!("{owner}: {queues} queues: give 1 to 256"));

@@ -5,6 +5,17 @@ use std::fmt::Write as _;
 use super::show;
 use crate::api::{PortInfo, State, VlanModeName};
 
+/// What the frames of a kind of tunnel travel in.
+fn packets(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "vxlan" => "UDP datagrams (VXLAN, RFC 7348)",
+        "geneve" => "UDP datagrams (Geneve, RFC 8926)",
+        "gretap" | "ip6gretap" => "GRE packets (RFC 2784)",
+        "erspan" | "ip6erspan" => "GRE packets, as mirrored frames (ERSPAN),",
+        _ => return None,
+    })
+}
+
 /// Some sentences about `port`.
 pub(super) fn port(port: &PortInfo) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
@@ -30,14 +41,16 @@ pub(super) fn port(port: &PortInfo) -> String {
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
         ),
-        "vxlan" => writeln!(
-            text,
-            "Its frames travel in UDP datagrams (VXLAN, RFC 7348) between this host and the remotes that 'vswitchctl\n\
-             port show {0}' lists. What is flooded goes to each of them; a known station's frames go to its remote\n\
-             alone. Nothing that came by a tunnel is flooded into one.",
-            port.name
-        ),
-        other => writeln!(text, "It is of type '{other}'."),
+        other => match packets(other) {
+            Some(packets) => writeln!(
+                text,
+                "Its frames travel in {packets} between this host and the remotes that 'vswitchctl\n\
+                 port show {0}' lists. What is flooded goes to each of them; a known station's frames go to its\n\
+                 remote alone. Nothing that came by a tunnel is flooded into one.",
+                port.name
+            ),
+            None => writeln!(text, "It is of type '{other}'."),
+        },
     };
     if let Some(peer) = &port.peer {
         let name = peer

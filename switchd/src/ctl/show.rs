@@ -1,6 +1,7 @@
 //! Answers as tables.
 
 use super::table::{Align, Table, details};
+use crate::api::tunnel::TunnelInfo;
 use crate::api::values::on_off_text;
 use crate::api::{
     BridgeInfo, Counters, FdbInfo, PeerInfo, PortInfo, Stats, StatusInfo, VlanInfo, VlanModeName,
@@ -168,9 +169,9 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {
-        pairs.push(("vni", tunnel.vni.to_string()));
-        pairs.push(("local", format!("{} port {}", tunnel.local, tunnel.dstport)));
+        pairs.extend(options.iter().map(|(name, text)| (name.as_str(), text.clone())));
         for remote in &tunnel.remotes {
             let known = if remote.learned { ", known by its frames" } else { "" };
             let (sent, received) = (remote.counters.tx_frames, remote.counters.rx_frames);
