@@ -17,15 +17,13 @@ use socket2::SockAddr;
 
 use super::{Health, Inbound, PortQueue, Received, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
-use crate::bridge::vlan::TPID_8021Q;
-use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};
-use crate::offload::VNET_HDR_LEN;
+use crate::frame::Outgoing;
 use crate::offload::coalesce::Coalescer;
 use crate::spec::Netns;
 use crate::stats::{Counters, DropReason};
 use crate::sys::udp::{self, Datagrams, PAYLOAD_MAX, SEGMENTS_MAX, Sharing, UdpSocket};
 use crate::sys::{self, netns};
-use crate::tunnel::{Network, Origin, arrival, vxlan};
+use crate::tunnel::{Network, Origin, arrival, flow, vxlan};
 
 /// Sockets that one worker sends from, at one endpoint.
 const SENDERS: usize = 8;
@@ -329,7 +327,7 @@ impl RemoteQueue {
     /// Which socket a frame's flow leaves by.
     #[inline]
     fn flow(&self, frame: &Outgoing<'_>) -> usize {
-        flow_hash(frame) % self.sockets.len()
+        usize::from(flow::hash(frame)) % self.sockets.len()
     }
 
     fn send(&self, frames: &[Outgoing<'_>], flow: usize) -> io::Result<()> {
@@ -342,49 +340,6 @@ impl RemoteQueue {
         let size = u16::try_from(frames[0].frame_len() + vxlan::HEADER_LEN).ok().filter(|_| frames.len() > 1);
         self.sockets[flow].send(&slices, size, &self.to)
     }
-}
-
-/// A number that is the same for all frames of an inner flow: of its addresses and, for what is neither fragmented nor has options,
-/// its ports.
-fn flow_hash(frame: &Outgoing<'_>) -> usize {
-    let (addresses, rest) = match frame {
-        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
-        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
-        Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
-    };
-    let mix = |hash: u64, bytes: &[u8]| {
-        let word = bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
-        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    };
-    let mut hash = mix(mix(1, addresses), &addresses[addresses.len().min(4)..]);
-    // With its tag in place or apart from it, a frame is of the same flow.
-    let rest = if rest.starts_with(&TPID_8021Q.to_be_bytes()) {
-        rest.get(TAG_LEN..).unwrap_or_default()
-    } else {
-        rest
-    };
-    let has_ports = |protocol: Option<&u8>| protocol.is_some_and(|protocol| matches!(protocol, 6 | 17 | 132));
-    match rest {
-        // IPv4: addresses, and the ports behind a plain header.
-        [0x08, 0x00, 0x45, _, _, _, _, _, fragment, offset, ..] => {
-            hash = mix(hash, rest.get(14..).unwrap_or_default());
-            if (fragment & 0x3f, *offset) == (0, 0) && has_ports(rest.get(11)) {
-                hash = mix(hash, rest.get(18..).unwrap_or_default());
-            }
-        }
-        [0x86, 0xdd, ..] => {
-            for at in [10, 18, 26, 34] {
-                hash = mix(hash, rest.get(at..).unwrap_or_default());
-            }
-            if has_ports(rest.get(8)) {
-                let ports = rest.get(42..46).and_then(|ports| ports.first_chunk());
-                hash =
-                    mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
-            }
-        }
-        _ => {}
-    }
-    usize::from((hash >> 48) as u16)
 }
 
 impl PortQueue for RemoteQueue {

@@ -17,6 +17,7 @@ use crate::topology::PortShared;
 pub mod arrival;
 pub mod encapsulation;
 pub mod erspan;
+pub mod flow;
 pub mod geneve;
 pub mod gre;
 pub mod vxlan;

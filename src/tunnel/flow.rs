@@ -1,0 +1,120 @@
+//! Which inner flow a frame is of, so that the outer packets of different flows can take different paths and those of one flow
+//! never do (RFC 7348, section 5; RFC 8926, section 3.3).
+//!
+//! The frame is as it leaves, in pieces or not; nothing of it is believed, and what cannot be read is left out of the number.
+
+use crate::bridge::vlan::TPID_8021Q;
+use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};
+use crate::offload::VNET_HDR_LEN;
+
+/// A number that is the same for all frames of an inner flow: of its addresses and, for what is neither fragmented nor has options,
+/// its ports.
+#[inline]
+#[must_use]
+pub fn hash(frame: &Outgoing<'_>) -> u16 {
+    let (addresses, rest) = match frame {
+        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
+        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
+        Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
+    };
+    let mix = |hash: u64, bytes: &[u8]| {
+        let word = bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
+        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    };
+    let mut hash = mix(mix(1, addresses), &addresses[addresses.len().min(4)..]);
+    // With its tag in place or apart from it, a frame is of the same flow.
+    let rest = if rest.starts_with(&TPID_8021Q.to_be_bytes()) {
+        rest.get(TAG_LEN..).unwrap_or_default()
+    } else {
+        rest
+    };
+    let has_ports = |protocol: Option<&u8>| protocol.is_some_and(|protocol| matches!(protocol, 6 | 17 | 132));
+    match rest {
+        // IPv4: addresses, and the ports behind a plain header.
+        [0x08, 0x00, 0x45, _, _, _, _, _, fragment, offset, ..] => {
+            hash = mix(hash, rest.get(14..).unwrap_or_default());
+            if (fragment & 0x3f, *offset) == (0, 0) && has_ports(rest.get(11)) {
+                hash = mix(hash, rest.get(18..).unwrap_or_default());
+            }
+        }
+        [0x86, 0xdd, ..] => {
+            for at in [10, 18, 26, 34] {
+                hash = mix(hash, rest.get(at..).unwrap_or_default());
+            }
+            if has_ports(rest.get(8)) {
+                let ports = rest.get(42..46).and_then(|ports| ports.first_chunk());
+                hash =
+                    mix(hash, &u64::from(ports.map_or(0, |ports| u32::from_ne_bytes(*ports))).to_ne_bytes());
+            }
+        }
+        _ => {}
+    }
+    (hash >> 48) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ADDRESSES: [u8; ADDRESSES_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+
+    /// From the EtherType on, with a byte of payload.
+    fn packet(ipv4: bool, protocol: u8, ports: [u8; 4]) -> Vec<u8> {
+        let mut rest = if ipv4 {
+            let mut rest = vec![8, 0, 0x45, 0, 0, 29, 0, 1, 0x40, 0, 64, protocol, 0, 0];
+            rest.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            rest
+        } else {
+            let mut rest = vec![0x86, 0xdd, 0x60, 0, 0, 0, 0, 9, protocol, 64];
+            rest.extend([0xfd; 32]);
+            rest
+        };
+        rest.extend(ports);
+        rest.extend([0, 9, 0, 0, 0xaa]);
+        rest
+    }
+
+    fn pieces(tag: Option<[u8; TAG_LEN]>, rest: &[u8]) -> u16 {
+        hash(&Outgoing::Pieces { header: [0; VNET_HDR_LEN], addresses: &ADDRESSES, tag, rest, segments: 1 })
+    }
+
+    #[test]
+    fn a_flow_has_one_number_however_its_frames_leave() {
+        for (ipv4, protocol) in [(true, 6), (true, 17), (false, 6), (false, 132)] {
+            let rest = packet(ipv4, protocol, [1, 2, 3, 4]);
+            let number = pieces(None, &rest);
+            let tag = [0x81, 0, 0, 10];
+            assert_eq!(pieces(Some(tag), &rest), number, "tag apart");
+            assert_eq!(pieces(None, &[&tag, &rest[..]].concat()), number, "tag in place");
+            let whole = [&[0; VNET_HDR_LEN][..], &ADDRESSES, &rest].concat();
+            assert_eq!(hash(&Outgoing::Whole { bytes: &whole, segments: 1 }), number);
+            let (head, payload) = whole.split_at(whole.len() - 1);
+            assert_eq!(hash(&Outgoing::Segment { head, payload }), number);
+            let mut other = rest.clone();
+            // Length and identification, hop limit, payload.
+            other[if ipv4 { 5 } else { 7 }] ^= 1;
+            other[if ipv4 { 10 } else { 9 }] ^= 1;
+            *other.last_mut().unwrap() ^= 1;
+            assert_eq!(pieces(None, &other), number);
+        }
+    }
+
+    #[test]
+    fn fragments_go_where_the_first_goes() {
+        let mut first = packet(true, 17, [1, 2, 3, 4]);
+        first[8] = 0x20;
+        let mut second = packet(true, 17, [5, 6, 7, 8]);
+        (second[8], second[9]) = (0, 185);
+        assert_eq!(pieces(None, &first), pieces(None, &second));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_have_a_number(start in any::<Vec<u8>>(), ipv4 in any::<bool>(), cut in 0_usize..60) {
+            pieces(None, &start);
+            let rest = packet(ipv4, 6, [1, 2, 3, 4]);
+            pieces(None, &rest[..cut.min(rest.len())]);
+        }
+    }
+}
