@@ -7,6 +7,9 @@ use crate::bridge::vlan::TPID_8021Q;
 use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};
 use crate::offload::VNET_HDR_LEN;
 
+/// To multiply by: 2^64 over the golden ratio.
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A number that is the same for all frames of an inner flow: of its addresses and, for what is neither fragmented nor has options,
 /// its ports.
 #[inline]
@@ -19,7 +22,7 @@ pub fn hash(frame: &Outgoing<'_>) -> u16 {
     };
     let mix = |hash: u64, bytes: &[u8]| {
         let word = bytes.first_chunk().map_or(0, |chunk| u64::from_ne_bytes(*chunk));
-        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        (hash ^ word).wrapping_mul(ODD).rotate_left(29)
     };
     let mut hash = mix(mix(1, addresses), &addresses[addresses.len().min(4)..]);
     // With its tag in place or apart from it, a frame is of the same flow.
@@ -49,13 +52,15 @@ pub fn hash(frame: &Outgoing<'_>) -> u16 {
         }
         _ => {}
     }
-    (hash >> 48) as u16
+    // A product's bits depend on lower ones only, and IPv4's ports are the upper half of the last word.
+    ((hash ^ hash >> 32).wrapping_mul(ODD) >> 48) as u16
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     const ADDRESSES: [u8; ADDRESSES_LEN] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
@@ -97,6 +102,27 @@ mod tests {
             other[if ipv4 { 10 } else { 9 }] ^= 1;
             *other.last_mut().unwrap() ^= 1;
             assert_eq!(pieces(None, &other), number);
+        }
+    }
+
+    #[test]
+    fn flows_have_different_numbers() {
+        // Whichever byte of the ports tells them apart.
+        for (ipv4, at) in [true, false].into_iter().flat_map(|ipv4| (0..4).map(move |at| (ipv4, at))) {
+            let number = |value, protocol| {
+                let mut ports = [0x80, 0, 0, 80];
+                ports[at] = value;
+                pieces(None, &packet(ipv4, protocol, ports))
+            };
+            let numbers: BTreeSet<u16> = (0..=255).map(|value| number(value, 6)).collect();
+            assert!(numbers.len() > 250, "{} of 256", numbers.len());
+            for sockets in [2, 8] {
+                let mut loads = vec![0; usize::from(sockets)];
+                (0..=255).for_each(|value| loads[usize::from(number(value, 17) % sockets)] += 1);
+                let fair = 256 / u32::from(sockets);
+                assert!(loads.iter().all(|&load| load > fair / 2 && load < fair * 2), "{loads:?}");
+            }
+            assert_eq!(number(1, 1), number(2, 1), "ICMP has no ports");
         }
     }
 
