@@ -216,6 +216,9 @@ const fn session(number: u32) -> u16 {
 }
 
 #[cfg(test)]
+mod scapy;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -116,23 +116,14 @@ impl Way {
 
 /// Tag control information of a frame's 802.1Q tag.
 fn tci(frame: &Outgoing<'_>) -> Option<u16> {
-    let (_, rest) = outline(frame);
-    let tag = match frame {
-        Outgoing::Pieces { tag: Some(tag), .. } => tag,
-        _ => rest.first_chunk::<TAG_LEN>()?,
+    let behind_addresses = |bytes: &[u8]| bytes.get(VNET_HDR_LEN + ADDRESSES_LEN..)?.first_chunk().copied();
+    let [a, b, c, d] = match frame {
+        Outgoing::Pieces { tag: Some(tag), .. } => *tag,
+        Outgoing::Pieces { rest, .. } => *rest.first_chunk::<TAG_LEN>()?,
+        Outgoing::Whole { bytes, .. } => behind_addresses(bytes)?,
+        Outgoing::Segment { head, .. } => behind_addresses(head)?,
     };
-    let [a, b, c, d] = *tag;
     (u16::from_be_bytes([a, b]) == TPID_8021Q).then_some(u16::from_be_bytes([c, d]))
-}
-
-/// The addresses of a frame, and what of it lies in one piece behind them.
-#[inline]
-fn outline<'f>(frame: &'f Outgoing<'_>) -> (&'f [u8], &'f [u8]) {
-    match frame {
-        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
-        Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
-        Outgoing::Pieces { addresses, rest, .. } => (addresses, rest),
-    }
 }
 
 /// One worker's way to one remote.
@@ -157,20 +148,18 @@ struct Class {
 impl RemoteQueue {
     #[inline]
     fn class(&self, frame: &Outgoing<'_>) -> Class {
-        let (addresses, rest) = outline(frame);
-        let flow = Flow::of(addresses, rest);
+        let flow = Flow::of(frame);
         let whole = match self.way.df {
             Df::Inherit => flow.whole,
             Df::Set => true,
             Df::Unset => false,
         };
-        let inner = flow.tos.unwrap_or_default();
         let tos = match self.way.tos {
-            Tos::Inherit => inner,
-            Tos::Fixed(tos) => tos & !ecn::MASK | inner & ecn::MASK,
+            Tos::Inherit => flow.tos,
+            Tos::Fixed(tos) => tos & !ecn::MASK | flow.tos & ecn::MASK,
         };
         let whole = whole && !self.senders.whole.is_empty();
-        Class { socket: usize::from(flow.hash) % self.senders.divisible.len(), whole, tos }
+        Class { socket: usize::from(flow.number) % self.senders.divisible.len(), whole, tos }
     }
 
     /// How many of `frames` can leave by one call: one class, one length, but the last may be shorter.
