@@ -415,6 +415,8 @@ impl PortQueue for RemoteQueue {
                 Err(error) => {
                     let reason = match error.raw_os_error() {
                         Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => DropReason::Unreachable,
+                        // The path takes less than a moment ago, or nothing that long at all.
+                        Some(libc::EMSGSIZE) => DropReason::TooBig,
                         _ => refused(&error),
                     };
                     counters.drop_frames(reason, run as u64);

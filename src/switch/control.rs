@@ -453,6 +453,7 @@ impl Control {
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),
+            hint: self.tunnels.hint(id, port),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
@@ -574,6 +575,8 @@ impl Control {
                 device: id,
                 group: 0,
                 guard_local: false,
+                df: None,
+                mss_clamp: false,
                 bridge,
                 learning: settings.learning,
                 flood: settings.flood,
@@ -609,6 +612,8 @@ fn counters(shared: &PortShared) -> PortCounters {
         sum.tx_frames += worker.tx_frames.get();
         sum.tx_bytes += worker.tx_bytes.get();
         sum.tx_segments += worker.tx_segments.get();
+        sum.tx_fragmented += worker.tx_fragmented.get();
+        sum.mss_clamped += worker.mss_clamped.get();
         DropReason::ALL.iter().for_each(|&reason| count(&mut sum, reason, worker.drops(reason)));
     }
     sum
@@ -649,7 +654,8 @@ fn check_tunnel(name: &str, kind: &PortKind, settings: &PortSettings) -> Result<
         PortKind::Vxlan(spec) => spec.check(&settings.tunnel).map_err(wrong),
         _ if settings.tunnel == TunnelSettings::default() => Ok(()),
         _ => Err(wrong(
-            "'remote', 'strict-remotes' and 'guard-local' are for tunnel ports; leave them out".into(),
+            "'remote', 'strict-remotes', 'guard-local', 'df' and 'mss-clamp' are for tunnel ports; leave them out"
+                .into(),
         )),
     }
 }

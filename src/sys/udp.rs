@@ -205,5 +205,6 @@ pub fn path_mtu(local: IpAddr, remote: IpAddr) -> io::Result<u32> {
     };
     let mut mtu: libc::c_int = 0;
     super::packet::get(&OwnedFd::from(probe), level, option, &mut mtu)?;
-    u32::try_from(mtu).map_err(io::Error::other)
+    // Loopback has more than a packet's length field can say.
+    u32::try_from(mtu).map(|mtu| mtu.min(u16::MAX.into())).map_err(io::Error::other)
 }

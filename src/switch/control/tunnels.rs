@@ -10,7 +10,7 @@ use crate::bridge::fdb::{Entry, Key, Kind};
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::vxlan::{self, Place};
-use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, VxlanSpec};
+use crate::spec::{Df, PortKind, PortSettings, PortSpec, TunnelSettings, VxlanSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
@@ -20,8 +20,10 @@ use crate::tunnel::{Demux, Network};
 
 /// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
 const STRANGERS_MAX: usize = 512;
-/// MTU of a way that is not known yet.
+/// MTU of a way that is not known yet, and of most stations.
 const ETHERNET_MTU: u32 = 1500;
+/// Ways that are looked at again in a second, at most.
+const PROBES: usize = 256;
 /// Bytes of an untagged Ethernet header.
 const ETH_HEADER_BYTES: u32 = 14;
 /// Every tunnel port is in one group: what comes by one is not flooded into another.
@@ -36,8 +38,8 @@ pub(super) struct Tunnels {
     remotes: BTreeMap<PortId, Remote>,
     /// What remotes that left have counted, by the port they were of.
     departed: Vec<(PortId, Arc<PortShared>)>,
-    /// Ports whose ways were looked at again.
-    probed: usize,
+    /// The remote whose way was looked at last.
+    probed: Option<PortId>,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,8 @@ struct Remote {
     learned: bool,
     /// What fits one packet on the way to it.
     mtu: u32,
+    /// Whether that was found out.
+    probed: bool,
     shared: Arc<PortShared>,
 }
 
@@ -76,6 +80,28 @@ fn arrives_at(port: &Port, there: &Place) -> bool {
 /// MTU inside a way that is not known.
 fn default_mtu(address: IpAddr) -> u32 {
     vxlan::inner_mtu(ETHERNET_MTU, address)
+}
+
+/// What an operator should know of a way that takes less than stations usually send.
+fn hint(name: &str, df: Df, remote: &Remote) -> Option<String> {
+    let mtu = remote.mtu;
+    if !remote.probed || mtu >= ETHERNET_MTU {
+        return None;
+    }
+    let longer = match df {
+        Df::Inherit => {
+            "longer ones go in fragments, and those that may not be fragmented are answered with 'packet too big'"
+        }
+        Df::Set => "longer ones are answered with 'packet too big'",
+        Df::Unset => "longer ones go in fragments",
+    };
+    let overhead = ETHERNET_MTU - default_mtu(remote.address);
+    Some(format!(
+        "port '{name}': frames with up to {mtu} bytes of payload fit one packet to {}; {longer}; better give the \
+         stations MTU {mtu}, or the underlay MTU {}",
+        remote.address,
+        ETHERNET_MTU + overhead
+    ))
 }
 
 impl Tunnels {
@@ -114,6 +140,13 @@ impl Tunnels {
         self.of(port).map(|(_, remote)| remote.mtu).min()
     }
 
+    /// What an operator should know of the ways of a port: of the one that takes least.
+    pub(super) fn hint(&self, id: PortId, port: &Port) -> Option<String> {
+        let (_, least) =
+            self.of(id).filter(|(_, remote)| remote.probed).min_by_key(|(_, remote)| remote.mtu)?;
+        hint(&port.spec.name, port.spec.settings.tunnel.df, least)
+    }
+
     pub(super) fn status(&self, port: PortId) -> Vec<RemoteStatus> {
         let status = |(_, remote): (_, &Remote)| RemoteStatus {
             address: remote.address,
@@ -124,6 +157,28 @@ impl Tunnels {
         let mut all: Vec<_> = self.of(port).map(status).collect();
         all.sort_by_key(|remote| remote.address);
         all
+    }
+
+    /// Finds out what fits the ways to some remotes of one port; where there is no way now, what was known stays.
+    fn probe(&mut self, name: &str, settings: &TunnelSettings, spec: &VxlanSpec, ids: &[PortId]) {
+        let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(id)?.address)));
+        let (ids, addresses): (Vec<_>, Vec<_>) = known.unzip();
+        let Ok(mtus) = place(spec).inner_mtus(&addresses) else { return };
+        // One line, however many ways change at once.
+        let mut changed: Option<(u32, PortId)> = None;
+        for (id, mtu) in ids.into_iter().zip(mtus) {
+            let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) else { continue };
+            let same = remote.probed && remote.mtu == mtu;
+            (remote.mtu, remote.probed) = (mtu, true);
+            remote.shared.set_path_max(mtu + ETH_HEADER_BYTES);
+            if !same && changed.is_none_or(|(least, _)| mtu < least) {
+                changed = Some((mtu, id));
+            }
+        }
+        let least = changed.and_then(|(_, id)| self.remotes.get(&id));
+        if let Some(hint) = least.and_then(|remote| hint(name, settings.df, remote)) {
+            tracing::info!("{hint}");
+        }
     }
 
     /// The highest id in use.
@@ -172,8 +227,9 @@ impl Control {
                 id
             }
         };
-        queues.extend(self.tunnels.ids_of(port).into_iter().filter_map(|id| self.way(id, endpoint, spec)));
-        self.probe(port, spec);
+        let ids = self.tunnels.ids_of(port);
+        queues.extend(ids.iter().filter_map(|&id| self.way(id, endpoint, spec)));
+        self.tunnels.probe(&whole.name, &whole.settings.tunnel, spec, &ids);
         Ok(queues)
     }
 
@@ -215,7 +271,7 @@ impl Control {
         let endpoint = self.endpoint_of(&spec).filter(|_| open);
         let way = |id| endpoint.and_then(|endpoint| self.way(id, endpoint, &spec));
         let added = claimed.into_iter().filter_map(way).collect();
-        self.probe(port, &spec);
+        self.probe(port, &self.tunnels.ids_of(port));
         Ok((gone, added))
     }
 
@@ -270,8 +326,9 @@ impl Control {
         let id = self.free_id_beside(&[port])?;
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
         let mtu = default_mtu(spec.local);
-        shared.set_segment_max(mtu + ETH_HEADER_BYTES);
-        self.tunnels.remotes.insert(id, Remote { port, address, learned, mtu, shared: Arc::new(shared) });
+        shared.set_path_max(mtu + ETH_HEADER_BYTES);
+        let remote = Remote { port, address, learned, mtu, probed: false, shared: Arc::new(shared) };
+        self.tunnels.remotes.insert(id, remote);
         Ok(id)
     }
 
@@ -287,35 +344,28 @@ impl Control {
         Some((id, endpoint.sockets.remote(spec.vni, SocketAddr::new(remote.address, spec.dstport))))
     }
 
-    /// Finds out what fits the ways to a port's remotes; where there is no way now, what was known stays.
-    fn probe(&mut self, port: PortId, spec: &VxlanSpec) {
-        let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
-        let addresses: Vec<IpAddr> = self.tunnels.of(port).map(|(_, remote)| remote.address).collect();
-        let Ok(mtus) = place(spec).inner_mtus(&addresses) else { return };
-        let remotes = self.tunnels.remotes.values_mut().filter(|remote| remote.port == port);
-        for (remote, mtu) in remotes.zip(mtus) {
-            let Some(mtu) = mtu else { continue };
-            if mtu != remote.mtu && mtu < ETHERNET_MTU {
-                tracing::info!(
-                    "port '{name}': frames with more than {mtu} bytes of payload go to {} in fragments",
-                    remote.address
-                );
-            }
-            remote.mtu = mtu;
-            remote.shared.set_segment_max(mtu + ETH_HEADER_BYTES);
+    /// Finds out what fits the ways to some of a port's remotes.
+    fn probe(&mut self, port: PortId, ids: &[PortId]) {
+        let Some(Port { spec, .. }) = self.ports.get(&port) else { return };
+        if let PortKind::Vxlan(tunnel) = &spec.kind {
+            self.tunnels.probe(&spec.name, &spec.settings.tunnel, tunnel, ids);
         }
     }
 
-    /// Looks again at the ways of one tunnel port after the other: routes and MTUs change. To be called each second.
+    /// Looks again at some ways, in turn: routes and MTUs change. To be called each second.
     pub(in crate::switch) fn probe_next(&mut self) {
-        let open = |port: &Port| port.open && matches!(port.spec.kind, PortKind::Vxlan(_));
-        let all: Vec<PortId> = self.ports.iter().filter(|(_, port)| open(port)).map(|(&id, _)| id).collect();
-        if let Some(&port) = all.get(self.tunnels.probed % all.len().max(1))
-            && let PortKind::Vxlan(spec) = self.ports[&port].spec.kind.clone()
-        {
-            self.probe(port, &spec);
+        let open = |port: &PortId| self.ports.get(port).is_some_and(|port| port.open);
+        let all = self.tunnels.remotes.iter().filter(|(_, remote)| open(&remote.port));
+        let (before, after): (Vec<_>, Vec<_>) =
+            all.map(|(&id, remote)| (id, remote.port)).partition(|&(id, _)| Some(id) <= self.tunnels.probed);
+        let mut ports = BTreeMap::<PortId, Vec<PortId>>::new();
+        for (id, port) in after.into_iter().chain(before).take(PROBES) {
+            self.tunnels.probed = Some(id);
+            ports.entry(port).or_default().push(id);
         }
-        self.tunnels.probed = self.tunnels.probed.wrapping_add(1);
+        for (port, ids) in ports {
+            self.probe(port, &ids);
+        }
     }
 
     /// Closes a tunnel port whose underlay is gone. Its remotes keep their ids, and with them their static entries; strangers are
@@ -377,6 +427,8 @@ impl Control {
             device,
             group: GROUP,
             guard_local: tunnel.guard_local,
+            df: Some(tunnel.df),
+            mss_clamp: tunnel.mss_clamp,
             bridge,
             learning,
             flood,
@@ -386,6 +438,12 @@ impl Control {
             capabilities: Capabilities::default(),
             shared: Arc::clone(shared),
         };
+        // Of strangers' ways nothing is known.
+        let mtu = self.tunnels.mtu(id).or_else(|| match &port.spec.kind {
+            PortKind::Vxlan(spec) => Some(default_mtu(spec.local)),
+            _ => None,
+        });
+        port.shared.set_path_max(mtu.unwrap_or(ETHERNET_MTU) + ETH_HEADER_BYTES);
         let remotes = self.tunnels.of(id).map(|(remote, known)| make(remote, id, learning, &known.shared));
         std::iter::once(make(id, id, false, &port.shared)).chain(remotes).collect()
     }
