@@ -99,7 +99,7 @@ pub struct Counters {
     pub tx_segments: Counter,
     /// Wire frames sent that did not fit one packet of a tunnel's path: they leave in fragments of the outer packet.
     pub tx_fragmented: Counter,
-    /// TCP connections, each way, that were told to send shorter segments.
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
     pub mss_clamped: Counter,
     drops: [Counter; DropReason::ALL.len()],
 }

@@ -85,7 +85,7 @@ pub struct PortCounters {
     pub tx_segments: u64,
     /// Frames on a wire sent in fragments of a tunnel's outer packet.
     pub tx_fragmented: u64,
-    /// TCP connections, each way, that were told to send shorter segments.
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
     pub mss_clamped: u64,
     /// Frames dropped, by the name of the reason; only reasons that happened.
     pub drops: BTreeMap<&'static str, u64>,

@@ -2,6 +2,7 @@
 
 use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, VlanMode};
 
+use crate::api::DfMode;
 use crate::api::values::{VlanList, on_off_text};
 
 /// Refuses a bridge that exists, unless it may and is the same.
@@ -94,6 +95,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
     all.add("remote", &old.remotes, &new.remotes, list);
     all.add("strict-remotes", &old.strict_remotes, &new.strict_remotes, switch);
     all.add("guard-local", &old.guard_local, &new.guard_local, switch);
+    all.add("df", &old.df, &new.df, |&df| DfMode::from(df).name().to_owned());
+    all.add("mss-clamp", &old.mss_clamp, &new.mss_clamp, switch);
     all.0
 }
 

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::DfMode;
 use super::values::{Cidr, Mac, Vid, VlanList};
 
 /// Who asked for an object.
@@ -199,6 +200,10 @@ pub struct Counters {
     pub tx_bytes: u64,
     /// Frames on a wire that the sent ones stand for.
     pub tx_segments: u64,
+    /// Frames on a wire sent in fragments of a tunnel's outer packet.
+    pub tx_fragmented: u64,
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
+    pub mss_clamped: u64,
     /// Frames dropped, by reason; only reasons that happened.
     pub drops: BTreeMap<String, u64>,
 }
@@ -212,6 +217,8 @@ impl From<PortCounters> for Counters {
             tx_frames: counters.tx_frames,
             tx_bytes: counters.tx_bytes,
             tx_segments: counters.tx_segments,
+            tx_fragmented: counters.tx_fragmented,
+            mss_clamped: counters.mss_clamped,
             drops: counters.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
     }
@@ -227,8 +234,14 @@ pub struct TunnelInfo {
     pub local: IpAddr,
     /// UDP port at both ends.
     pub dstport: u16,
+    /// What becomes of frames that do not fit one packet of the way.
+    pub df: DfMode,
+    /// TCP connections are told to send segments that fit.
+    pub mss_clamp: bool,
     /// The other ends.
     pub remotes: Vec<RemoteInfo>,
+    /// What would be better, in one line; null when nothing would.
+    pub hint: Option<String>,
 }
 
 /// The other end of a tunnel.
@@ -305,12 +318,16 @@ impl PortInfo {
             mtu: remote.mtu,
             counters: remote.counters.into(),
         });
+        let settings = &spec.settings.tunnel;
         let tunnel = match &spec.kind {
             PortKind::Vxlan(spec) => Some(TunnelInfo {
                 vni: spec.vni,
                 local: spec.local,
                 dstport: spec.dstport,
+                df: settings.df.into(),
+                mss_clamp: settings.mss_clamp,
                 remotes: remotes.collect(),
+                hint: status.hint,
             }),
             _ => None,
         };

@@ -171,6 +171,8 @@ pub(super) fn port(port: &PortInfo) -> String {
     if let Some(tunnel) = &port.tunnel {
         pairs.push(("vni", tunnel.vni.to_string()));
         pairs.push(("local", format!("{} port {}", tunnel.local, tunnel.dstport)));
+        pairs.push(("df", tunnel.df.name().to_owned()));
+        pairs.push(("mss-clamp", text(tunnel.mss_clamp)));
         for remote in &tunnel.remotes {
             let known = if remote.learned { ", known by its frames" } else { "" };
             let (sent, received) = (remote.counters.tx_frames, remote.counters.rx_frames);
@@ -181,12 +183,28 @@ pub(super) fn port(port: &PortInfo) -> String {
             pairs.push(("remote", text));
         }
     }
-    let Counters { rx_frames, rx_bytes, rx_segments, tx_frames, tx_bytes, tx_segments, drops } =
-        &port.counters;
+    let Counters {
+        rx_frames,
+        rx_bytes,
+        rx_segments,
+        tx_frames,
+        tx_bytes,
+        tx_segments,
+        tx_fragmented,
+        mss_clamped,
+        drops,
+    } = &port.counters;
     pairs.push(("received", format!("{rx_frames} frames, {rx_bytes} bytes, {rx_segments} segments")));
     pairs.push(("sent", format!("{tx_frames} frames, {tx_bytes} bytes, {tx_segments} segments")));
+    if port.tunnel.is_some() {
+        pairs.push(("fragmented", format!("{tx_fragmented} frames in fragments of the outer packet")));
+        pairs.push(("mss-clamped", format!("{mss_clamped} SYNs")));
+    }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
+    if let Some(hint) = port.tunnel.as_ref().and_then(|tunnel| tunnel.hint.clone()) {
+        pairs.push(("hint", hint));
+    }
     details(&pairs)
 }
 
