@@ -104,6 +104,8 @@ impl Rig {
                 device: id,
                 group: 0,
                 guard_local: false,
+                df: None,
+                mss_clamp: false,
                 bridge: 0,
                 learning: true,
                 flood: true,

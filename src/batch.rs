@@ -114,6 +114,13 @@ impl Batch {
         &self.arena[frame.start as usize..(frame.start + frame.len) as usize]
     }
 
+    /// The same to change, for as long as nobody else has seen it.
+    #[inline]
+    #[must_use]
+    pub fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8] {
+        &mut self.arena[frame.start as usize..(frame.start + frame.len) as usize]
+    }
+
     /// A frame's offload header and bytes, in one piece.
     #[inline]
     #[must_use]

@@ -1,7 +1,8 @@
 //! One frame on its way through the switch: where its bytes are, and what is known about it.
 //!
 //! The bytes lie in the batch's arena (see [`crate::batch`]): a validated copy that cannot change under us. Stages read
-//! them through [`crate::batch::Batch`] and never rewrite them; what changes is in this struct, one cache line.
+//! them through [`crate::batch::Batch`] and do not rewrite them (but for one number in a SYN from a tunnel, where that is asked
+//! for); what changes is in this struct, one cache line.
 //!
 //! A frame whose payload stays in somebody else's memory (a guest's ring) keeps its header window here and adds its
 //! payload as further slices of [`Outgoing`]; nothing before egress looks past the header window.

@@ -53,6 +53,8 @@ drop_reasons! {
     TooLong = "too_long",
     /// The offload description contradicts the frame.
     BadOffload = "bad_offload",
+    /// It did not fit the tunnel's path and may not be fragmented; its sender was told, if it could be.
+    TooBig = "too_big",
     /// The leaving port's queue is full.
     TxFull = "tx_full",
     /// The leaving port refused the frame.
@@ -97,6 +99,10 @@ pub struct Counters {
     pub tx_bytes: Counter,
     /// Wire frames sent.
     pub tx_segments: Counter,
+    /// Wire frames sent that did not fit one packet of a tunnel's path: they leave in fragments of the outer packet.
+    pub tx_fragmented: Counter,
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
+    pub mss_clamped: Counter,
     drops: [Counter; DropReason::ALL.len()],
 }
 
@@ -129,6 +135,8 @@ impl Counters {
         self.tx_frames.add(before.tx_frames.get());
         self.tx_bytes.add(before.tx_bytes.get());
         self.tx_segments.add(before.tx_segments.get());
+        self.tx_fragmented.add(before.tx_fragmented.get());
+        self.mss_clamped.add(before.mss_clamped.get());
         DropReason::ALL.iter().for_each(|&reason| self.drop_frames(reason, before.drops(reason)));
     }
 

@@ -40,6 +40,8 @@ pub struct PortStatus {
     pub peer: Option<Peer>,
     /// The other ends of a tunnel.
     pub remotes: Vec<RemoteStatus>,
+    /// One line of what would be better, if anything.
+    pub hint: Option<String>,
     /// Frames, bytes and drops.
     pub counters: PortCounters,
 }
@@ -81,6 +83,10 @@ pub struct PortCounters {
     pub tx_bytes: u64,
     /// Frames on a wire that the sent ones stand for.
     pub tx_segments: u64,
+    /// Frames on a wire sent in fragments of a tunnel's outer packet.
+    pub tx_fragmented: u64,
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
+    pub mss_clamped: u64,
     /// Frames dropped, by the name of the reason; only reasons that happened.
     pub drops: BTreeMap<&'static str, u64>,
 }
@@ -94,6 +100,8 @@ impl PortCounters {
         self.tx_frames += other.tx_frames;
         self.tx_bytes += other.tx_bytes;
         self.tx_segments += other.tx_segments;
+        self.tx_fragmented += other.tx_fragmented;
+        self.mss_clamped += other.mss_clamped;
         for (reason, frames) in &other.drops {
             *self.drops.entry(reason).or_default() += frames;
         }

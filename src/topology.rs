@@ -12,6 +12,7 @@ use crate::addr::PortId;
 use crate::bridge::fdb::Fdb;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
+use crate::spec::Df;
 use crate::stats::Counters;
 use crate::tunnel::Demux;
 
@@ -73,6 +74,10 @@ pub struct Port {
     pub guard_local: bool,
     /// What comes by one tunnel of a group is not flooded into another; 0 is no tunnel.
     pub group: u16,
+    /// Of a tunnel: what becomes of frames that do not fit its path. Elsewhere too long ones are dropped.
+    pub df: Option<Df>,
+    /// Of a tunnel: TCP connections are told to send segments that fit its path.
+    pub mss_clamp: bool,
     /// Index of its bridge in [`Topology::bridges`].
     pub bridge: usize,
     /// Source addresses are remembered.
@@ -96,10 +101,9 @@ pub struct Port {
 pub struct PortShared {
     /// Its device is gone; set by whoever sees it first, cleared by nobody (a new device is a new port).
     pub gone: AtomicBool,
-    /// Longest untagged frame without GSO it can send, in bytes with Ethernet header.
+    /// Longest untagged frame without GSO it can send, in bytes with Ethernet header; of a tunnel, the longest frame that
+    /// fits one packet of the path.
     frame_max: AtomicU32,
-    /// Longest frame worth cutting GSO frames into, in bytes; 0 is as long as their senders want.
-    segment_max: AtomicU32,
     /// Extra bytes that a tagged frame may have.
     tag_allowance: u32,
     /// One a worker.
@@ -113,7 +117,6 @@ impl PortShared {
         let shared = PortShared {
             gone: AtomicBool::new(false),
             frame_max: AtomicU32::new(0),
-            segment_max: AtomicU32::new(0),
             tag_allowance: if strict_mtu { 4 } else { 0 },
             counters: (0..workers).map(|_| Counters::default()).collect(),
         };
@@ -134,16 +137,16 @@ impl PortShared {
         self.frame_max.store(mtu.saturating_add(header), Ordering::Relaxed);
     }
 
-    /// Has GSO frames cut into frames of at most so many bytes where they are cut here: longer ones would be fragmented on their way.
-    pub fn set_segment_max(&self, bytes: u32) {
-        self.segment_max.store(bytes, Ordering::Relaxed);
+    /// Follows the path of a tunnel: the longest frame that fits one packet of it, in bytes with any tags.
+    pub fn set_path_max(&self, bytes: u32) {
+        self.frame_max.store(bytes, Ordering::Relaxed);
     }
 
-    /// Longest frame worth cutting GSO frames into, if there is a limit.
+    /// Longest untagged frame without GSO that it can send; of a tunnel, the longest frame that fits one packet of the path.
     #[inline]
     #[must_use]
-    pub fn segment_max(&self) -> Option<usize> {
-        Some(self.segment_max.load(Ordering::Relaxed) as usize).filter(|&max| max != 0)
+    pub fn frame_max(&self) -> usize {
+        self.frame_max.load(Ordering::Relaxed) as usize
     }
 
     /// Whether a frame of `len` bytes that is not GSO is too long for this port.
@@ -151,7 +154,7 @@ impl PortShared {
     #[must_use]
     pub fn too_long(&self, len: usize, tagged: bool) -> bool {
         let allowance = if tagged { self.tag_allowance } else { 0 };
-        len > (self.frame_max.load(Ordering::Relaxed) + allowance) as usize
+        len > self.frame_max() + allowance as usize
     }
 
     /// Whether its device is gone.

@@ -21,6 +21,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod mss;
 pub mod segment;
 mod tunnel;
 mod virtio;

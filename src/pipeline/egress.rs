@@ -8,19 +8,23 @@ use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 
-use super::{Context, Workshop};
+use super::answer::Answers;
+use super::path::Oversize;
+use super::{Context, Outbox, Workshop};
 use crate::batch::{BATCH_FRAMES, Batch};
+use crate::bridge::fdb::Tick;
 use crate::bridge::vlan::{self, Leaves};
 use crate::frame::{ADDRESSES_LEN, ETH_HEADER_LEN, Frame, Outgoing, TAG_LEN, TAG_SHIFT};
 use crate::offload::segment::Segmenter;
-use crate::offload::{Gso, Offload, Takes, VNET_HDR_LEN, checksum};
+use crate::offload::{Gso, Offload, Takes, VNET_HDR_LEN, checksum, mss};
 use crate::port::{Health, PortQueue};
 use crate::stats::{Counters, DropReason};
 use crate::topology::Port;
 
 pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
-    let lists = &mut context.outbox.lists;
-    for id in context.outbox.active.drain(..) {
+    let Outbox { lists, active, answers } = &mut *context.outbox;
+    let (now, mut told) = (context.now, 0);
+    for id in active.drain(..) {
         let list = &mut lists[id.index()];
         if let Some(port) = context.topology.port(id) {
             let counters = &port.shared.counters[context.worker];
@@ -28,7 +32,9 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
                 Some(Some(queue)) if !port.shared.is_gone() => {
                     let (queue, workshop) = (&mut **queue, &mut *context.workshop);
                     let filtering = context.bridge.filtering;
-                    Leaving { port, queue, counters, workshop, filtering }.send(batch, list);
+                    let (answers, told) = (&mut *answers, &mut told);
+                    Leaving { port, queue, counters, workshop, filtering, now, answers, told }
+                        .send(batch, list);
                 }
                 _ => counters.drop_frames(DropReason::PortGone, list.len() as u64),
             }
@@ -47,6 +53,10 @@ struct Leaving<'a> {
     counters: &'a Counters,
     workshop: &'a mut Workshop,
     filtering: bool,
+    now: Tick,
+    answers: &'a mut Answers,
+    /// Whose senders were told that they are too long: a bit a frame of the batch.
+    told: &'a mut u64,
 }
 
 /// A frame in another form than it came in, or one that the port cannot take in the form it has.
@@ -66,10 +76,10 @@ impl Leaving<'_> {
         let mut departures = Departures::new();
         for &index in list {
             let frame = &batch.frames[usize::from(index)];
-            if self.takes_as_it_came(frame) {
+            if self.takes_as_it_came(frame) && !self.clamps(batch, frame, 0) {
                 let bytes = batch.with_header(frame);
                 departures.push(Outgoing::Whole { bytes, segments: u32::from(frame.segments) });
-            } else if let Err(reason) = self.send_otherwise(batch, frame, &mut departures) {
+            } else if let Err(reason) = self.send_otherwise(batch, index, &mut departures) {
                 self.counters.drop_frame(reason);
             }
         }
@@ -111,23 +121,53 @@ impl Leaving<'_> {
     fn send_otherwise<'b>(
         &mut self,
         batch: &'b Batch,
-        frame: &Frame,
+        index: u8,
         departures: &mut Departures<'b>,
     ) -> Result<(), DropReason> {
+        let frame = &batch.frames[usize::from(index)];
         let form = self.form(batch, frame)?;
         if self.too_long(form.len(), form.tagged, &form.offload) {
-            return Err(DropReason::TooLong);
+            self.fragments(batch, index, &form, form.len())?;
+            self.counters.tx_fragmented.add(1);
         }
+        let clamps = self.clamps(batch, frame, form.grown(frame));
         match self.port.capabilities.takes(&form.offload) {
-            Takes::AsIs => departures.push(form.outgoing(u32::from(frame.segments))),
+            Takes::AsIs if !clamps => departures.push(form.outgoing(u32::from(frame.segments))),
             takes => {
                 // What is finished here leaves at once, so what is before it leaves first.
                 self.transmit(departures);
                 departures.clear();
-                if takes == Takes::Segment { self.segment(&form)? } else { self.complete(&form)? }
+                match takes {
+                    Takes::Segment => self.segment(batch, index, &form)?,
+                    _ => self.complete(&form)?,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether it is a SYN, `grown` bytes longer as it leaves, whose connection is to be told of shorter segments.
+    #[inline]
+    fn clamps(&self, batch: &Batch, frame: &Frame, grown: isize) -> bool {
+        let clamp = || {
+            let frame_max = self.port.shared.frame_max().checked_add_signed(-grown)?;
+            mss::clamp(batch.bytes(frame), frame_max)
+        };
+        self.port.mss_clamp && frame.offload.gso == Gso::None && clamp().is_some()
+    }
+
+    /// Whether a frame of which `len` bytes are too long, by itself or in its longest segment, leaves in fragments of a tunnel's outer
+    /// packet.
+    #[cold]
+    fn fragments(&mut self, batch: &Batch, index: u8, form: &Form<'_>, len: usize) -> Result<(), DropReason> {
+        let Some(df) = self.port.df else { return Err(DropReason::TooLong) };
+        let frame = &batch.frames[usize::from(index)];
+        let (frame_max, bit) = (self.port.shared.frame_max(), 1 << index);
+        let mut told = *self.told & bit != 0;
+        let oversize = Oversize { frame: batch.bytes(frame), grown: form.grown(frame), len, frame_max };
+        let verdict = oversize.fragments(df, self.now, self.answers, &mut told);
+        *self.told |= if told { bit } else { 0 };
+        verdict
     }
 
     /// The frame with the tag that this port wants for its VLAN.
@@ -155,12 +195,19 @@ impl Leaving<'_> {
         Ok(Form { addresses, tag, rest, tagged: tag.is_some(), offload })
     }
 
-    /// Sends a frame with its checksum completed.
+    /// Sends a frame with its checksum completed and its segment size clamped.
     #[cold]
     fn complete(&mut self, form: &Form<'_>) -> Result<(), DropReason> {
         let bytes = &mut self.workshop.0[..VNET_HDR_LEN + form.len()];
         let (header, whole) = bytes.split_at_mut(VNET_HDR_LEN);
         form.copy_to(whole);
+        if self.port.mss_clamp
+            && form.offload.gso == Gso::None
+            && let Some(clamp) = mss::clamp(whole, self.port.shared.frame_max())
+        {
+            clamp.apply(whole, &form.offload);
+            self.counters.mss_clamped.add(1);
+        }
         let left = checksum::finish(whole, &form.offload).map_err(|_| DropReason::BadOffload)?;
         if let Some(header) = header.first_chunk_mut() {
             left.to_virtio(header);
@@ -173,14 +220,19 @@ impl Leaving<'_> {
 
     /// Sends a frame's segments, as many at a time as the workshop holds.
     #[cold]
-    fn segment(&mut self, form: &Form<'_>) -> Result<(), DropReason> {
+    fn segment(&mut self, batch: &Batch, index: u8, form: &Form<'_>) -> Result<(), DropReason> {
         let mut head = [0; ADDRESSES_LEN + TAG_LEN];
         let head = form.copy_head_to(&mut head);
         let checksum = self.port.capabilities.segment_checksum();
         let mut segmenter = Segmenter::with_head(head, form.rest, &form.offload, checksum)
             .map_err(|_| DropReason::BadOffload)?;
-        if let Some(frame_max) = self.port.shared.segment_max() {
-            segmenter.limit(frame_max);
+        if self.port.df.is_some() {
+            // Longer ones would be fragmented on their way.
+            segmenter.limit(self.port.shared.frame_max());
+            let len = segmenter.segment_size_max();
+            if self.port.shared.too_long(len, form.tagged) {
+                self.fragments(batch, index, form, len)?;
+            }
         }
         // Payload stays where it is, unless a checksum in front of the headers is over it.
         let split = !form.offload.tunnel;
@@ -201,8 +253,11 @@ impl Leaving<'_> {
                     break;
                 };
                 if self.port.shared.too_long(len + payload.len(), form.tagged) {
-                    self.counters.drop_frame(DropReason::TooLong);
-                    continue;
+                    if self.port.df.is_none() {
+                        self.counters.drop_frame(DropReason::TooLong);
+                        continue;
+                    }
+                    self.counters.tx_fragmented.add(1);
                 }
                 if let Some(header) = header.first_chunk_mut() {
                     segmenter.segment_offload().to_virtio(header);
@@ -220,6 +275,11 @@ impl Leaving<'_> {
 impl<'b> Form<'b> {
     fn len(&self) -> usize {
         self.addresses.len() + self.tag.map_or(0, |tag| tag.len()) + self.rest.len()
+    }
+
+    /// Bytes by which it is longer than the frame it is a form of.
+    fn grown(&self, frame: &Frame) -> isize {
+        self.len().wrapping_sub(frame.len()).cast_signed()
     }
 
     fn outgoing(&self, segments: u32) -> Outgoing<'b> {

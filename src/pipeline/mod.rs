@@ -18,8 +18,10 @@ use crate::topology::{Bridge, Port, Topology};
 
 mod admit;
 pub mod answer;
+mod clamp;
 mod egress;
 mod parse;
+mod path;
 mod relay;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ pub type Stage = fn(&mut Context<'_>, &mut Batch);
 pub const STAGES: &[(&str, Stage)] = &[
     ("parse", parse::run),   // headers: addresses, tag
     ("admit", admit::run),   // may it come in, and in which VLAN; FDB buckets prefetched
+    ("clamp", clamp::run),   // TCP out of a tunnel: segments that fit its path
     ("relay", relay::run),   // learn the source, then find where the destination is: a port, or a flood
     ("egress", egress::run), // per leaving port: tag, length, offloads, transmit
     ("answer", answer::run), // what the switch itself says to whoever sent them

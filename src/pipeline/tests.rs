@@ -6,6 +6,7 @@
 //!   with a hash map; and offloads finished byte by byte.
 //! - `model.rs`: random bridges and frames, the pipeline against that reference, and batches against single frames.
 //! - `offload.rs`: what arrives is what a port without offloads would have delivered, whatever the ports can do.
+//! - `path.rs`: tunnels whose path takes less than stations send.
 //! - `switch.rs`: the real switch with its threads, over ports in memory.
 
 #![allow(clippy::cast_possible_truncation)]
@@ -13,6 +14,7 @@
 mod lab;
 mod model;
 mod offload;
+mod path;
 mod reference;
 mod rules;
 mod switch;

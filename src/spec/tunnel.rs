@@ -70,19 +70,22 @@ pub struct TunnelSettings {
     pub strict_remotes: bool,
     /// Frames that claim a station known at a port that is no tunnel are dropped.
     pub guard_local: bool,
-    /// What is done with frames that do not fit one packet.
+    /// What becomes of frames that do not fit one packet of the way.
     pub df: Df,
+    /// TCP connections through the tunnel are told to send segments that fit.
+    pub mss_clamp: bool,
 }
 
-/// What is done with frames that do not fit one packet on the way, in the words of Linux's `df`.
+/// Whether what does not fit one packet of a tunnel's way may go in fragments of the outer packet, and whether routers may make
+/// such. Linux's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Df {
-    /// As the frame's sender wants: IPv6, and IPv4 with DF, must not be fragmented, neither here nor on the way.
+    /// As the frame says: not IPv4 with DF set, nor IPv6. Their sender is told what fits.
     #[default]
     Inherit,
-    /// Nothing is fragmented.
+    /// It may not; the sender of an IP packet is told what fits.
     Set,
-    /// Everything is, where it has to.
+    /// It may.
     Unset,
 }
 

@@ -453,6 +453,7 @@ impl Control {
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),
+            hint: self.tunnels.hint(id, port),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
@@ -586,6 +587,8 @@ impl Control {
                 device: id,
                 group: 0,
                 guard_local: false,
+                df: None,
+                mss_clamp: false,
                 bridge,
                 learning: settings.learning,
                 flood: settings.flood,
@@ -621,6 +624,8 @@ fn counters(shared: &PortShared) -> PortCounters {
         sum.tx_frames += worker.tx_frames.get();
         sum.tx_bytes += worker.tx_bytes.get();
         sum.tx_segments += worker.tx_segments.get();
+        sum.tx_fragmented += worker.tx_fragmented.get();
+        sum.mss_clamped += worker.mss_clamped.get();
         DropReason::ALL.iter().for_each(|&reason| count(&mut sum, reason, worker.drops(reason)));
     }
     sum
@@ -661,7 +666,8 @@ fn check_tunnel(name: &str, kind: &PortKind, settings: &PortSettings) -> Result<
         PortKind::Tunnel(spec) => spec.check(&settings.tunnel).map_err(wrong),
         _ if settings.tunnel == TunnelSettings::default() => Ok(()),
         _ => Err(wrong(
-            "'remote', 'strict-remotes' and 'guard-local' are for tunnel ports; leave them out".into(),
+            "'remote', 'strict-remotes', 'guard-local', 'df' and 'mss-clamp' are for tunnel ports; leave them out"
+                .into(),
         )),
     }
 }

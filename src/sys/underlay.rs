@@ -382,5 +382,6 @@ pub fn path_mtu(local: IpAddr, remote: IpAddr, dev: Option<&str>) -> io::Result<
     };
     let mut mtu: libc::c_int = 0;
     get(&probe.fd, level, option, &mut mtu)?;
-    u32::try_from(mtu).map_err(io::Error::other)
+    // Loopback has more than a packet's length field can say.
+    u32::try_from(mtu).map(|mtu| mtu.min(u16::MAX.into())).map_err(io::Error::other)
 }

@@ -19,6 +19,11 @@ pub mod field {
     pub const ADDRS: Range<usize> = 12..20;
 }
 
+/// Where flags and fragment offset are, in bytes from the start of the header.
+pub const FRAGMENT: usize = 6;
+/// "Don't fragment", in the byte at [`FRAGMENT`].
+pub const DF: u8 = 0x40;
+
 /// A header without options, in bytes.
 pub const MIN_HEADER_LEN: usize = 20;
 

@@ -8,6 +8,10 @@ use super::{ipv4, ipv6};
 
 /// Transport protocols (IANA's protocol numbers).
 pub mod protocol {
+    /// ICMP (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.

@@ -6,6 +6,7 @@
 //! etherparse's `SlicedPacket` was not taken for that: 34 ns a frame, and it stops at headers it does not know.
 
 pub mod ethernet;
+pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod layers;

@@ -20,6 +20,8 @@ pub const MIN_HEADER_LEN: usize = 20;
 /// Where the checksum is, in bytes from the start of the header.
 pub const CHECKSUM_OFFSET: u16 = 16;
 
+/// Synchronise: the first segment each way.
+pub const SYN: u8 = 0x02;
 /// No more data from the sender.
 pub const FIN: u8 = 0x01;
 /// Push.

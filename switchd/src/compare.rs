@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
 
-use crate::api::tunnel::TunnelInfo;
 use crate::api::values::{VlanList, on_off_text};
+use crate::api::{DfMode, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -94,6 +94,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
     all.add("remote", &old.remotes, &new.remotes, list);
     all.add("strict-remotes", &old.strict_remotes, &new.strict_remotes, switch);
     all.add("guard-local", &old.guard_local, &new.guard_local, switch);
+    all.add("df", &old.df, &new.df, |&df| DfMode::from(df).name().to_owned());
+    all.add("mss-clamp", &old.mss_clamp, &new.mss_clamp, switch);
     all.0
 }
 

@@ -122,6 +122,8 @@ impl Lab {
                 device: id,
                 group: 0,
                 guard_local: false,
+                df: None,
+                mss_clamp: false,
                 bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,

@@ -410,7 +410,7 @@ fn every_drop_reason_is_counted() {
     lab.hear(0, frame(ALL, station(2), 0));
     note(&lab, 0, DropReason::Guarded);
 
-    // `tx_full` is in `switch.rs`, where there is a queue to fill. The rest only a device can cause.
+    // `tx_full` is in `switch.rs`, where there is a queue to fill, and `too_big` in `path.rs`. The rest only a device can cause.
     let elsewhere = [
         "tx_full",
         "tx_error",
@@ -422,6 +422,7 @@ fn every_drop_reason_is_counted() {
         "unknown_vni",
         "unknown_remote",
         "unreachable",
+        "too_big",
     ];
     for reason in DropReason::ALL {
         assert!(seen.contains(reason.name()) != elsewhere.contains(&reason.name()), "{}", reason.name());

@@ -251,6 +251,8 @@ impl PortQueue for RemoteQueue {
                     let reason = match error.raw_os_error() {
                         // EINVAL: the address that it is to leave from is not this host's any more.
                         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL) => DropReason::Unreachable,
+                        // The path takes less than a moment ago, or nothing that long at all.
+                        Some(libc::EMSGSIZE) => DropReason::TooBig,
                         _ => refused(&error),
                     };
                     counters.drop_frames(reason, run as u64);

@@ -11,7 +11,7 @@ use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::tunnel::{Place, SendOptions, Senders, Way};
-use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
+use crate::spec::{Df, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
@@ -21,8 +21,10 @@ use crate::tunnel::{Demux, Network};
 
 /// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
 const STRANGERS_MAX: usize = 512;
-/// MTU of a way that is not known yet.
+/// MTU of a way that is not known yet, and of most stations.
 const ETHERNET_MTU: u32 = 1500;
+/// Ways that are looked at again in a second, at most.
+const PROBES: usize = 256;
 /// Bytes of an untagged Ethernet header.
 const ETH_HEADER_BYTES: u32 = 14;
 /// Bytes of a tag.
@@ -52,8 +54,8 @@ pub(super) struct Tunnels {
     remotes: BTreeMap<PortId, Remote>,
     /// What remotes that left have counted, by the port they were of.
     departed: Vec<(PortId, Arc<PortShared>)>,
-    /// Ports whose ways were looked at again.
-    probed: usize,
+    /// The remote whose way was looked at last.
+    probed: Option<PortId>,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,8 @@ struct Remote {
     learned: bool,
     /// What fits one packet on the way to it.
     mtu: u32,
+    /// Whether that was found out.
+    probed: bool,
     shared: Arc<PortShared>,
 }
 
@@ -104,6 +108,27 @@ fn inner_mtu(spec: &TunnelSpec, mtu: u32) -> u32 {
 fn frame_max(spec: &TunnelSpec, mtu: u32) -> u32 {
     let tag = if spec.vlans().is_some() { TAG_BYTES } else { 0 };
     mtu + ETH_HEADER_BYTES + tag
+}
+
+/// What an operator should know of a way that takes less than stations usually send.
+fn hint(name: &str, df: Df, spec: &TunnelSpec, remote: &Remote) -> Option<String> {
+    let mtu = remote.mtu;
+    if !remote.probed || mtu >= ETHERNET_MTU {
+        return None;
+    }
+    let longer = match df {
+        Df::Inherit => {
+            "longer ones go in fragments, and those that may not be fragmented are answered with 'packet too big'"
+        }
+        Df::Set => "longer ones are answered with 'packet too big'",
+        Df::Unset => "longer ones go in fragments",
+    };
+    Some(format!(
+        "port '{name}': frames with up to {mtu} bytes of payload fit one packet to {}; {longer}; better give the \
+         stations MTU {mtu}, or the underlay MTU {}",
+        remote.address,
+        ETHERNET_MTU + spec.overhead()
+    ))
 }
 
 impl Tunnels {
@@ -142,6 +167,14 @@ impl Tunnels {
         self.of(port).map(|(_, remote)| remote.mtu).min()
     }
 
+    /// What an operator should know of the ways of a port: of the one that takes least.
+    pub(super) fn hint(&self, id: PortId, port: &Port) -> Option<String> {
+        let (_, least) =
+            self.of(id).filter(|(_, remote)| remote.probed).min_by_key(|(_, remote)| remote.mtu)?;
+        let PortKind::Tunnel(spec) = &port.spec.kind else { return None };
+        hint(&port.spec.name, port.spec.settings.tunnel.df, spec, least)
+    }
+
     pub(super) fn status(&self, port: PortId) -> Vec<RemoteStatus> {
         let status = |(_, remote): (_, &Remote)| RemoteStatus {
             address: remote.address,
@@ -152,6 +185,29 @@ impl Tunnels {
         let mut all: Vec<_> = self.of(port).map(status).collect();
         all.sort_by_key(|remote| remote.address);
         all
+    }
+
+    /// Finds out what fits the ways to some remotes of one port; where there is no way now, what was known stays.
+    fn probe(&mut self, name: &str, settings: &TunnelSettings, spec: &TunnelSpec, ids: &[PortId]) {
+        let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(id)?.address)));
+        let (ids, addresses): (Vec<_>, Vec<_>) = known.unzip();
+        let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
+        // One line, however many ways change at once.
+        let mut changed: Option<(u32, PortId)> = None;
+        for (id, mtu) in ids.into_iter().zip(mtus) {
+            let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) else { continue };
+            let mtu = inner_mtu(spec, mtu);
+            let same = remote.probed && remote.mtu == mtu;
+            (remote.mtu, remote.probed) = (mtu, true);
+            remote.shared.set_path_max(frame_max(spec, mtu));
+            if !same && changed.is_none_or(|(least, _)| mtu < least) {
+                changed = Some((mtu, id));
+            }
+        }
+        let least = changed.and_then(|(_, id)| self.remotes.get(&id));
+        if let Some(hint) = least.and_then(|remote| hint(name, settings.df, spec, remote)) {
+            tracing::info!("{hint}");
+        }
     }
 
     /// The highest id in use.
@@ -183,7 +239,8 @@ impl Control {
             }
         };
         queues.extend(self.ways(port, spec, &whole.settings.tunnel));
-        self.probe(port, spec);
+        let ids = self.tunnels.ids_of(port);
+        self.tunnels.probe(&whole.name, &whole.settings.tunnel, spec, &ids);
         Ok(queues)
     }
 
@@ -280,7 +337,7 @@ impl Control {
         let replaced = if settings.df == before.df { Vec::new() } else { self.tunnels.ids_of(port) };
         let mut queues = self.ways(port, &spec, &settings);
         queues.retain(|(id, _)| claimed.contains(id) || replaced.contains(id));
-        self.probe(port, &spec);
+        self.probe(port, &self.tunnels.ids_of(port));
         Ok(Changes { gone, replaced, queues })
     }
 
@@ -330,8 +387,9 @@ impl Control {
         let id = self.free_id_beside(&[port])?;
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
         let mtu = inner_mtu(spec, ETHERNET_MTU);
-        shared.set_segment_max(frame_max(spec, mtu));
-        self.tunnels.remotes.insert(id, Remote { port, address, learned, mtu, shared: Arc::new(shared) });
+        shared.set_path_max(frame_max(spec, mtu));
+        let remote = Remote { port, address, learned, mtu, probed: false, shared: Arc::new(shared) };
+        self.tunnels.remotes.insert(id, remote);
         Ok(id)
     }
 
@@ -342,36 +400,29 @@ impl Control {
         self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
 
-    /// Finds out what fits the ways to a port's remotes; where there is no way now, what was known stays.
-    fn probe(&mut self, port: PortId, spec: &TunnelSpec) {
-        let name = self.ports.get(&port).map_or("", |port| &port.spec.name);
-        let addresses: Vec<IpAddr> = self.tunnels.of(port).map(|(_, remote)| remote.address).collect();
-        let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
-        let remotes = self.tunnels.remotes.values_mut().filter(|remote| remote.port == port);
-        for (remote, mtu) in remotes.zip(mtus) {
-            let Some(mtu) = mtu.map(|mtu| inner_mtu(spec, mtu)) else { continue };
-            if mtu != remote.mtu && mtu < ETHERNET_MTU {
-                tracing::info!(
-                    "port '{name}': frames with more than {mtu} bytes of payload go to {} in fragments",
-                    remote.address
-                );
-            }
-            remote.mtu = mtu;
-            remote.shared.set_segment_max(frame_max(spec, mtu));
+    /// Finds out what fits the ways to some of a port's remotes.
+    fn probe(&mut self, port: PortId, ids: &[PortId]) {
+        let Some(Port { spec, .. }) = self.ports.get(&port) else { return };
+        if let PortKind::Tunnel(tunnel) = &spec.kind {
+            self.tunnels.probe(&spec.name, &spec.settings.tunnel, tunnel, ids);
         }
     }
 
-    /// Looks again at the ways of one tunnel port after the other: routes and MTUs change. To be called each second.
+    /// Looks again at some ways, in turn: routes and MTUs change. To be called each second.
     pub(in crate::switch) fn probe_next(&mut self) {
-        let open = |port: &Port| port.open && matches!(port.spec.kind, PortKind::Tunnel(_));
-        let all: Vec<PortId> = self.ports.iter().filter(|(_, port)| open(port)).map(|(&id, _)| id).collect();
-        if let Some(&port) = all.get(self.tunnels.probed % all.len().max(1))
-            && let PortKind::Tunnel(spec) = self.ports[&port].spec.kind.clone()
-        {
-            self.follow_device(port);
-            self.probe(port, &spec);
+        let open = |port: &PortId| self.ports.get(port).is_some_and(|port| port.open);
+        let all = self.tunnels.remotes.iter().filter(|(_, remote)| open(&remote.port));
+        let (before, after): (Vec<_>, Vec<_>) =
+            all.map(|(&id, remote)| (id, remote.port)).partition(|&(id, _)| Some(id) <= self.tunnels.probed);
+        let mut ports = BTreeMap::<PortId, Vec<PortId>>::new();
+        for (id, port) in after.into_iter().chain(before).take(PROBES) {
+            self.tunnels.probed = Some(id);
+            ports.entry(port).or_default().push(id);
         }
-        self.tunnels.probed = self.tunnels.probed.wrapping_add(1);
+        for (port, ids) in ports {
+            self.follow_device(port);
+            self.probe(port, &ids);
+        }
     }
 
     /// Sockets are bound to the device that had the name then; when it is gone, or another has the name, the port is, too.
@@ -445,6 +496,8 @@ impl Control {
             device,
             group: GROUP,
             guard_local: tunnel.guard_local,
+            df: Some(tunnel.df),
+            mss_clamp: tunnel.mss_clamp,
             bridge,
             learning,
             flood,
@@ -454,6 +507,11 @@ impl Control {
             capabilities: Capabilities::default(),
             shared: Arc::clone(shared),
         };
+        // Of strangers' ways nothing is known.
+        if let PortKind::Tunnel(spec) = &port.spec.kind {
+            let mtu = self.tunnels.mtu(id).unwrap_or_else(|| inner_mtu(spec, ETHERNET_MTU));
+            port.shared.set_path_max(frame_max(spec, mtu));
+        }
         let remotes = self.tunnels.of(id).map(|(remote, known)| make(remote, id, learning, &known.shared));
         std::iter::once(make(id, id, false, &port.shared)).chain(remotes).collect()
     }

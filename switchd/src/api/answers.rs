@@ -200,6 +200,10 @@ pub struct Counters {
     pub tx_bytes: u64,
     /// Frames on a wire that the sent ones stand for.
     pub tx_segments: u64,
+    /// Frames on a wire sent in fragments of a tunnel's outer packet.
+    pub tx_fragmented: u64,
+    /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
+    pub mss_clamped: u64,
     /// Frames dropped, by reason; only reasons that happened.
     pub drops: BTreeMap<String, u64>,
 }
@@ -213,6 +217,8 @@ impl From<PortCounters> for Counters {
             tx_frames: counters.tx_frames,
             tx_bytes: counters.tx_bytes,
             tx_segments: counters.tx_segments,
+            tx_fragmented: counters.tx_fragmented,
+            mss_clamped: counters.mss_clamped,
             drops: counters.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
     }
@@ -294,7 +300,9 @@ impl PortInfo {
         });
         let settings = spec.settings.tunnel.clone();
         let tunnel = match &spec.kind {
-            PortKind::Tunnel(spec) => Some(TunnelInfo::new(spec, &settings, remotes.collect())),
+            PortKind::Tunnel(spec) => {
+                Some(TunnelInfo { hint: status.hint, ..TunnelInfo::new(spec, &settings, remotes.collect()) })
+            }
             _ => None,
         };
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);

@@ -20,12 +20,13 @@ pub mod values;
 
 pub use answers::{
     BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Origin, PeerInfo, PortInfo,
-    ReloadReport, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
+    ReloadReport, RemoteInfo, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
 };
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub(crate) use port::check_netns;
-pub use port::{PortAdd, PortSet, PortType, VlanKeyword};
+pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
+pub use tunnel::TunnelInfo;
 
 /// Longest name of a bridge or port, in bytes.
 pub const NAME_MAX: usize = 63;

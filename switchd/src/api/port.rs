@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode};
+use vswitch::spec::{
+    Df, Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode,
+};
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
@@ -51,6 +53,50 @@ impl PortType {
             PortType::Ip6gretap => "ip6gretap",
             PortType::Erspan => "erspan",
             PortType::Ip6erspan => "ip6erspan",
+        }
+    }
+}
+
+/// What becomes of frames that do not fit one packet of a tunnel's way.
+#[derive(ValueEnum, Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum DfMode {
+    /// As the frame says: IPv4 with DF and IPv6 are answered with 'packet too big', others go in fragments
+    Inherit,
+    /// Nothing goes in fragments: IP is answered with 'packet too big', the rest is dropped
+    Set,
+    /// Everything goes in fragments
+    Unset,
+}
+
+impl DfMode {
+    /// As written on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DfMode::Inherit => "inherit",
+            DfMode::Set => "set",
+            DfMode::Unset => "unset",
+        }
+    }
+}
+
+impl From<DfMode> for Df {
+    fn from(mode: DfMode) -> Self {
+        match mode {
+            DfMode::Inherit => Df::Inherit,
+            DfMode::Set => Df::Set,
+            DfMode::Unset => Df::Unset,
+        }
+    }
+}
+
+impl From<Df> for DfMode {
+    fn from(df: Df) -> Self {
+        match df {
+            Df::Inherit => DfMode::Inherit,
+            Df::Set => DfMode::Set,
+            Df::Unset => DfMode::Unset,
         }
     }
 }
@@ -118,6 +164,15 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub guard_local: Option<bool>,
+            /// What becomes of frames that do not fit one packet of the way: 'inherit' answers those that may not be fragmented
+            /// with 'packet too big' and fragments the others, 'set' fragments none, 'unset' all [default: inherit]
+            #[arg(long, value_name = "inherit|set|unset", hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub df: Option<DfMode>,
+            /// Lower the segment size that TCP connections through the tunnel announce to what fits [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub mss_clamp: Option<bool>,
         }
 
         impl $name {
@@ -139,7 +194,8 @@ macro_rules! with_port_settings {
                         remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
                         strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
-                        df: settings.tunnel.df,
+                        df: self.df.map_or(settings.tunnel.df, Df::from),
+                        mss_clamp: self.mss_clamp.unwrap_or(settings.tunnel.mss_clamp),
                     },
                 })
             }
@@ -397,6 +453,8 @@ impl PortAdd {
             ("remote", self.remote.is_some(), tunnel::ALL),
             ("strict-remotes", self.strict_remotes.is_some(), tunnel::ALL),
             ("guard-local", self.guard_local.is_some(), tunnel::ALL),
+            ("df", self.df.is_some(), tunnel::ALL),
+            ("mss-clamp", self.mss_clamp.is_some(), tunnel::ALL),
             ("dev", self.dev.is_some(), tunnel::ALL),
             ("ttl", self.ttl.is_some(), tunnel::ALL),
             ("tos", self.tos.is_some(), tunnel::ALL),

@@ -16,7 +16,7 @@ use vswitch::tunnel::erspan::{Direction, Sender};
 
 use super::answers::RemoteInfo;
 use super::values::{Vid, on_off_text};
-use super::{PortAdd, PortType, check_ifname};
+use super::{DfMode, PortAdd, PortType, check_ifname};
 
 /// VLANs and the networks that they stand for.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
@@ -224,8 +224,14 @@ pub struct TunnelInfo {
     pub strict_remotes: bool,
     /// Frames that claim a station of this side are dropped.
     pub guard_local: bool,
+    /// What becomes of frames that do not fit one packet of the way.
+    pub df: DfMode,
+    /// TCP connections are told to send segments that fit.
+    pub mss_clamp: bool,
     /// The other ends.
     pub remotes: Vec<RemoteInfo>,
+    /// What would be better, in one line; null when nothing would.
+    pub hint: Option<String>,
 }
 
 impl TunnelInfo {
@@ -253,7 +259,10 @@ impl TunnelInfo {
             erspan_hwid: None,
             strict_remotes: settings.strict_remotes,
             guard_local: settings.guard_local,
+            df: settings.df.into(),
+            mss_clamp: settings.mss_clamp,
             remotes,
+            hint: None,
         };
         match (&spec.header, &spec.networks) {
             (_, Networks::ByVlan(map)) => info.vni_map = Some(VniMap(map.clone())),
@@ -286,7 +295,8 @@ impl TunnelInfo {
     /// What it has, by the names of the command line, but for the other ends.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, String> {
-        let Ok(Value::Object(fields)) = serde_json::to_value(self) else { return BTreeMap::new() };
+        let options = TunnelInfo { hint: None, ..self.clone() };
+        let Ok(Value::Object(fields)) = serde_json::to_value(options) else { return BTreeMap::new() };
         let text = |value: Value| match value {
             Value::String(text) => Some(text),
             Value::Bool(on) => Some(on_off_text(on).to_owned()),

@@ -230,6 +230,7 @@ impl Control for Model {
             queues: 1,
             peer: None,
             remotes: Vec::new(),
+            hint: None,
             counters: PortCounters {
                 rx_frames: 3,
                 drops: [("no_destination", 2)].into(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{PortInfo, State, VlanModeName};
+use crate::api::{DfMode, PortInfo, RemoteInfo, State, TunnelInfo, VlanModeName};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -61,6 +61,9 @@ pub(super) fn port(port: &PortInfo) -> String {
         let _ =
             writeln!(text, "It is one end of a veth pair; the station is behind the other, {name}{place}.");
     }
+    if let Some(tunnel) = &port.tunnel {
+        text.push_str(&path(tunnel));
+    }
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
@@ -93,6 +96,32 @@ fn state(state: State) -> &'static str {
         State::Down => "down (its interface is switched off or has no carrier)",
         State::Gone => "gone (its interface does not exist)",
     }
+}
+
+/// What fits the ways of a tunnel, what becomes of the rest, and what would be better.
+fn path(tunnel: &TunnelInfo) -> String {
+    let mut text = String::new();
+    for RemoteInfo { address, mtu, .. } in &tunnel.remotes {
+        let _ = writeln!(text, "Frames with up to {mtu} bytes of payload fit one packet to {address}.");
+    }
+    text.push_str(match tunnel.df {
+        DfMode::Inherit => {
+            "What does not fit goes in fragments of the outer packet; where it may not be fragmented (IPv4 with DF,\n\
+             IPv6) its sender is told with 'packet too big' what fits, and it is dropped (too_big).\n"
+        }
+        DfMode::Set => {
+            "What does not fit is dropped (too_big), and the sender of an IP packet is told with 'packet too big'\n\
+             what fits.\n"
+        }
+        DfMode::Unset => "What does not fit goes in fragments of the outer packet.\n",
+    });
+    if tunnel.mss_clamp {
+        text.push_str("TCP connections are told when they open to send segments that fit.\n");
+    }
+    if let Some(hint) = &tunnel.hint {
+        let _ = writeln!(text, "Hint: {hint}.");
+    }
+    text
 }
 
 fn vlans(port: &PortInfo) -> String {

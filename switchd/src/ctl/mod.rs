@@ -92,6 +92,13 @@ fn say_json(document: &[u8]) -> Outcome {
     Ok(out.flush()?)
 }
 
+/// Says what would be better, if the daemon knows.
+fn hint(port: &PortInfo) {
+    if let Some(hint) = port.tunnel.as_ref().and_then(|tunnel| tunnel.hint.as_ref()) {
+        let _ = writeln!(io::stderr(), "hint: {}", crate::one_line(hint));
+    }
+}
+
 fn run(cli: Cli) -> Outcome {
     let Cli { socket, json, noun } = cli;
     let session = || Client::new(&socket).map(|client| Session { client, json });
@@ -173,7 +180,12 @@ impl Session {
         match verb {
             PortVerb::Add { port, tolerance } => {
                 let target = Target::new(["ports"]).flag("may_exist", tolerance.may_exist);
-                self.done(&self.client.ask(Method::POST, &target, &port)?)
+                let answer = self.client.ask(Method::POST, &target, &port)?;
+                self.done(&answer)?;
+                if !self.json {
+                    hint(&answer.parse()?);
+                }
+                Ok(())
             }
             PortVerb::Del { name, tolerance } => {
                 let target = Target::new(["ports", &name]).flag("if_exists", tolerance.if_exists);

@@ -1,10 +1,9 @@
 //! Answers as tables.
 
 use super::table::{Align, Table, details};
-use crate::api::tunnel::TunnelInfo;
 use crate::api::values::on_off_text;
 use crate::api::{
-    BridgeInfo, Counters, FdbInfo, PeerInfo, PortInfo, Stats, StatusInfo, VlanInfo, VlanModeName,
+    BridgeInfo, Counters, FdbInfo, PeerInfo, PortInfo, Stats, StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -182,12 +181,28 @@ pub(super) fn port(port: &PortInfo) -> String {
             pairs.push(("remote", text));
         }
     }
-    let Counters { rx_frames, rx_bytes, rx_segments, tx_frames, tx_bytes, tx_segments, drops } =
-        &port.counters;
+    let Counters {
+        rx_frames,
+        rx_bytes,
+        rx_segments,
+        tx_frames,
+        tx_bytes,
+        tx_segments,
+        tx_fragmented,
+        mss_clamped,
+        drops,
+    } = &port.counters;
     pairs.push(("received", format!("{rx_frames} frames, {rx_bytes} bytes, {rx_segments} segments")));
     pairs.push(("sent", format!("{tx_frames} frames, {tx_bytes} bytes, {tx_segments} segments")));
+    if port.tunnel.is_some() {
+        pairs.push(("fragmented", format!("{tx_fragmented} frames in fragments of the outer packet")));
+        pairs.push(("mss-clamped", format!("{mss_clamped} SYNs")));
+    }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
+    if let Some(hint) = port.tunnel.as_ref().and_then(|tunnel| tunnel.hint.clone()) {
+        pairs.push(("hint", hint));
+    }
     details(&pairs)
 }
 

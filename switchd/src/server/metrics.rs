@@ -96,7 +96,7 @@ impl Page {
     }
 
     fn ports(&mut self, ports: &[PortInfo]) {
-        let counters: [Family<PortInfo>; 6] = [
+        let counters: [Family<PortInfo>; 8] = [
             ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| {
                 p.counters.rx_frames
             }),
@@ -113,6 +113,16 @@ impl Page {
             ("vswitch_port_transmit_segments_total", "Frames on a wire that the sent ones stand for.", |p| {
                 p.counters.tx_segments
             }),
+            (
+                "vswitch_port_transmit_fragmented_total",
+                "Frames on a wire sent in fragments of a tunnel's outer packet.",
+                |p| p.counters.tx_fragmented,
+            ),
+            (
+                "vswitch_port_mss_clamped_total",
+                "TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.",
+                |p| p.counters.mss_clamped,
+            ),
         ];
         self.families(&counters, ports, |port| vec![("bridge", &port.bridge), ("port", &port.name)]);
         self.family("vswitch_port_drops_total", "counter", "Frames dropped, by reason.");
