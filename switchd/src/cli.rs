@@ -135,11 +135,11 @@ pub enum BridgeVerb {
 pub enum PortVerb {
     /// Add a port
     ///
-    /// Options that a type does not know are refused: tap takes all of them, packet --ifname and --netns,
-    /// internal --ifname, --mac, --mtu and --address.
+    /// Options that a type does not know are refused. Of those that are no tunnel's, tap takes all, packet --ifname and
+    /// --netns, internal --ifname, --mac, --mtu and --address. Tunnels take those under 'Tunnels', --netns and --mtu.
     Add {
         #[command(flatten)]
-        port: PortAdd,
+        port: Box<PortAdd>,
         #[command(flatten)]
         tolerance: MayExist,
     },

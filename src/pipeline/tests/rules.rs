@@ -422,6 +422,7 @@ fn every_drop_reason_is_counted() {
         "unknown_vni",
         "unknown_remote",
         "unreachable",
+        "congested",
         "too_big",
     ];
     for reason in DropReason::ALL {
