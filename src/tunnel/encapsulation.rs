@@ -174,9 +174,11 @@ impl Header {
         timestamp: u32,
         frame: &[&[u8]],
     ) -> ArrayVec<u8, LEN_MAX> {
+        // Arrays are copied whole, whatever of them counts: a known length takes no call, and eight bytes cost what eight bytes cost.
+        let mut bytes = [0; LEN_MAX];
         match self {
-            Header::Vxlan => join(&vxlan::header(number), &[]),
-            Header::Geneve => join(&geneve::header(number), &[]),
+            Header::Vxlan => bytes[..vxlan::HEADER_LEN].copy_from_slice(&vxlan::header(number)),
+            Header::Geneve => bytes[..geneve::HEADER_LEN].copy_from_slice(&geneve::header(number)),
             Header::Gre { key, sequence: sequenced, checksum } => {
                 let header = gre::Header {
                     protocol: gre::protocol::ETHERNET,
@@ -184,29 +186,20 @@ impl Header {
                     key: key.then_some(number),
                     sequence: sequenced.then_some(sequence),
                 };
-                join(&header.to_bytes(frame), &[])
+                bytes[..gre::LEN_MAX].copy_from_slice(&header.to_bytes(frame));
             }
             Header::Erspan(sender) => {
-                let outer = gre::Header {
-                    protocol: sender.kind().protocol(),
-                    sequence: Some(sequence),
-                    ..gre::Header::default()
-                };
-                let inner = sender.to_bytes(session(number), timestamp, frame);
-                join(&outer.to_bytes(&[]), &inner)
+                let protocol = sender.kind().protocol();
+                let header = gre::Header { protocol, sequence: Some(sequence), ..gre::Header::default() };
+                bytes[..gre::LEN_MAX].copy_from_slice(&header.to_bytes(&[]));
+                let header = sender.to_bytes(session(number), timestamp, frame);
+                bytes[ERSPAN_GRE_LEN..].copy_from_slice(&header);
             }
         }
+        let mut bytes = ArrayVec::from(bytes);
+        bytes.truncate(self.len());
+        bytes
     }
-}
-
-#[inline]
-fn join(outer: &[u8], inner: &[u8]) -> ArrayVec<u8, LEN_MAX> {
-    let mut bytes = [0; LEN_MAX];
-    bytes[..outer.len()].copy_from_slice(outer);
-    bytes[outer.len()..][..inner.len()].copy_from_slice(inner);
-    let mut bytes = ArrayVec::from(bytes);
-    bytes.truncate(outer.len() + inner.len());
-    bytes
 }
 
 /// A session's number, of which the header has ten bits.

@@ -13,8 +13,6 @@
 //! in front of it and nothing else. Type I has no header at all, and so no session that could say whose its frames are: it
 //! is not spoken here.
 
-use arrayvec::ArrayVec;
-
 use super::gre::{self, protocol};
 use crate::bridge::vlan::TPID_8021Q;
 use crate::frame::{ADDRESSES_LEN, TAG_LEN};
@@ -119,10 +117,11 @@ impl Sender {
         }
     }
 
-    /// The header in front of `frame`, without GRE's. The timestamp counts 100 µs (granularity 0, as Linux); type II has none.
+    /// The header in front of `frame`, without GRE's: the first [`Kind::header_len`] of these bytes. The timestamp counts 100 µs
+    /// (granularity 0, as Linux); type II has none.
     #[inline]
     #[must_use]
-    pub fn to_bytes(&self, session: u16, timestamp: u32, frame: &[&[u8]]) -> ArrayVec<u8, LEN_MAX> {
+    pub fn to_bytes(&self, session: u16, timestamp: u32, frame: &[&[u8]]) -> [u8; LEN_MAX] {
         let tag = tag(frame);
         let tci = tag.unwrap_or(0);
         // Priority has the same place in the tag and here.
@@ -133,16 +132,14 @@ impl Sender {
             Sender::II { index } => {
                 let [c, d] = (session | en).to_be_bytes();
                 let [e, f, g, h] = (index & INDEX_MAX).to_be_bytes();
-                let mut bytes = ArrayVec::from([a, b, c, d, e, f, g, h, 0, 0, 0, 0]);
-                bytes.truncate(Kind::II.header_len());
-                bytes
+                [a, b, c, d, e, f, g, h, 0, 0, 0, 0]
             }
             Sender::III { direction, hardware } => {
                 let [c, d] = session.to_be_bytes();
                 let [e, f, g, h] = timestamp.to_be_bytes();
                 let direction = if direction == Direction::Egress { FLAG_D } else { 0 };
                 let [i, j] = (FLAG_P | u16::from(hardware & HARDWARE_MAX) << 4 | direction).to_be_bytes();
-                ArrayVec::from([a, b, c, d, e, f, g, h, 0, 0, i, j])
+                [a, b, c, d, e, f, g, h, 0, 0, i, j]
             }
         }
     }
@@ -215,26 +212,26 @@ mod tests {
     #[test]
     fn as_in_the_draft() {
         let two = Sender::II { index: 0x5_4321 };
-        assert_eq!(two.to_bytes(0x3a5, 7, &[UNTAGGED])[..], [0x10, 0, 0x03, 0xa5, 0, 5, 0x43, 0x21]);
+        assert_eq!(two.to_bytes(0x3a5, 7, &[UNTAGGED])[..8], [0x10, 0, 0x03, 0xa5, 0, 5, 0x43, 0x21]);
         let tagged = [0x1a, 0xbc, 0xbb, 0xa5, 0, 5, 0x43, 0x21];
-        assert_eq!(two.to_bytes(0x3a5, 7, &[TAGGED])[..], tagged);
+        assert_eq!(two.to_bytes(0x3a5, 7, &[TAGGED])[..8], tagged);
         for cut in 0..TAGGED.len() {
             let (a, b) = TAGGED.split_at(cut);
-            assert_eq!(two.to_bytes(0x3a5, 7, &[a, &[], b])[..], tagged, "cut at {cut}");
+            assert_eq!(two.to_bytes(0x3a5, 7, &[a, &[], b])[..8], tagged, "cut at {cut}");
         }
 
         let three = Sender::III { direction: Direction::Egress, hardware: 0x2a };
         let header = [0x2a, 0xbc, 0xa3, 0xa5, 1, 2, 3, 4, 0, 0, 0x82, 0xa8];
-        assert_eq!(three.to_bytes(0x3a5, 0x0102_0304, &[TAGGED])[..], header);
+        assert_eq!(three.to_bytes(0x3a5, 0x0102_0304, &[TAGGED]), header);
         let three = Sender::III { direction: Direction::Ingress, hardware: 0 };
         let header = [0x20, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x80, 0];
-        assert_eq!(three.to_bytes(1, 0, &[UNTAGGED])[..], header);
+        assert_eq!(three.to_bytes(1, 0, &[UNTAGGED]), header);
     }
 
     #[test]
     fn what_is_too_large_does_not_spill_over() {
         let two = Sender::II { index: u32::MAX };
-        assert_eq!(two.to_bytes(u16::MAX, 0, &[])[..], [0x10, 0, 0x03, 0xff, 0, 0x0f, 0xff, 0xff]);
+        assert_eq!(two.to_bytes(u16::MAX, 0, &[])[..8], [0x10, 0, 0x03, 0xff, 0, 0x0f, 0xff, 0xff]);
         let three = Sender::III { direction: Direction::Ingress, hardware: u8::MAX };
         assert_eq!(three.to_bytes(0, 0, &[])[10..], [0x83, 0xf0]);
     }
@@ -296,8 +293,7 @@ mod tests {
         ) {
             let frame = [if tagged { TAGGED } else { &[] }, &frame].concat();
             let bytes = sender.to_bytes(session, timestamp, &[&frame]);
-            prop_assert_eq!(bytes.len(), sender.kind().header_len());
-            let packet = [&bytes[..], &frame].concat();
+            let packet = [&bytes[..sender.kind().header_len()], &frame].concat();
             let parsed = parse(&gre(sender.kind()), &packet);
             prop_assert_eq!(parsed, Some((sender.kind(), session, &frame[..])));
         }

@@ -9,8 +9,6 @@
 //!
 //! The checksum covers the header and everything behind it.
 
-use arrayvec::ArrayVec;
-
 use crate::offload::checksum::Sum;
 
 /// What is behind the header.
@@ -60,33 +58,32 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header in front of `payload`, which is looked at for the checksum only.
+    /// Its length, in bytes.
     #[inline]
     #[must_use]
-    pub fn to_bytes(&self, payload: &[&[u8]]) -> ArrayVec<u8, LEN_MAX> {
+    pub const fn header_len(&self) -> usize {
+        header_len(self.key.is_some(), self.sequence.is_some(), self.checksum)
+    }
+
+    /// The header in front of `payload`, which is looked at for the checksum only: the first [`Header::header_len`] of these bytes.
+    /// (An array, because copying what has a known length takes no call.)
+    #[inline]
+    #[must_use]
+    pub fn to_bytes(&self, payload: &[&[u8]]) -> [u8; LEN_MAX] {
         let flag = |set, flag| if set { flag } else { 0 };
         let flags = flag(self.checksum, FLAG_C)
             | flag(self.key.is_some(), FLAG_K)
             | flag(self.sequence.is_some(), FLAG_S);
         let [a, b] = self.protocol.to_be_bytes();
-        let mut bytes = ArrayVec::from([0; LEN_MAX]);
-        let mut len = 0;
-        let mut push = |word: [u8; 4]| {
-            bytes[len..len + 4].copy_from_slice(&word);
-            len += 4;
-        };
-        push([flags, 0, a, b]);
+        let mut bytes = [0; LEN_MAX];
+        bytes[..4].copy_from_slice(&[flags, 0, a, b]);
+        let mut at = if self.checksum { 8 } else { 4 };
+        for field in [self.key, self.sequence].into_iter().flatten() {
+            bytes[at..at + 4].copy_from_slice(&field.to_be_bytes());
+            at += 4;
+        }
         if self.checksum {
-            push([0; 4]);
-        }
-        if let Some(key) = self.key {
-            push(key.to_be_bytes());
-        }
-        if let Some(sequence) = self.sequence {
-            push(sequence.to_be_bytes());
-        }
-        bytes.truncate(len);
-        if self.checksum {
+            // Zeros behind the header add nothing.
             let checksum = pieces(Sum::of(&bytes), payload).checksum();
             bytes[4..6].copy_from_slice(&checksum);
         }
@@ -138,25 +135,29 @@ mod tests {
 
     const PLAIN: Header = Header { protocol: protocol::ETHERNET, checksum: false, key: None, sequence: None };
 
+    fn written(header: Header) -> Vec<u8> {
+        header.to_bytes(&[])[..header.header_len()].to_vec()
+    }
+
     #[test]
     fn as_in_the_rfcs() {
         let all = Header { checksum: true, key: Some(0x0102_0304), sequence: Some(0x0506_0708), ..PLAIN };
         let payload = [0xab, 0xcd, 0xef];
         // b000 + 6558 + 0102 + 0304 + 0506 + 0708 + abcd + ef00 is 2c039, with the carry c03b; its complement is 3fc4.
         let expected = [0xb0, 0, 0x65, 0x58, 0x3f, 0xc4, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
-        assert_eq!(all.to_bytes(&[&payload])[..], expected);
-        assert_eq!(all.to_bytes(&[&payload[..1], &[], &payload[1..]])[..], expected, "in odd pieces");
+        assert_eq!(all.to_bytes(&[&payload]), expected);
+        assert_eq!(all.to_bytes(&[&payload[..1], &[], &payload[1..]]), expected, "in odd pieces");
         assert_eq!(parse(&[&expected[..], &payload].concat()), Some((all, &payload[..])));
         assert_eq!(parse(&[&expected[..], &[0xab, 0xcd, 0xee]].concat()), None, "wrong checksum");
 
-        assert_eq!(PLAIN.to_bytes(&[&payload])[..], [0, 0, 0x65, 0x58]);
+        assert_eq!(written(PLAIN), [0, 0, 0x65, 0x58]);
         let key = Header { key: Some(9), ..PLAIN };
-        assert_eq!(key.to_bytes(&[])[..], [0x20, 0, 0x65, 0x58, 0, 0, 0, 9]);
+        assert_eq!(written(key), [0x20, 0, 0x65, 0x58, 0, 0, 0, 9]);
         let sequence = Header { sequence: Some(9), ..PLAIN };
-        assert_eq!(sequence.to_bytes(&[])[..], [0x10, 0, 0x65, 0x58, 0, 0, 0, 9]);
+        assert_eq!(written(sequence), [0x10, 0, 0x65, 0x58, 0, 0, 0, 9]);
         let checksum = Header { checksum: true, ..PLAIN };
         // 8000 + 6558 = e558; its complement is 1aa7.
-        assert_eq!(checksum.to_bytes(&[])[..], [0x80, 0, 0x65, 0x58, 0x1a, 0xa7, 0, 0]);
+        assert_eq!(written(checksum), [0x80, 0, 0x65, 0x58, 0x1a, 0xa7, 0, 0]);
     }
 
     #[test]
@@ -184,10 +185,9 @@ mod tests {
             let (a, b) = (a.index(payload.len() + 1), b.index(payload.len() + 1));
             let (a, b) = (a.min(b), a.max(b));
             let bytes = header.to_bytes(&[&payload[..a], &payload[a..b], &payload[b..]]);
-            prop_assert_eq!(bytes.len(), header_len(key.is_some(), sequence.is_some(), checksum));
-            let mut packet = [&bytes[..], &payload].concat();
+            let mut packet = [&bytes[..header.header_len()], &payload].concat();
             prop_assert_eq!(parse(&packet), Some((header, &payload[..])));
-            for cut in 0..bytes.len() {
+            for cut in 0..header.header_len() {
                 prop_assert_eq!(parse(&packet[..cut]), None);
             }
             if let (true, Some((at, value))) = (checksum, spoilt) {
@@ -203,9 +203,7 @@ mod tests {
         fn any_bytes_are_taken_or_refused(packet: Vec<u8>) {
             if let Some((header, payload)) = parse(&packet) {
                 prop_assert!(packet.ends_with(payload));
-                let Header { checksum, key, sequence, .. } = header;
-                let len = header_len(key.is_some(), sequence.is_some(), checksum);
-                prop_assert_eq!(packet.len() - payload.len(), len);
+                prop_assert_eq!(packet.len() - payload.len(), header.header_len());
             }
         }
     }
