@@ -8,6 +8,7 @@ use common::Input;
 use vswitch::batch::FRAME_MAX;
 use vswitch::offload::checksum::{self, Sum};
 use vswitch::offload::coalesce::Coalescer;
+use vswitch::offload::mss;
 use vswitch::offload::segment::{Checksum, Segmenter};
 use vswitch::offload::{Capabilities, Gso, MAX_TCP_SEGMENTS, Offload, Takes, VNET_HDR_LEN, check_headers};
 use vswitch::wire::ipv4;
@@ -42,6 +43,29 @@ fn offload_is_harmless() {
             }
         },
     );
+}
+
+/// Never a panic; the segment size that a SYN announces is only ever lowered, the sum over the packet stays, and nothing else changes.
+#[test]
+fn clamping_is_harmless() {
+    let input = bolero::check!().with_type::<(Input, [u8; 40], u16, bool)>().with_iterations(5000);
+    input.for_each(|(input, options, frame_max, syn)| {
+        let mut frame = common::frame(input);
+        let l4 = Layers::parse(&frame).map_or(0, |layers| layers.l4);
+        // A header of 60 bytes with these options, if there is room for it.
+        if let Some(header) = frame.get_mut(l4..l4 + 60).filter(|_| *syn) {
+            (header[12], header[13]) = (0xf0, 2);
+            header[20..].copy_from_slice(options);
+        }
+        let before = frame.clone();
+        let Some(clamp) = mss::clamp(&frame, usize::from(*frame_max)) else { return };
+        let sum = |frame: &[u8]| Sum::of(&frame[l4..]).checksum();
+        clamp.apply(&mut frame, &Offload::default());
+        assert_eq!(sum(&frame), sum(&before));
+        let changed = before.iter().zip(&frame).filter(|(before, after)| before != after).count();
+        assert!((1..=4).contains(&changed), "a size of two bytes, and the checksum");
+        assert_eq!(mss::clamp(&frame, usize::from(*frame_max)), None);
+    });
 }
 
 /// The header that fits the good frame of this kind, with some bytes overwritten.

@@ -7,6 +7,7 @@ mod common;
 use common::Input;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vswitch::wire::ethernet::Ethernet;
+use vswitch::wire::icmp;
 use vswitch::wire::layers::{Layers, protocol};
 
 /// Never a panic; never an offset outside; the same answer from a header window as from the whole frame; and
@@ -23,6 +24,22 @@ fn layers_are_where_etherparse_sees_them() {
         assert!(layers.l3 < layers.l4 && layers.l4 <= frame.len(), "{layers:?}");
         assert_eq!(Layers::parse(&frame[..layers.l4]), Some(layers), "from a window");
         compare(&frame, &layers);
+    });
+}
+
+/// Never a panic; an answer is as long as it says, parses, goes back to where its question came from, and is not answered.
+#[test]
+fn answers_are_good_frames() {
+    bolero::check!().with_type::<(Input, u16, u16)>().with_iterations(5000).for_each(|(input, mtu, room)| {
+        let frame = common::frame(input);
+        let mut answer = vec![0; usize::from(*room)];
+        let Some(len) = icmp::too_big(&frame, (*mtu).into(), &mut answer) else { return };
+        let answer = &answer[..len];
+        assert_eq!((&answer[..6], &answer[6..12]), (&frame[6..12], &frame[..6]));
+        // Quotes of what was cut short are no longer whole packets, but the answer itself is.
+        let packet = SlicedPacket::from_ethernet(answer).expect("it parses");
+        assert!(packet.net.is_some() && packet.transport.is_some(), "{answer:02x?}");
+        assert_eq!(icmp::too_big(answer, (*mtu).into(), &mut [0; 1500]), None);
     });
 }
 

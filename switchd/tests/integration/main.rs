@@ -1,6 +1,6 @@
 //! vswitchd and vswitchctl as a user meets them: real binaries, real interfaces, in namespaces that the tests make.
 //!
-//! Needs root, iproute2, ethtool and curl; Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
+//! Needs root, iproute2, ethtool, ping and curl; Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
 //! cannot run is reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
 //!
 //! `cargo test -p switchd --test integration [FILTER]`. `VSWITCH_TEST_SEED=N` (or `random`) changes generated frames.
@@ -13,6 +13,7 @@ mod harness;
 mod host;
 mod lifecycle;
 mod oracle;
+mod path_mtu;
 mod ports;
 mod settings;
 mod traffic;
@@ -93,6 +94,12 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
+    ("path_mtu::senders_are_told", path_mtu::senders_are_told),
+    ("path_mtu::tcp_over_a_smaller_underlay", path_mtu::tcp_over_a_smaller_underlay),
+    ("path_mtu::by_mode", path_mtu::by_mode),
+    ("path_mtu::connections_are_clamped", path_mtu::connections_are_clamped),
+    ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
+    ("path_mtu::operators_are_told", path_mtu::operators_are_told),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

@@ -243,14 +243,14 @@ impl Daemon {
         ctl_at(&self.socket, arguments)
     }
 
-    /// A command of vswitchctl that succeeds and says nothing on stderr; what it writes.
+    /// A command of vswitchctl that succeeds and says nothing on stderr, but perhaps how something would be better; what it writes.
     #[track_caller]
     pub fn ctl(&self, line: &str) -> String {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         let output = self.try_ctl(&arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "vswitchctl {line}: {}: {stderr}", output.status);
-        assert_eq!(stderr, "", "vswitchctl {line}");
+        assert!(stderr.lines().all(|line| line.starts_with("hint: ")), "vswitchctl {line}: {stderr}");
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 

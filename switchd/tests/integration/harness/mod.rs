@@ -13,6 +13,7 @@ pub mod ovs;
 pub mod raw;
 pub mod rig;
 pub mod stream;
+pub mod underlay;
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
