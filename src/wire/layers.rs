@@ -18,6 +18,8 @@ pub mod protocol {
     pub const IPV6: u8 = 41;
     /// GRE (RFC 2784).
     pub const GRE: u8 = 47;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
 }
