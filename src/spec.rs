@@ -188,6 +188,8 @@ pub struct TunnelSettings {
     pub strict_remotes: bool,
     /// Frames that claim a station known at a port that is no tunnel are dropped.
     pub guard_local: bool,
+    /// ARP requests and neighbour solicitations that the switch can answer are not flooded into it.
+    pub neigh_suppress: bool,
 }
 
 impl VxlanSpec {

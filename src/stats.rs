@@ -95,6 +95,8 @@ pub struct Counters {
     pub tx_bytes: Counter,
     /// Wire frames sent.
     pub tx_segments: Counter,
+    /// ARP requests and neighbour solicitations that the switch answered itself.
+    pub neigh_answered: Counter,
     drops: [Counter; DropReason::ALL.len()],
 }
 
@@ -127,6 +129,7 @@ impl Counters {
         self.tx_frames.add(before.tx_frames.get());
         self.tx_bytes.add(before.tx_bytes.get());
         self.tx_segments.add(before.tx_segments.get());
+        self.neigh_answered.add(before.neigh_answered.get());
         DropReason::ALL.iter().for_each(|&reason| self.drop_frames(reason, before.drops(reason)));
     }
 

@@ -115,13 +115,14 @@ impl Lab {
         fdb.set_ports(ports.len() as u32);
         let ids = (0..ports.len() as u16).map(PortId);
         let members = ids.clone().collect();
-        let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, members };
+        let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, neighbours: None, members };
         let ports = ids.zip(ports).map(|(id, setup)| {
             Some(Port {
                 id,
                 device: id,
                 group: 0,
                 guard_local: false,
+                neigh_suppress: false,
                 bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,
@@ -213,6 +214,10 @@ impl Lab {
 
     pub(super) fn port_mut(&mut self, port: u16) -> &mut Port {
         self.topology.ports[usize::from(port)].as_mut().expect("a port")
+    }
+
+    pub(super) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     pub(super) fn lose_queue(&mut self, port: u16) {
