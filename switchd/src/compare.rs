@@ -94,6 +94,7 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
     all.add("remote", &old.remotes, &new.remotes, list);
     all.add("strict-remotes", &old.strict_remotes, &new.strict_remotes, switch);
     all.add("guard-local", &old.guard_local, &new.guard_local, switch);
+    all.add("neigh-suppress", &old.neigh_suppress, &new.neigh_suppress, switch);
     all.0
 }
 

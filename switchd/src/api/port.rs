@@ -103,6 +103,11 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub guard_local: Option<bool>,
+            /// Answer ARP requests and neighbour solicitations where the answer is known, instead of sending them into the tunnel
+            /// [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub neigh_suppress: Option<bool>,
         }
 
         impl $name {
@@ -124,6 +129,7 @@ macro_rules! with_port_settings {
                         remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
                         strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
+                        neigh_suppress: self.neigh_suppress.unwrap_or(settings.tunnel.neigh_suppress),
                     },
                 })
             }
@@ -314,6 +320,7 @@ impl PortAdd {
             ("remote", self.remote.is_some(), &[PortType::Vxlan]),
             ("strict-remotes", self.strict_remotes.is_some(), &[PortType::Vxlan]),
             ("guard-local", self.guard_local.is_some(), &[PortType::Vxlan]),
+            ("neigh-suppress", self.neigh_suppress.is_some(), &[PortType::Vxlan]),
             ("dstport", self.dstport.is_some(), &[PortType::Vxlan]),
             ("mac", self.mac.is_some(), &[PortType::Tap, PortType::Internal]),
             ("mtu", self.mtu.is_some(), &[PortType::Tap, PortType::Internal]),

@@ -3,7 +3,7 @@
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    BridgeInfo, Counters, FdbInfo, PeerInfo, PortInfo, Stats, StatusInfo, VlanInfo, VlanModeName,
+    BridgeInfo, Counters, FdbInfo, NeighInfo, PeerInfo, PortInfo, Stats, StatusInfo, VlanInfo, VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -181,10 +181,21 @@ pub(super) fn port(port: &PortInfo) -> String {
             pairs.push(("remote", text));
         }
     }
-    let Counters { rx_frames, rx_bytes, rx_segments, tx_frames, tx_bytes, tx_segments, drops } =
-        &port.counters;
+    let Counters {
+        rx_frames,
+        rx_bytes,
+        rx_segments,
+        tx_frames,
+        tx_bytes,
+        tx_segments,
+        neigh_answered,
+        drops,
+    } = &port.counters;
     pairs.push(("received", format!("{rx_frames} frames, {rx_bytes} bytes, {rx_segments} segments")));
     pairs.push(("sent", format!("{tx_frames} frames, {tx_bytes} bytes, {tx_segments} segments")));
+    if *neigh_answered > 0 {
+        pairs.push(("neigh-answered", neigh_answered.to_string()));
+    }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
     details(&pairs)
@@ -211,6 +222,32 @@ pub(super) fn fdb(entries: &[FdbInfo]) -> String {
             entry.state.to_string(),
             if entry.state == crate::api::EntryState::Dynamic {
                 format!("{}s", entry.age_secs)
+            } else {
+                String::new()
+            },
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn neigh(neighbours: &[NeighInfo]) -> String {
+    let mut table = Table::new([
+        ("ADDRESS", Left),
+        ("MAC", Left),
+        ("VLAN", Right),
+        ("BRIDGE", Left),
+        ("STATE", Left),
+        ("AGE", Right),
+    ]);
+    for known in neighbours {
+        table.row([
+            known.address.to_string(),
+            known.mac.to_string(),
+            if known.vlan == 0 { String::new() } else { known.vlan.to_string() },
+            known.bridge.clone(),
+            format!("{}{}", known.state, if known.router == Some(true) { " router" } else { "" }),
+            if known.state == crate::api::EntryState::Dynamic {
+                format!("{}s", known.age_secs)
             } else {
                 String::new()
             },

@@ -96,7 +96,7 @@ impl Page {
     }
 
     fn ports(&mut self, ports: &[PortInfo]) {
-        let counters: [Family<PortInfo>; 6] = [
+        let counters: [Family<PortInfo>; 7] = [
             ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| {
                 p.counters.rx_frames
             }),
@@ -113,6 +113,11 @@ impl Page {
             ("vswitch_port_transmit_segments_total", "Frames on a wire that the sent ones stand for.", |p| {
                 p.counters.tx_segments
             }),
+            (
+                "vswitch_port_neigh_answered_total",
+                "ARP requests and neighbour solicitations that the switch answered itself.",
+                |p| p.counters.neigh_answered,
+            ),
         ];
         self.families(&counters, ports, |port| vec![("bridge", &port.bridge), ("port", &port.name)]);
         self.family("vswitch_port_drops_total", "counter", "Frames dropped, by reason.");
