@@ -231,6 +231,9 @@ pub struct TunnelInfo {
     pub local: IpAddr,
     /// UDP port at both ends.
     pub dstport: u16,
+    /// ARP requests and neighbour solicitations that the switch can answer are not sent into it.
+    #[serde(default)]
+    pub neigh_suppress: bool,
     /// The other ends.
     pub remotes: Vec<RemoteInfo>,
 }
@@ -309,11 +312,13 @@ impl PortInfo {
             mtu: remote.mtu,
             counters: remote.counters.into(),
         });
+        let neigh_suppress = spec.settings.tunnel.neigh_suppress;
         let tunnel = match &spec.kind {
             PortKind::Vxlan(spec) => Some(TunnelInfo {
                 vni: spec.vni,
                 local: spec.local,
                 dstport: spec.dstport,
+                neigh_suppress,
                 remotes: remotes.collect(),
             }),
             _ => None,

@@ -171,6 +171,7 @@ pub(super) fn port(port: &PortInfo) -> String {
     if let Some(tunnel) = &port.tunnel {
         pairs.push(("vni", tunnel.vni.to_string()));
         pairs.push(("local", format!("{} port {}", tunnel.local, tunnel.dstport)));
+        pairs.push(("neigh-suppress", text(tunnel.neigh_suppress)));
         for remote in &tunnel.remotes {
             let known = if remote.learned { ", known by its frames" } else { "" };
             let (sent, received) = (remote.counters.tx_frames, remote.counters.rx_frames);

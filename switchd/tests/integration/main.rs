@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod host;
 mod lifecycle;
+mod neighbours;
 mod oracle;
 mod ports;
 mod settings;
@@ -93,6 +94,11 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
+    ("neighbours::suppressed", neighbours::suppressed),
+    ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
+    ("neighbours::static_neighbours", neighbours::static_neighbours),
+    ("neighbours::vlans", neighbours::vlans),
+    ("neighbours::by_reload", neighbours::by_reload),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

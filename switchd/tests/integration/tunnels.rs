@@ -11,13 +11,13 @@ use crate::harness::stream::{Kind, Station, tcp, udp};
 use crate::harness::{Outcome, eventually};
 
 /// Hosts on one underlay, a kernel bridge in a namespace of its own: host N has 172.16.0.N and fd16::N.
-struct Underlay {
-    hosts: Vec<Ns>,
+pub(crate) struct Underlay {
+    pub(crate) hosts: Vec<Ns>,
     _wire: Ns,
 }
 
 impl Underlay {
-    fn new(hosts: usize) -> Underlay {
+    pub(crate) fn new(hosts: usize) -> Underlay {
         let wire = Ns::new("u");
         wire.ip("link add br0 type bridge mcast_snooping 0; link set br0 up");
         let hosts = (1..=hosts).map(|n| {
@@ -31,7 +31,7 @@ impl Underlay {
     }
 
     /// A switch on host `n`, with a tunnel to the others.
-    fn switch(&self, n: usize, v6: bool) -> Daemon {
+    pub(crate) fn switch(&self, n: usize, v6: bool) -> Daemon {
         let daemon = Daemon::start(&self.hosts[n - 1]);
         daemon.ctl("bridge add br0");
         daemon.ctl(&format!(
