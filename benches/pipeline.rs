@@ -106,6 +106,7 @@ impl Rig {
                 guard_local: false,
                 df: None,
                 mss_clamp: false,
+                neigh_suppress: false,
                 bridge: 0,
                 learning: true,
                 flood: true,
@@ -116,7 +117,13 @@ impl Rig {
                 shared: Arc::new(PortShared::new(1, 1500, false)),
             })
         });
-        let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, members: ids.clone().collect() };
+        let bridge = Bridge {
+            fdb: Arc::new(fdb),
+            learning: true,
+            filtering,
+            neighbours: None,
+            members: ids.clone().collect(),
+        };
         let topology =
             Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
         let mut far_ends = Vec::new();

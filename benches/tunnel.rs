@@ -29,7 +29,8 @@ use vswitch::stats::Counters;
 use vswitch::topology::{Bridge, Port, PortShared, Topology};
 use vswitch::tunnel::encapsulation::{Encapsulation, Header, NetworkId};
 use vswitch::tunnel::erspan::{Direction, Sender};
-use vswitch::tunnel::{arrival, flow, gre};
+use vswitch::tunnel::flow::Flow;
+use vswitch::tunnel::{arrival, gre};
 
 const KINDS: [(&str, Header); 6] = [
     ("vxlan", Header::Vxlan),
@@ -107,7 +108,7 @@ impl Remote {
             outer[ETHERNET_LEN + 10..][..2].copy_from_slice(&self.sum.word(len).checksum());
             let mut rest = rest;
             if let Some(port) = self.header.encapsulation().port() {
-                let [a, b] = (0xc000 | flow::hash(frame) >> 2).to_be_bytes();
+                let [a, b] = (0xc000 | Flow::of(frame).number >> 2).to_be_bytes();
                 let ([c, d], [e, f]) = (port.to_be_bytes(), (len - 20).to_be_bytes());
                 // Without a checksum, as RFC 7348 would have it.
                 rest[..UDP_LEN].copy_from_slice(&[a, b, c, d, e, f, 0, 0]);
@@ -167,6 +168,9 @@ impl Rig {
             device: id,
             group: 0,
             guard_local: false,
+            df: None,
+            mss_clamp: false,
+            neigh_suppress: false,
             bridge: 0,
             learning: true,
             flood: true,
@@ -182,6 +186,7 @@ impl Rig {
             fdb: Arc::new(fdb),
             learning: true,
             filtering: false,
+            neighbours: None,
             members: members.into_iter().collect(),
         };
         let topology = Topology { generation: 1, bridges: vec![bridge], ports, ..Topology::default() };

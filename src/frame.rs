@@ -31,6 +31,8 @@ pub struct Frame {
     pub offload: Offload,
     /// Whether it goes on; a dropped frame stays in the batch so that indices hold.
     pub live: bool,
+    /// Whether the switch has answered it itself, so that tunnels which suppress such frames are spared.
+    pub answered: bool,
     /// Whether it carries an 802.1Q tag.
     pub tagged: bool,
     /// Its tag control information, 0 when untagged.
@@ -48,6 +50,9 @@ pub struct Frame {
     /// Where the destination is in the FDB.
     pub destination_hash: Hash,
 }
+
+// One cache line; being aligned to it, a byte more would be two.
+const _: () = assert!(size_of::<Frame>() == 64);
 
 impl Frame {
     /// Length in bytes, without FCS.

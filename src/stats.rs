@@ -103,6 +103,8 @@ pub struct Counters {
     pub tx_fragmented: Counter,
     /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
     pub mss_clamped: Counter,
+    /// ARP requests and neighbour solicitations that the switch answered itself.
+    pub neigh_answered: Counter,
     drops: [Counter; DropReason::ALL.len()],
 }
 
@@ -137,6 +139,7 @@ impl Counters {
         self.tx_segments.add(before.tx_segments.get());
         self.tx_fragmented.add(before.tx_fragmented.get());
         self.mss_clamped.add(before.mss_clamped.get());
+        self.neigh_answered.add(before.neigh_answered.get());
         DropReason::ALL.iter().for_each(|&reason| self.drop_frames(reason, before.drops(reason)));
     }
 

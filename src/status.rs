@@ -87,6 +87,8 @@ pub struct PortCounters {
     pub tx_fragmented: u64,
     /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
     pub mss_clamped: u64,
+    /// ARP requests and neighbour solicitations that the switch answered itself.
+    pub neigh_answered: u64,
     /// Frames dropped, by the name of the reason; only reasons that happened.
     pub drops: BTreeMap<&'static str, u64>,
 }
@@ -102,6 +104,7 @@ impl PortCounters {
         self.tx_segments += other.tx_segments;
         self.tx_fragmented += other.tx_fragmented;
         self.mss_clamped += other.mss_clamped;
+        self.neigh_answered += other.neigh_answered;
         for (reason, frames) in &other.drops {
             *self.drops.entry(reason).or_default() += frames;
         }
@@ -149,6 +152,25 @@ pub enum FdbState {
     Static,
     /// The address of an `internal` port.
     Local,
+}
+
+/// An address that a bridge knows the station of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NeighbourEntry {
+    /// The address.
+    pub address: IpAddr,
+    /// The station that has it.
+    pub mac: MacAddr,
+    /// Its VLAN; 0 in a bridge that does not filter.
+    pub vlan: u16,
+    /// The bridge.
+    pub bridge: String,
+    /// How it came to be known: never as local.
+    pub state: FdbState,
+    /// Whether it is a router; `None` is not known.
+    pub router: Option<bool>,
+    /// Seconds since it was last heard; 0 for static entries.
+    pub age_secs: u32,
 }
 
 /// The switch as a whole.

@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 
 use crate::addr::PortId;
 use crate::bridge::fdb::Fdb;
+use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::spec::Df;
@@ -59,6 +60,8 @@ pub struct Bridge {
     pub learning: bool,
     /// IEEE 802.1Q VLAN filtering.
     pub filtering: bool,
+    /// Who has which address, if a port of it suppresses ARP and neighbour discovery.
+    pub neighbours: Option<Arc<Neighbours>>,
     /// Its ports, in order of id.
     pub members: Vec<PortId>,
 }
@@ -72,6 +75,8 @@ pub struct Port {
     pub device: PortId,
     /// Frames that claim a station known at a port that is no tunnel are dropped.
     pub guard_local: bool,
+    /// What the switch answers itself is not flooded into it: ARP requests and neighbour solicitations.
+    pub neigh_suppress: bool,
     /// What comes by one tunnel of a group is not flooded into another; 0 is no tunnel.
     pub group: u16,
     /// Of a tunnel: what becomes of frames that do not fit its path. Elsewhere too long ones are dropped.

@@ -28,6 +28,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::addr::PortId;
 use crate::batch::Batch;
 use crate::bridge::fdb::Tick;
+use crate::bridge::neighbours::Heard;
 use crate::pipeline::{self, Context, Outbox, Workshop};
 use crate::port::{Inbound, PortQueue, Received};
 use crate::stats::{Counter, DropReason};
@@ -49,6 +50,8 @@ const TURNS_PER_POLL: u32 = 16;
 /// And at most this long, for many busy ports make long turns.
 const POLL_EVERY: Duration = Duration::from_micros(500);
 
+/// News of neighbours that a worker tells in a second, at most: anybody can make up addresses.
+const SECOND_NEIGHBOURS: u32 = 1000;
 /// Least time between two strangers that are told of.
 const BETWEEN_STRANGERS: Duration = Duration::from_millis(10);
 
@@ -93,6 +96,8 @@ pub enum Event {
     PortGone(PortId),
     /// A frame came to a tunnel port from a remote that it does not know.
     Stranger(PortId, IpAddr),
+    /// A frame told of a neighbour that is not known.
+    Neighbour(Heard),
 }
 
 /// What workers share.
@@ -141,6 +146,8 @@ pub struct Worker {
     batch: Batch,
     /// When a stranger was told of last.
     told: Option<Instant>,
+    /// The second in which neighbours were told of last, how many, and when the control side was woken for it.
+    neighbours_told: (Tick, u32, Option<Instant>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -185,6 +192,7 @@ impl Worker {
             workshop: Workshop::default(),
             batch: Batch::default(),
             told: None,
+            neighbours_told: (Tick(0), 0, None),
         })
     }
 
@@ -343,17 +351,21 @@ impl Worker {
         let bridge = port.and_then(|port| self.topology.bridges.get(port.bridge));
         if let (true, Some(port), Some(bridge)) = (worked, port, bridge) {
             let seconds = now.duration_since(self.shared.epoch).as_secs();
+            let tick = Tick(u32::try_from(seconds).unwrap_or(u32::MAX));
             let mut context = Context {
                 topology: &self.topology,
                 port,
                 bridge,
                 worker: self.index,
-                now: Tick(u32::try_from(seconds).unwrap_or(u32::MAX)),
+                now: tick,
                 outbox: &mut self.outbox,
                 queues: &mut self.queues,
                 workshop: &mut self.workshop,
             };
             pipeline::run(&mut context, &mut self.batch);
+            if !self.outbox.heard.is_empty() {
+                self.tell_neighbours(tick, now);
+            }
         }
         match received {
             Received::Gone => Served::Gone,
@@ -371,6 +383,25 @@ impl Worker {
         self.told = Some(now);
         let _ = self.events.send(Event::Stranger(port, address));
         let _ = self.bell.wake();
+    }
+
+    /// Tells of neighbours that are not known, not too often. The control side looks by itself several times a second.
+    #[cold]
+    fn tell_neighbours(&mut self, tick: Tick, now: Instant) {
+        let (second, told, woken) = &mut self.neighbours_told;
+        if *second != tick {
+            (*second, *told) = (tick, 0);
+        }
+        for heard in self.outbox.heard.drain(..) {
+            if *told < SECOND_NEIGHBOURS {
+                *told += 1;
+                let _ = self.events.send(Event::Neighbour(heard));
+            }
+        }
+        if woken.is_none_or(|woken| now.duration_since(woken) >= BETWEEN_STRANGERS) {
+            *woken = Some(now);
+            let _ = self.bell.wake();
+        }
     }
 
     /// Leaves queues that have been silent for `spin` to epoll.

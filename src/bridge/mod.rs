@@ -1,5 +1,6 @@
 //! What a learning switch knows.
 
 pub mod fdb;
+pub mod neighbours;
 mod sync;
 pub mod vlan;

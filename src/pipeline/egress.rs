@@ -22,7 +22,7 @@ use crate::stats::{Counters, DropReason};
 use crate::topology::Port;
 
 pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
-    let Outbox { lists, active, answers } = &mut *context.outbox;
+    let Outbox { lists, active, answers, .. } = &mut *context.outbox;
     let (now, mut told) = (context.now, 0);
     for id in active.drain(..) {
         let list = &mut lists[id.index()];

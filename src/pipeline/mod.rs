@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use crate::addr::PortId;
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::bridge::fdb::Tick;
+use crate::bridge::neighbours::Heard;
 use crate::frame::Frame;
 use crate::port::PortQueue;
 use crate::stats::{Counters, DropReason};
@@ -20,6 +21,7 @@ mod admit;
 pub mod answer;
 mod clamp;
 mod egress;
+mod neighbour;
 mod parse;
 mod path;
 mod relay;
@@ -31,12 +33,13 @@ pub type Stage = fn(&mut Context<'_>, &mut Batch);
 
 /// Every stage, in order, with its name.
 pub const STAGES: &[(&str, Stage)] = &[
-    ("parse", parse::run),   // headers: addresses, tag
-    ("admit", admit::run),   // may it come in, and in which VLAN; FDB buckets prefetched
-    ("clamp", clamp::run),   // TCP out of a tunnel: segments that fit its path
-    ("relay", relay::run),   // learn the source, then find where the destination is: a port, or a flood
-    ("egress", egress::run), // per leaving port: tag, length, offloads, transmit
-    ("answer", answer::run), // what the switch itself says to whoever sent them
+    ("parse", parse::run),         // headers: addresses, tag
+    ("admit", admit::run),         // may it come in, and in which VLAN; FDB buckets prefetched
+    ("clamp", clamp::run),         // TCP out of a tunnel: segments that fit its path
+    ("neighbour", neighbour::run), // ARP and neighbour discovery, answered here instead of in tunnels
+    ("relay", relay::run),         // learn the source, then find where the destination is: a port, or a flood
+    ("egress", egress::run),       // per leaving port: tag, length, offloads, transmit
+    ("answer", answer::run),       // what the switch itself says to whoever sent them
 ];
 
 /// Passes a batch through every stage.
@@ -84,6 +87,9 @@ impl Context<'_> {
     }
 }
 
+/// News of neighbours in one batch, at most.
+const HEARD_MAX: usize = 16;
+
 /// Frames by leaving port, in batch order, whatever mix of unicast and flood.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -93,6 +99,8 @@ pub struct Outbox {
     active: Vec<PortId>,
     /// What goes back by the receiving port.
     pub(crate) answers: answer::Answers,
+    /// Neighbours to tell the control side of.
+    pub(crate) heard: ArrayVec<Heard, HEARD_MAX>,
 }
 
 impl Outbox {

@@ -87,11 +87,15 @@ impl Relay<'_> {
 
     #[inline(never)]
     fn flood(&mut self, frame: &Frame, index: usize, unknown_unicast: bool) -> Result<(), DropReason> {
-        let mut left = Err(DropReason::NoEgress);
+        // Who has his answer has lost nothing.
+        let mut left = if frame.answered { Ok(()) } else { Err(DropReason::NoEgress) };
         for &to in &self.bridge.members {
             let Some(port) = self.topology.port(to) else { continue };
             // Who floods into a tunnel reaches every remote himself.
             if port.group != 0 && port.group == self.from.group {
+                continue;
+            }
+            if frame.answered && port.neigh_suppress {
                 continue;
             }
             if (unknown_unicast && !port.flood) || self.may_leave(frame, port).is_err() {
@@ -106,15 +110,21 @@ impl Relay<'_> {
     /// Whether a frame may leave by `to`.
     #[inline]
     fn may_leave(&self, frame: &Frame, to: &Port) -> Result<(), DropReason> {
-        if to.device == self.from.device && !to.hairpin {
-            return Err(DropReason::SamePort);
-        }
-        if to.isolated && self.from.isolated {
-            return Err(DropReason::Isolated);
-        }
-        if self.bridge.filtering && to.vlan.leaves(frame.vid) == Leaves::Not {
-            return Err(DropReason::VlanEgress);
-        }
-        Ok(())
+        may_leave(self.bridge, self.from, frame, to)
     }
+}
+
+/// Whether a frame that came in by `from` may leave by `to`.
+#[inline]
+pub(super) fn may_leave(bridge: &Bridge, from: &Port, frame: &Frame, to: &Port) -> Result<(), DropReason> {
+    if to.device == from.device && !to.hairpin {
+        return Err(DropReason::SamePort);
+    }
+    if to.isolated && from.isolated {
+        return Err(DropReason::Isolated);
+    }
+    if bridge.filtering && to.vlan.leaves(frame.vid) == Leaves::Not {
+        return Err(DropReason::VlanEgress);
+    }
+    Ok(())
 }

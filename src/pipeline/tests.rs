@@ -1,6 +1,7 @@
 //! The pipeline against what a switch must do.
 //!
 //! - `lab.rs`: a switch of one bridge without threads or devices: what goes in, what comes out, what was counted.
+//! - `neighbour.rs`: what the switch answers itself, and what it does not.
 //! - `rules.rs`: the rules one by one, and every drop reason.
 //! - `reference.rs`: the contract's rules once more, written the other way round: one frame at a time, on plain vectors,
 //!   with a hash map; and offloads finished byte by byte.
@@ -13,6 +14,7 @@
 
 mod lab;
 mod model;
+mod neighbour;
 mod offload;
 mod path;
 mod reference;

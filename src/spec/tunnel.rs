@@ -70,6 +70,8 @@ pub struct TunnelSettings {
     pub strict_remotes: bool,
     /// Frames that claim a station known at a port that is no tunnel are dropped.
     pub guard_local: bool,
+    /// ARP requests and neighbour solicitations that the switch can answer are not flooded into it.
+    pub neigh_suppress: bool,
     /// What becomes of frames that do not fit one packet of the way.
     pub df: Df,
     /// TCP connections through the tunnel are told to send segments that fit.
@@ -90,6 +92,24 @@ pub enum Df {
 }
 
 impl TunnelSpec {
+    /// A tunnel for one network, with everything else at its default.
+    #[must_use]
+    pub fn new(header: Header, number: u32, local: IpAddr) -> TunnelSpec {
+        let udp = header.encapsulation().port();
+        TunnelSpec {
+            header,
+            networks: Networks::One(number),
+            udp: udp.map(|dstport| UdpSpec { dstport, srcport_range: None, csum: true }),
+            local,
+            group: None,
+            dev: None,
+            ttl: None,
+            tos: Tos::Fixed(0),
+            mtu: None,
+            netns: None,
+        }
+    }
+
     /// The name used by the command line, JSON and configuration.
     #[must_use]
     pub fn type_name(&self) -> &'static str {

@@ -4,12 +4,13 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
+mod neighbours;
 mod stations;
 mod tunnels;
 mod world;
@@ -21,6 +22,7 @@ use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
 use crate::bridge::fdb::{self, Fdb, Key, Kind};
+use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::{self, OpenPort};
@@ -42,6 +44,7 @@ pub(super) struct Control {
     /// Order of creation of the next port.
     sequence: u64,
     tunnels: Tunnels,
+    news: neighbours::News,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
 }
@@ -50,6 +53,7 @@ pub(super) struct Control {
 struct Bridge {
     spec: BridgeSpec,
     fdb: Arc<Fdb>,
+    neighbours: Arc<Neighbours>,
 }
 
 #[derive(Debug)]
@@ -127,6 +131,7 @@ impl Control {
             ports: BTreeMap::new(),
             sequence: 0,
             tunnels: Tunnels::default(),
+            news: neighbours::News::default(),
             retired: Vec::new(),
         }
     }
@@ -143,7 +148,7 @@ impl Control {
             )));
         }
         let fdb = new_fdb(&spec)?;
-        self.bridges.push(Bridge { spec, fdb });
+        self.bridges.push(Bridge { spec, fdb, neighbours: Arc::default() });
         drop(self.publish(&[], Vec::new()));
         Ok(())
     }
@@ -152,10 +157,14 @@ impl Control {
         let index = self.bridge(&spec.name)?;
         check_bridge(&spec)?;
         let statics = self.statics_under(index, &spec)?;
+        let neighbours = self.neighbours_under(index, &spec)?;
         let size_changed = self.bridges[index].spec.fdb_max != spec.fdb_max;
         let resized = size_changed.then(|| new_fdb(&spec)).transpose()?;
         let bridge = &mut self.bridges[index];
         let before = std::mem::replace(&mut bridge.spec, spec);
+        if let Some(neighbours) = neighbours {
+            bridge.neighbours = Arc::new(neighbours);
+        }
         let rekeyed = before.vlan_filtering != bridge.spec.vlan_filtering
             || before.default_pvid != bridge.spec.default_pvid;
         if let Some(resized) = resized {
@@ -572,6 +581,9 @@ impl Control {
         let mut bridges: Vec<_> = self.bridges.iter().map(Bridge::for_workers).collect();
         for (&id, port) in self.ports.iter().filter(|(_, port)| port.open) {
             let Ok(bridge) = self.bridge(&port.spec.bridge) else { continue };
+            if port.spec.settings.tunnel.neigh_suppress {
+                bridges[bridge].neighbours = Some(Arc::clone(&self.bridges[bridge].neighbours));
+            }
             if let PortKind::Tunnel(_) = port.spec.kind {
                 bridges[bridge].members.extend(self.flooded(id));
                 for port in self.tunnel_ports(id, port, bridge) {
@@ -589,6 +601,7 @@ impl Control {
                 guard_local: false,
                 df: None,
                 mss_clamp: false,
+                neigh_suppress: false,
                 bridge,
                 learning: settings.learning,
                 flood: settings.flood,
@@ -609,6 +622,7 @@ impl Bridge {
             fdb: Arc::clone(&self.fdb),
             learning: self.spec.ageing_secs > 0,
             filtering: self.spec.vlan_filtering,
+            neighbours: None,
             members: Vec::new(),
         }
     }
@@ -626,6 +640,7 @@ fn counters(shared: &PortShared) -> PortCounters {
         sum.tx_segments += worker.tx_segments.get();
         sum.tx_fragmented += worker.tx_fragmented.get();
         sum.mss_clamped += worker.mss_clamped.get();
+        sum.neigh_answered += worker.neigh_answered.get();
         DropReason::ALL.iter().for_each(|&reason| count(&mut sum, reason, worker.drops(reason)));
     }
     sum
@@ -666,7 +681,8 @@ fn check_tunnel(name: &str, kind: &PortKind, settings: &PortSettings) -> Result<
         PortKind::Tunnel(spec) => spec.check(&settings.tunnel).map_err(wrong),
         _ if settings.tunnel == TunnelSettings::default() => Ok(()),
         _ => Err(wrong(
-            "'remote', 'strict-remotes', 'guard-local', 'df' and 'mss-clamp' are for tunnel ports; leave them out"
+            "'remote', 'strict-remotes', 'guard-local', 'neigh-suppress', 'df' and 'mss-clamp' are for tunnel ports; \
+             leave them out"
                 .into(),
         )),
     }

@@ -13,7 +13,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::addr::MacAddr;
 use crate::spec::{BridgeSpec, PortSettings, PortSpec};
-use crate::status::{BridgeStatus, FdbEntry, PortStatus, SwitchStatus};
+use crate::status::{BridgeStatus, FdbEntry, NeighbourEntry, PortStatus, SwitchStatus};
 use crate::sys;
 use crate::worker::Event;
 
@@ -88,6 +88,30 @@ pub struct FdbFilter {
     pub port: Option<String>,
     /// In this VLAN.
     pub vlan: Option<u16>,
+}
+
+/// Which neighbours to show or flush; `None` is any.
+#[derive(Clone, Debug, Default)]
+pub struct NeighFilter {
+    /// Of this bridge.
+    pub bridge: Option<String>,
+    /// In this VLAN.
+    pub vlan: Option<u16>,
+}
+
+/// A static neighbour to add.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct NeighSpec {
+    /// The bridge.
+    pub bridge: String,
+    /// Its VLAN; 0 in a bridge that does not filter.
+    pub vlan: u16,
+    /// The address.
+    pub address: IpAddr,
+    /// The station that has it.
+    pub mac: MacAddr,
+    /// It is an IPv6 router.
+    pub router: bool,
 }
 
 impl Error {
@@ -271,6 +295,38 @@ impl Switch {
         self.control().fdb_flush(filter)
     }
 
+    /// Neighbours, sorted by bridge, VLAN and address.
+    ///
+    /// # Errors
+    /// The filter names a bridge that does not exist.
+    pub fn neighbours(&self, filter: &NeighFilter) -> Result<Vec<NeighbourEntry>, Error> {
+        self.control().neighbours(filter)
+    }
+
+    /// Adds (or replaces) a static neighbour.
+    ///
+    /// # Errors
+    /// There is no such bridge, the VLAN or an address is impossible, or there are too many.
+    pub fn neigh_add(&self, spec: NeighSpec) -> Result<(), Error> {
+        self.control().neigh_add(&spec)
+    }
+
+    /// Removes a neighbour, in one VLAN or in all, of any state.
+    ///
+    /// # Errors
+    /// There is no such bridge or neighbour.
+    pub fn neigh_del(&self, address: IpAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        self.control().neigh_del(address, bridge, vlan)
+    }
+
+    /// Forgets dynamic neighbours; returns how many.
+    ///
+    /// # Errors
+    /// The filter names a bridge that does not exist.
+    pub fn neigh_flush(&self, filter: &NeighFilter) -> Result<usize, Error> {
+        self.control().neigh_flush(filter)
+    }
+
     /// Removes everything it created and ends its threads.
     pub fn stop(self) {
         drop(self);
@@ -319,13 +375,17 @@ impl Caretaker {
                 match event {
                     Event::PortGone(id) => gone.push(id),
                     Event::Stranger(port, address) => control.meet(port, address),
+                    Event::Neighbour(heard) => control.hear(&heard),
                 }
             }
             control.lose_if_gone(gone);
             control.catch_up();
+            control.publish_news();
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();
+                control.expire_neighbours();
+                control.forget_strangers();
                 control.probe_next();
             }
         }

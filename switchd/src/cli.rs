@@ -4,6 +4,7 @@
 //! nouns, verbs and tolerance (`--may-exist`).
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::api::values::{Cidr, Mac};
-use crate::api::{BridgeAdd, BridgeSet, FdbAdd, FdbKey, FdbSelect, PortAdd, PortSet};
+use crate::api::{
+    BridgeAdd, BridgeSet, FdbAdd, FdbKey, FdbSelect, NeighAdd, NeighKey, NeighSelect, PortAdd, PortSet,
+};
 use crate::config::DEFAULT_SOCKET;
 
 /// Control the virtual switch vswitchd
@@ -52,6 +55,9 @@ pub enum Noun {
     /// Stations that bridges know: the forwarding database
     #[command(subcommand)]
     Fdb(FdbVerb),
+    /// Neighbours: which station has which IP address, for tunnels with --neigh-suppress
+    #[command(subcommand)]
+    Neigh(NeighVerb),
     /// Show counters, and drops by reason
     Stats(StatsArgs),
     /// Make vswitchd read its configuration again and apply the difference
@@ -202,6 +208,39 @@ pub enum FdbVerb {
     },
 }
 
+/// What to do with neighbours.
+#[derive(Subcommand, Debug)]
+#[allow(missing_docs, reason = "the types say it")]
+pub enum NeighVerb {
+    /// Show neighbours
+    Show {
+        #[command(flatten)]
+        select: NeighSelect,
+    },
+    /// Add a static neighbour, which frames do not change
+    Add {
+        #[command(flatten)]
+        neighbour: NeighAdd,
+        #[command(flatten)]
+        tolerance: MayExist,
+    },
+    /// Remove a neighbour, in one VLAN or in all
+    Del {
+        /// The address
+        #[arg(value_name = "IP")]
+        address: IpAddr,
+        #[command(flatten)]
+        key: NeighKey,
+        #[command(flatten)]
+        tolerance: IfExists,
+    },
+    /// Forget dynamic neighbours
+    Flush {
+        #[command(flatten)]
+        select: NeighSelect,
+    },
+}
+
 /// How to show counters.
 #[derive(Args, Debug)]
 pub struct StatsArgs {
@@ -336,6 +375,12 @@ mod tests {
             "fdb add 02:00:00:00:00:05 --port p1 --vlan 10",
             "fdb del 02:00:00:00:00:05 --bridge br0 --vlan 10",
             "fdb flush --port p1",
+            "port add vx0 --bridge br0 --type vxlan --vni 1 --local 10.0.0.1 --neigh-suppress on",
+            "neigh show --bridge br0 --vlan 10",
+            "neigh add 10.0.0.1 --mac 02:00:00:00:00:05 --bridge br0 --vlan 10 --may-exist",
+            "neigh add fe80::1 --mac 02:00:00:00:00:05 --bridge br0 --router",
+            "neigh del 10.0.0.1 --bridge br0 --vlan 10 --if-exists",
+            "neigh flush --bridge br0",
             "stats p1 --watch",
             "stats --watch 0.5 --count 3",
             "--socket /tmp/s reload",
@@ -366,6 +411,9 @@ mod tests {
             "bridge add br0 --fdb-max 0",
             "fdb del 02:00:00:00:00:05",
             "fdb add ff:ff --port p1",
+            "neigh add 10.0.0.1/24 --mac 02:00:00:00:00:05 --bridge br0",
+            "neigh add 10.0.0.1 --bridge br0",
+            "neigh del 10.0.0.1",
             "stats --watch 0",
             "stats --count 3",
             "netns exec ns1",

@@ -96,6 +96,7 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
     all.add("guard-local", &old.guard_local, &new.guard_local, switch);
     all.add("df", &old.df, &new.df, |&df| DfMode::from(df).name().to_owned());
     all.add("mss-clamp", &old.mss_clamp, &new.mss_clamp, switch);
+    all.add("neigh-suppress", &old.neigh_suppress, &new.neigh_suppress, switch);
     all.0
 }
 

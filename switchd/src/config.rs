@@ -18,10 +18,11 @@ use clap::{Args, ValueEnum};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
+use vswitch::bridge::neighbours::NEIGHBOURS_MAX;
 use vswitch::spec::{PortKind, PortSpec};
 use vswitch::switch::{Options, PollMode};
 
-use crate::api::{BridgeAdd, FdbAdd, PortAdd, none_such};
+use crate::api::{BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
 use crate::plan::{Entry, Layout, entry_vlan};
 
 /// Where the configuration is looked for.
@@ -235,6 +236,8 @@ struct File {
     port: Vec<Spanned<PortAdd>>,
     #[serde(default)]
     fdb: Vec<Spanned<FdbAdd>>,
+    #[serde(default)]
+    neigh: Vec<Spanned<NeighAdd>>,
 }
 
 /// A configuration that was read and checked.
@@ -308,6 +311,10 @@ impl Config {
         for entry in file.fdb {
             let line = line_of(entry.span().start);
             checker.entry(&entry.into_inner(), line).map_err(located(line))?;
+        }
+        for neighbour in file.neigh {
+            let line = line_of(neighbour.span().start);
+            checker.neighbour(&neighbour.into_inner(), line).map_err(located(line))?;
         }
         Ok(checker.config)
     }
@@ -400,6 +407,27 @@ impl Checker {
         self.config.layout.entries.insert(entry);
         if self.config.layout.entries.iter().filter(|entry| entry.bridge == name).count() > most {
             return Err(format!("bridge '{name}' has room for {most} stations: raise its fdb_max"));
+        }
+        Ok(())
+    }
+
+    fn neighbour(&mut self, asked: &NeighAdd, line: usize) -> Result<(), String> {
+        let layout = &self.config.layout;
+        let Some(bridge) = layout.bridges.iter().find(|bridge| bridge.name == asked.bridge) else {
+            let names = layout.bridges.iter().map(|bridge| bridge.name.as_str());
+            return Err(format!(
+                "neighbour {}: {}",
+                asked.address,
+                none_such("bridge", &asked.bridge, names)
+            ));
+        };
+        let spec = asked.to_spec(bridge).map_err(|error| format!("neighbour {}: {error}", asked.address))?;
+        self.place(crate::plan::Step::AddNeighbour(spec.clone()).to_string(), line)?;
+        let name = spec.bridge.clone();
+        self.config.layout.neighbours.insert(spec);
+        if self.config.layout.neighbours.iter().filter(|known| known.bridge == name).count() > NEIGHBOURS_MAX
+        {
+            return Err(format!("bridge '{name}' has room for {NEIGHBOURS_MAX} static neighbours"));
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use vswitch::addr::MacAddr;
 use vswitch::spec::{BridgeSpec, PortSettings, PortSpec};
-use vswitch::status::{BridgeStatus, FdbEntry, PortStatus, SwitchStatus};
-use vswitch::switch::{Error, FdbFilter, Missing, Switch};
+use vswitch::status::{BridgeStatus, FdbEntry, NeighbourEntry, PortStatus, SwitchStatus};
+use vswitch::switch::{Error, FdbFilter, Missing, NeighFilter, NeighSpec, Switch};
 
 /// See the methods of the same names of [`Switch`].
 #[allow(missing_docs, clippy::missing_errors_doc)]
@@ -33,6 +33,10 @@ pub trait Control: Send + Sync {
     ) -> Result<(), Error>;
     fn fdb_del(&self, mac: MacAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
     fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error>;
+    fn neighbours(&self, filter: &NeighFilter) -> Result<Vec<NeighbourEntry>, Error>;
+    fn neigh_add(&self, spec: NeighSpec) -> Result<(), Error>;
+    fn neigh_del(&self, address: IpAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error>;
+    fn neigh_flush(&self, filter: &NeighFilter) -> Result<usize, Error>;
 }
 
 impl Control for Switch {
@@ -83,6 +87,18 @@ impl Control for Switch {
     }
     fn fdb_flush(&self, filter: &FdbFilter) -> Result<usize, Error> {
         Switch::fdb_flush(self, filter)
+    }
+    fn neighbours(&self, filter: &NeighFilter) -> Result<Vec<NeighbourEntry>, Error> {
+        Switch::neighbours(self, filter)
+    }
+    fn neigh_add(&self, spec: NeighSpec) -> Result<(), Error> {
+        Switch::neigh_add(self, spec)
+    }
+    fn neigh_del(&self, address: IpAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        Switch::neigh_del(self, address, bridge, vlan)
+    }
+    fn neigh_flush(&self, filter: &NeighFilter) -> Result<usize, Error> {
+        Switch::neigh_flush(self, filter)
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use vswitch::spec::PortSpec;
 use vswitch::status::{BridgeStatus, FdbEntry, FdbState, PortStatus};
-use vswitch::switch::{Error, FdbFilter, Missing};
+use vswitch::switch::{Error, FdbFilter, Missing, NeighSpec};
 
 use crate::api::values::Mac;
 use crate::api::{
@@ -51,6 +51,7 @@ struct Record {
     bridges: BTreeSet<String>,
     ports: BTreeSet<String>,
     entries: BTreeSet<Entry>,
+    neighbours: BTreeSet<NeighSpec>,
 }
 
 impl Record {
@@ -191,6 +192,10 @@ impl Daemon {
             let known = |entry: &Entry| stations::current(entry, &there, &record.entries);
             record.entries =
                 record.entries.iter().map(|entry| known(entry).unwrap_or_else(|| entry.clone())).collect();
+            let there = self.static_neighbours()?;
+            let known = |one: &NeighSpec| neighbours::current(one, &there, &record.neighbours);
+            record.neighbours =
+                record.neighbours.iter().map(|one| known(one).unwrap_or_else(|| one.clone())).collect();
         }
         drop(record);
         self.bridge(name)
@@ -208,6 +213,7 @@ impl Daemon {
         };
         self.switch.del_bridge(name, with_ports)?;
         record.bridges.remove(name);
+        record.neighbours.retain(|known| known.bridge != name);
         ports.iter().for_each(|port| record.forget_port(port));
         Ok(())
     }
@@ -424,6 +430,7 @@ impl Daemon {
     }
 }
 
+mod neighbours;
 mod reload;
 mod stations;
 

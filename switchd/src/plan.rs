@@ -1,6 +1,6 @@
 //! From what is to what shall be: the steps of a reload, and the way back.
 //!
-//! A [`Layout`] is a set of bridges, ports and static stations as plain values. [`plan`] compares two and
+//! A [`Layout`] is a set of bridges, ports, static stations and neighbours as plain values. [`plan`] compares two and
 //! yields the fewest steps between them; objects that are equal in both get no step, so their frames never
 //! notice. [`apply`] takes the steps on a running switch; when one is refused it takes those already taken
 //! back, in reverse order, so a reload happens as a whole or not at all.
@@ -8,10 +8,10 @@
 //! Order matters, because every step must be acceptable by itself, and what cannot be taken back comes last: a device that is
 //! removed has lost its index, its address and what others set on it, even if it is made anew.
 //!
-//! 1. static stations go;
+//! 1. static neighbours and stations go;
 //! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware;
 //! 3. bridges change, and come;
-//! 4. the other ports change (their bridge filters by now), and ports come whose name and interface are free, and static
+//! 4. the other ports change (their bridge filters by now), and neighbours come, and ports come whose name and interface are free, and static
 //!    stations behind ports that are there;
 //! 5. ports go: first those in whose place others come, and these come, and the stations behind them; then the rest;
 //! 6. bridges go.
@@ -26,12 +26,12 @@ use std::net::IpAddr;
 use vswitch::addr::MacAddr;
 use vswitch::bridge::vlan::{Leaves, VlanPolicy};
 use vswitch::spec::{BridgeSpec, PortSettings, PortSpec, VlanMode};
-use vswitch::switch::{Error, Missing};
+use vswitch::switch::{Error, Missing, NeighSpec};
 
 use crate::config::interface;
 use crate::control::Control;
 
-/// Bridges, ports and static stations as plain values, in the order of their creation.
+/// Bridges, ports, static stations and neighbours as plain values, in the order of their creation.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     /// Names are unique.
@@ -40,6 +40,8 @@ pub struct Layout {
     pub ports: Vec<PortSpec>,
     /// Every entry's port exists and belongs to the entry's bridge.
     pub entries: BTreeSet<Entry>,
+    /// Every neighbour's bridge exists.
+    pub neighbours: BTreeSet<NeighSpec>,
 }
 
 /// A static station.
@@ -96,6 +98,7 @@ pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names say it; `from` is for the way back")]
 pub enum Step {
+    DelNeighbour(NeighSpec),
     DelEntry(Entry),
     DelPort(PortSpec),
     SetBridge { from: BridgeSpec, to: BridgeSpec },
@@ -104,6 +107,7 @@ pub enum Step {
     SetPort { name: String, from: PortSettings, to: PortSettings },
     AddPort(PortSpec),
     AddEntry(Entry),
+    AddNeighbour(NeighSpec),
 }
 
 impl fmt::Display for Step {
@@ -124,6 +128,13 @@ impl fmt::Display for Step {
             Step::AddEntry(entry) | Step::DelEntry(entry) => {
                 write!(f, "fdb entry {} in VLAN {} on bridge '{}'", entry.mac, entry.vlan, entry.bridge)
             }
+            Step::AddNeighbour(known) | Step::DelNeighbour(known) => {
+                write!(f, "neighbour {}", known.address)?;
+                if known.vlan != 0 {
+                    write!(f, " in VLAN {}", known.vlan)?;
+                }
+                write!(f, " on bridge '{}'", known.bridge)
+            }
         }
     }
 }
@@ -132,6 +143,8 @@ impl Step {
     /// The step that takes this one back.
     fn inverse(&self) -> Step {
         match self.clone() {
+            Step::DelNeighbour(known) => Step::AddNeighbour(known),
+            Step::AddNeighbour(known) => Step::DelNeighbour(known),
             Step::DelEntry(entry) => Step::AddEntry(entry),
             Step::AddEntry(entry) => Step::DelEntry(entry),
             Step::DelPort(spec) => Step::AddPort(spec),
@@ -146,6 +159,14 @@ impl Step {
     /// Takes it.
     fn take(&self, switch: &dyn Control) -> Result<(), Error> {
         match self.clone() {
+            Step::AddNeighbour(known) => switch.neigh_add(known),
+            Step::DelNeighbour(known) => {
+                match switch.neigh_del(known.address, &known.bridge, Some(known.vlan)) {
+                    // It went with its bridge.
+                    Err(Error::NotFound(_)) => Ok(()),
+                    result => result,
+                }
+            }
             Step::AddEntry(entry) => switch.fdb_add(entry.mac, &entry.port, Some(entry.vlan), entry.remote),
             Step::DelEntry(entry) => match switch.fdb_del(entry.mac, &entry.bridge, Some(entry.vlan)) {
                 // It went with a change of its bridge or port.
@@ -200,6 +221,12 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
             && vlans(&old_bridges, &entry.bridge) == vlans(&new_bridges, &entry.bridge)
     };
 
+    let neighbour_stays = |known: &NeighSpec| {
+        now.neighbours.contains(known)
+            && then.neighbours.contains(known)
+            && vlans(&old_bridges, &known.bridge) == vlans(&new_bridges, &known.bridge)
+    };
+
     let becomes_unaware =
         |name: &str| mode(&old_bridges, name) == Some(true) && mode(&new_bridges, name) == Some(false);
     let go: Vec<_> = now.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::DelEntry).collect();
@@ -225,7 +252,9 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         }
     }
 
-    let mut steps = go;
+    let leave = now.neighbours.iter().filter(|known| !neighbour_stays(known)).cloned();
+    let mut steps: Vec<_> = leave.map(Step::DelNeighbour).collect();
+    steps.extend(go);
     steps.append(&mut set_before);
     for new in &then.bridges {
         if let Some(old) = old_bridges.get(new.name.as_str()).filter(|old| **old != new) {
@@ -235,6 +264,8 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let come = then.bridges.iter().filter(|b| !old_bridges.contains_key(b.name.as_str()));
     steps.extend(come.cloned().map(Step::AddBridge));
     steps.append(&mut set_after);
+    let come = then.neighbours.iter().filter(|known| !neighbour_stays(known));
+    steps.extend(come.cloned().map(Step::AddNeighbour));
 
     let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
     let replaces = |new: &PortSpec, old: &PortSpec| {

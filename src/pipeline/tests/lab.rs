@@ -115,7 +115,7 @@ impl Lab {
         fdb.set_ports(ports.len() as u32);
         let ids = (0..ports.len() as u16).map(PortId);
         let members = ids.clone().collect();
-        let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, members };
+        let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, neighbours: None, members };
         let ports = ids.zip(ports).map(|(id, setup)| {
             Some(Port {
                 id,
@@ -124,6 +124,7 @@ impl Lab {
                 guard_local: false,
                 df: None,
                 mss_clamp: false,
+                neigh_suppress: false,
                 bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,
@@ -215,6 +216,10 @@ impl Lab {
 
     pub(super) fn port_mut(&mut self, port: u16) -> &mut Port {
         self.topology.ports[usize::from(port)].as_mut().expect("a port")
+    }
+
+    pub(super) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     pub(super) fn lose_queue(&mut self, port: u16) {

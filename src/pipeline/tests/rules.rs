@@ -318,6 +318,7 @@ fn bridges_do_not_mix() {
         fdb: std::sync::Arc::new(Fdb::with_seed(100, 1)),
         learning: true,
         filtering: false,
+        neighbours: None,
         members: vec![PortId(2), PortId(3)],
     };
     lab.topology.bridges.push(other);

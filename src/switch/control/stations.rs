@@ -164,7 +164,7 @@ impl Control {
 
     /// Makes the addresses of a bridge's internal ports its local entries, and nothing else.
     pub(super) fn refresh_locals(&self, index: usize) {
-        let Bridge { spec, fdb } = &self.bridges[index];
+        let Bridge { spec, fdb, .. } = &self.bridges[index];
         let mut wanted = HashSet::new();
         for (id, port) in self.members(&spec.name) {
             let mac = port.link.as_ref().filter(|_| port.open).and_then(|link| link.mac);
@@ -194,7 +194,7 @@ impl Control {
         index: usize,
         then: &BridgeSpec,
     ) -> Result<HashMap<Key, PortId>, Error> {
-        let Bridge { spec: now, fdb } = &self.bridges[index];
+        let Bridge { spec: now, fdb, .. } = &self.bridges[index];
         let remedy = |mac| format!("remove it first with: vswitchctl fdb del {mac} --bridge {}", now.name);
         let name = |id| self.ports.get(&id).map_or("", |port| &port.spec.name);
         let mut statics = HashMap::new();
@@ -243,7 +243,7 @@ impl Control {
 
     /// After a change of mode or default PVID: dynamic entries are forgotten, static ones are `statics` now.
     pub(super) fn rekey(&mut self, index: usize, statics: &HashMap<Key, PortId>) {
-        let Bridge { spec, fdb } = &self.bridges[index];
+        let Bridge { spec, fdb, .. } = &self.bridges[index];
         fdb.flush(|_, entry| entry.kind != Kind::Local);
         for (key, port) in statics {
             if let Err(error) = fdb.insert_static(*key, *port) {

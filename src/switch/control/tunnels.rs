@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Control, Port, count, counters};
 use crate::addr::{PortId, VlanId};
-use crate::bridge::fdb::{Entry, Key, Kind};
+use crate::bridge::fdb::{Entry, Key, Kind, Tick};
 use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
@@ -21,6 +21,8 @@ use crate::tunnel::{Demux, Network};
 
 /// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
 const STRANGERS_MAX: usize = 512;
+/// A stranger that sent nothing for so long is forgotten at the earliest.
+const STRANGER_AGEING_SECS_MIN: u32 = 60;
 /// MTU of a way that is not known yet, and of most stations.
 const ETHERNET_MTU: u32 = 1500;
 /// Ways that are looked at again in a second, at most.
@@ -54,6 +56,8 @@ pub(super) struct Tunnels {
     remotes: BTreeMap<PortId, Remote>,
     /// What remotes that left have counted, by the port they were of.
     departed: Vec<(PortId, Arc<PortShared>)>,
+    /// The same, added up when no worker counts there any more.
+    folded: BTreeMap<PortId, PortCounters>,
     /// The remote whose way was looked at last.
     probed: Option<PortId>,
 }
@@ -84,6 +88,8 @@ struct Remote {
     mtu: u32,
     /// Whether that was found out.
     probed: bool,
+    /// Frames that had come from it when more had than before, and when that was.
+    heard: (u64, Tick),
     shared: Arc<PortShared>,
 }
 
@@ -154,6 +160,18 @@ impl Tunnels {
                 departed.push((remote.port, Arc::clone(&remote.shared)));
             }
             !leaves
+        });
+    }
+
+    /// Adds up what departed remotes have counted, where no worker can count any more.
+    fn fold(&mut self) {
+        let folded = &mut self.folded;
+        self.departed.retain_mut(|(port, shared)| {
+            let left_alone = Arc::get_mut(shared).is_some();
+            if left_alone {
+                folded.entry(*port).or_default().add(&counters(shared));
+            }
+            !left_alone
         });
     }
 
@@ -388,7 +406,8 @@ impl Control {
         let shared = PortShared::new(self.crew.len(), u32::from(u16::MAX), false);
         let mtu = inner_mtu(spec, ETHERNET_MTU);
         shared.set_path_max(frame_max(spec, mtu));
-        let remote = Remote { port, address, learned, mtu, probed: false, shared: Arc::new(shared) };
+        let heard = (0, self.crew.now());
+        let remote = Remote { port, address, learned, mtu, probed: false, heard, shared: Arc::new(shared) };
         self.tunnels.remotes.insert(id, remote);
         Ok(id)
     }
@@ -451,6 +470,7 @@ impl Control {
         let mut ids = self.tunnels.ids_of(port);
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
         self.tunnels.departed.retain(|(departed, _)| *departed != port);
+        self.tunnels.folded.remove(&port);
         ids.extend(self.forget_endpoints(port));
         ids
     }
@@ -488,6 +508,36 @@ impl Control {
         }
     }
 
+    /// Forgets strangers that have sent nothing for their bridge's ageing time and have no station behind them. To be called
+    /// each second.
+    pub(in crate::switch) fn forget_strangers(&mut self) {
+        self.forget_strangers_at(self.crew.now());
+    }
+
+    fn forget_strangers_at(&mut self, now: Tick) {
+        let mut silent = Vec::new();
+        for (&id, remote) in self.tunnels.remotes.iter_mut().filter(|(_, remote)| remote.learned) {
+            let frames = counters(&remote.shared).rx_frames;
+            if frames != remote.heard.0 {
+                remote.heard = (frames, now);
+            }
+            let Some(port) = self.ports.get(&remote.port) else { continue };
+            let Some(bridge) = self.bridges.iter().find(|bridge| bridge.spec.name == port.spec.bridge) else {
+                continue;
+            };
+            let ageing_secs = bridge.spec.ageing_secs.max(STRANGER_AGEING_SECS_MIN);
+            if now.0.saturating_sub(remote.heard.1.0) >= ageing_secs && bridge.fdb.port_len(id) == 0 {
+                silent.push(id);
+            }
+        }
+        if !silent.is_empty() {
+            self.tunnels.retire(|id, _| silent.contains(id));
+            drop(self.publish(&silent, Vec::new()));
+            self.forget_ids(&silent.into_iter().collect());
+        }
+        self.tunnels.fold();
+    }
+
     /// The remotes of an open tunnel port, and the port itself for frames from strangers, as the workers see them.
     pub(super) fn tunnel_ports(&self, id: PortId, port: &Port, bridge: usize) -> Vec<topology::Port> {
         let PortSettings { learning, flood, isolated, hairpin, ref tunnel, .. } = port.spec.settings;
@@ -498,6 +548,7 @@ impl Control {
             guard_local: tunnel.guard_local,
             df: Some(tunnel.df),
             mss_clamp: tunnel.mss_clamp,
+            neigh_suppress: tunnel.neigh_suppress,
             bridge,
             learning,
             flood,
@@ -551,6 +602,9 @@ impl Control {
         for (_, remote) in self.tunnels.of(id) {
             sum.add(&counters(&remote.shared));
         }
+        if let Some(folded) = self.tunnels.folded.get(&id) {
+            sum.add(folded);
+        }
         for (_, shared) in self.tunnels.departed.iter().filter(|(port, _)| *port == id) {
             sum.add(&counters(shared));
         }
@@ -564,5 +618,66 @@ impl Control {
                 count(sum, reason, endpoint.counters.iter().map(|worker| worker.drops(reason)).sum());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::MacAddr;
+    use crate::spec::{BridgeSpec, UdpSpec};
+    use crate::switch::{Crew, Missing, Namespaces, Options};
+    use crate::tunnel::encapsulation::Header;
+
+    /// A stranger goes when it is silent and nobody is behind it; what it counted stays.
+    #[test]
+    fn strangers_are_forgotten() {
+        let poll = mio::Poll::new().expect("epoll");
+        let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd"));
+        let (events, _inbox) = crossbeam_channel::unbounded();
+        let options = Options { workers: Some(1), ..Options::default() };
+        let crew = Crew::start(&options, &events, &bell).expect("a worker");
+        let mut control = Control::new(crew, Namespaces::new(poll.registry().try_clone().expect("epoll")));
+        control.add_bridge(BridgeSpec { ageing_secs: 0, ..BridgeSpec::new("br0") }).expect("added");
+        let local: IpAddr = [127, 0, 0, 1].into();
+        let free = std::net::UdpSocket::bind((local, 0)).and_then(|socket| socket.local_addr());
+        let dstport = free.expect("a free port").port();
+        let udp = UdpSpec { dstport, srcport_range: None, csum: true };
+        let kind =
+            PortKind::Tunnel(TunnelSpec { udp: Some(udp), ..TunnelSpec::new(Header::Vxlan, 42, local) });
+        let remotes = vec![[127, 0, 0, 2].into()];
+        let tunnel = TunnelSettings { remotes, ..TunnelSettings::default() };
+        let settings = PortSettings { tunnel, ..PortSettings::default() };
+        let spec = PortSpec { name: "vx0".into(), bridge: "br0".into(), kind, settings };
+        control.add_port(spec, Missing::Refuse).expect("added");
+        let port = control.port("vx0").expect("there");
+        let remotes = |control: &Control| control.tunnels.of(port).count();
+
+        control.meet(port, [127, 0, 0, 3].into());
+        let met = control.tunnels.of(port).find(|(_, remote)| remote.learned);
+        let (id, shared) = met.map(|(id, remote)| (id, Arc::clone(&remote.shared))).expect("met");
+        shared.counters[0].rx_frames.add(7);
+        drop(shared);
+        control.forget_strangers_at(Tick(100));
+        control.forget_strangers_at(Tick(159));
+        assert_eq!(remotes(&control), 2, "it was heard 59 s ago");
+        let station = Key::new(MacAddr([2, 0, 0, 0, 0, 1]), 0);
+        control.bridges[0].fdb.insert_static(station, id).expect("room");
+        control.forget_strangers_at(Tick(160));
+        assert_eq!(remotes(&control), 2, "a station is behind it");
+        assert!(control.bridges[0].fdb.remove(station));
+        control.bridges[0].spec.ageing_secs = 300;
+        control.forget_strangers_at(Tick(399));
+        assert_eq!(remotes(&control), 2, "its bridge remembers longer");
+        control.forget_strangers_at(Tick(400));
+        assert_eq!(remotes(&control), 1, "who is configured stays");
+        assert!(control.tunnels.departed.is_empty(), "and its counts are added up");
+        let received = |control: &mut Control| control.port_named("vx0").map(|port| port.counters.rx_frames);
+        assert_eq!(received(&mut control).ok(), Some(7));
+        control.meet(port, [127, 0, 0, 3].into());
+        assert_eq!(remotes(&control), 2, "it is met again");
+        control.close_all();
+        assert!(control.tunnels.folded.is_empty());
+        control.crew.stop();
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
-use vswitch::status::{self, BridgeStatus, FdbEntry, PortCounters, PortStatus, SwitchStatus};
+use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
 use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
@@ -204,6 +204,9 @@ pub struct Counters {
     pub tx_fragmented: u64,
     /// TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.
     pub mss_clamped: u64,
+    /// ARP requests and neighbour solicitations that the switch answered itself.
+    #[serde(default)]
+    pub neigh_answered: u64,
     /// Frames dropped, by reason; only reasons that happened.
     pub drops: BTreeMap<String, u64>,
 }
@@ -219,6 +222,7 @@ impl From<PortCounters> for Counters {
             tx_segments: counters.tx_segments,
             tx_fragmented: counters.tx_fragmented,
             mss_clamped: counters.mss_clamped,
+            neigh_answered: counters.neigh_answered,
             drops: counters.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
     }
@@ -403,6 +407,38 @@ impl FdbInfo {
             remote: entry.remote,
             origin,
         }
+    }
+}
+
+/// An address that a bridge knows the station of.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct NeighInfo {
+    /// The address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// The station that has it.
+    #[schema(value_type = String)]
+    pub mac: Mac,
+    /// Its VLAN; 0 on a bridge that does not filter.
+    pub vlan: u16,
+    /// The bridge.
+    pub bridge: String,
+    /// How it came to be known.
+    pub state: EntryState,
+    /// Whether it is a router; null is not known.
+    pub router: Option<bool>,
+    /// Seconds since it was last heard; 0 for static entries.
+    pub age_secs: u32,
+    /// Who asked for a static entry; none for others.
+    pub origin: Option<Origin>,
+}
+
+impl NeighInfo {
+    /// As shown; `origin` is for static entries.
+    #[must_use]
+    pub fn new(entry: NeighbourEntry, origin: Option<Origin>) -> Self {
+        let NeighbourEntry { address, mac, vlan, bridge, state, router, age_secs } = entry;
+        NeighInfo { address, mac: Mac(mac), vlan, bridge, state: state.into(), router, age_secs, origin }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A type here is at the same time a clap argument group, a JSON body, a TOML table and an OpenAPI schema, so
 //! an option cannot have one name on the command line and another in the configuration. Requests
-//! ([`BridgeAdd`], [`BridgeSet`], [`PortAdd`], [`PortSet`], [`FdbAdd`], …) become the data plane's plain
+//! ([`BridgeAdd`], [`BridgeSet`], [`PortAdd`], [`PortSet`], [`FdbAdd`], [`NeighAdd`], …) become the data plane's plain
 //! values (`vswitch::spec`) through `to_spec`, where everything that can be refused without looking at the
 //! running switch is refused, with one line that names the object and the remedy. Answers ([`BridgeInfo`],
 //! [`PortInfo`], …) are made from `vswitch::status`.
@@ -14,16 +14,18 @@
 mod answers;
 mod bridge;
 mod fdb;
+mod neigh;
 mod port;
 pub mod tunnel;
 pub mod values;
 
 pub use answers::{
-    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Origin, PeerInfo, PortInfo,
+    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, NeighInfo, Origin, PeerInfo, PortInfo,
     ReloadReport, RemoteInfo, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
 };
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
+pub use neigh::{NeighAdd, NeighKey, NeighSelect};
 pub(crate) use port::check_netns;
 pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
 pub use tunnel::TunnelInfo;

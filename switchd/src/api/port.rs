@@ -173,6 +173,11 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub mss_clamp: Option<bool>,
+            /// Answer ARP requests and neighbour solicitations where the answer is known, instead of sending them into the tunnel
+            /// [default: off]
+            #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub neigh_suppress: Option<bool>,
         }
 
         impl $name {
@@ -196,6 +201,7 @@ macro_rules! with_port_settings {
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
                         df: self.df.map_or(settings.tunnel.df, Df::from),
                         mss_clamp: self.mss_clamp.unwrap_or(settings.tunnel.mss_clamp),
+                        neigh_suppress: self.neigh_suppress.unwrap_or(settings.tunnel.neigh_suppress),
                     },
                 })
             }
@@ -453,6 +459,7 @@ impl PortAdd {
             ("remote", self.remote.is_some(), tunnel::ALL),
             ("strict-remotes", self.strict_remotes.is_some(), tunnel::ALL),
             ("guard-local", self.guard_local.is_some(), tunnel::ALL),
+            ("neigh-suppress", self.neigh_suppress.is_some(), tunnel::ALL),
             ("df", self.df.is_some(), tunnel::ALL),
             ("mss-clamp", self.mss_clamp.is_some(), tunnel::ALL),
             ("dev", self.dev.is_some(), tunnel::ALL),

@@ -224,6 +224,8 @@ pub struct TunnelInfo {
     pub strict_remotes: bool,
     /// Frames that claim a station of this side are dropped.
     pub guard_local: bool,
+    /// ARP requests and neighbour solicitations that the switch can answer are not flooded into it.
+    pub neigh_suppress: bool,
     /// What becomes of frames that do not fit one packet of the way.
     pub df: DfMode,
     /// TCP connections are told to send segments that fit.
@@ -259,6 +261,7 @@ impl TunnelInfo {
             erspan_hwid: None,
             strict_remotes: settings.strict_remotes,
             guard_local: settings.guard_local,
+            neigh_suppress: settings.neigh_suppress,
             df: settings.df.into(),
             mss_clamp: settings.mss_clamp,
             remotes,

@@ -10,11 +10,13 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vswitch::addr::MacAddr;
+use vswitch::bridge::neighbours::follow;
 use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use vswitch::status::{
-    BridgeStatus, FdbEntry, FdbState, PortCounters, PortState, PortStatus, SwitchStatus, WorkerStatus,
+    BridgeStatus, FdbEntry, FdbState, NeighbourEntry, PortCounters, PortState, PortStatus, SwitchStatus,
+    WorkerStatus,
 };
-use vswitch::switch::{Error, FdbFilter, Missing};
+use vswitch::switch::{Error, FdbFilter, Missing, NeighFilter, NeighSpec};
 
 use super::Control;
 use crate::api::none_such;
@@ -125,7 +127,14 @@ impl Control for Model {
         }
         inner.change("bridge")?;
         let place = inner.bridge(&spec.name)?;
-        *place = spec;
+        let before = std::mem::replace(place, spec.clone());
+        let follow = |known: NeighSpec| {
+            let vlan =
+                if known.bridge == spec.name { follow(known.vlan, &before, &spec) } else { known.vlan };
+            NeighSpec { vlan, ..known }
+        };
+        inner.layout.neighbours =
+            std::mem::take(&mut inner.layout.neighbours).into_iter().map(follow).collect();
         Ok(())
     }
 
@@ -140,6 +149,7 @@ impl Control for Model {
         inner.change("bridge")?;
         ports.iter().for_each(|port| inner.drop_port(port));
         inner.layout.bridges.retain(|bridge| bridge.name != name);
+        inner.layout.neighbours.retain(|known| known.bridge != name);
         Ok(())
     }
 
@@ -303,5 +313,56 @@ impl Control for Model {
         let before = inner.learned.len();
         inner.learned.retain(|entry| filter.bridge.as_ref().is_some_and(|bridge| *bridge != entry.bridge));
         Ok(before - inner.learned.len())
+    }
+
+    fn neighbours(&self, filter: &NeighFilter) -> Result<Vec<NeighbourEntry>, Error> {
+        let inner = self.inner();
+        let wanted = |known: &&NeighSpec| {
+            filter.bridge.as_ref().is_none_or(|bridge| *bridge == known.bridge)
+                && filter.vlan.is_none_or(|vlan| vlan == known.vlan)
+        };
+        let entry = |known: &NeighSpec| NeighbourEntry {
+            address: known.address,
+            mac: known.mac,
+            vlan: known.vlan,
+            bridge: known.bridge.clone(),
+            state: FdbState::Static,
+            router: Some(known.router),
+            age_secs: 0,
+        };
+        Ok(inner.layout.neighbours.iter().filter(wanted).map(entry).collect())
+    }
+
+    fn neigh_add(&self, spec: NeighSpec) -> Result<(), Error> {
+        let mut inner = self.inner();
+        if inner.bridge(&spec.bridge)?.vlan_filtering != (spec.vlan != 0) {
+            return Err(Error::Invalid(format!("{}: a VLAN is for filtering bridges", spec.address)));
+        }
+        inner.change("neighbour")?;
+        let same = |known: &NeighSpec| {
+            (&known.bridge, known.vlan, known.address) == (&spec.bridge, spec.vlan, spec.address)
+        };
+        inner.layout.neighbours.retain(|known| !same(known));
+        inner.layout.neighbours.insert(spec);
+        Ok(())
+    }
+
+    fn neigh_del(&self, address: IpAddr, bridge: &str, vlan: Option<u16>) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.bridge(bridge)?;
+        inner.change("neighbour")?;
+        let before = inner.layout.neighbours.len();
+        inner.layout.neighbours.retain(|known| {
+            (known.bridge.as_str(), known.address) != (bridge, address)
+                || vlan.is_some_and(|vlan| vlan != known.vlan)
+        });
+        if inner.layout.neighbours.len() == before {
+            return Err(Error::NotFound(format!("no neighbour {address} on bridge '{bridge}'")));
+        }
+        Ok(())
+    }
+
+    fn neigh_flush(&self, _: &NeighFilter) -> Result<usize, Error> {
+        Ok(0)
     }
 }

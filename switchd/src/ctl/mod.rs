@@ -18,7 +18,7 @@ use clap::Parser;
 use hyper::Method;
 
 use crate::api::{PortInfo, ReloadReport};
-use crate::cli::{BridgeVerb, Cli, FdbVerb, Noun, PortVerb, StatsArgs};
+use crate::cli::{BridgeVerb, Cli, FdbVerb, NeighVerb, Noun, PortVerb, StatsArgs};
 use crate::client::{Answer, Client, Refused, Target};
 
 /// The program.
@@ -107,6 +107,7 @@ fn run(cli: Cli) -> Outcome {
         Noun::Bridge(verb) => session()?.bridge(verb),
         Noun::Port(verb) => session()?.port(*verb),
         Noun::Fdb(verb) => session()?.fdb(verb),
+        Noun::Neigh(verb) => session()?.neigh(verb),
         Noun::Stats(args) => session()?.stats(&args),
         Noun::Reload => session()?.reload(),
         Noun::Netns(verb) => local::netns(verb, json),
@@ -232,6 +233,28 @@ impl Session {
             }
             FdbVerb::Flush { select } => {
                 self.done(&self.client.act(Method::POST, &Target::new(["fdb", "flush"]).query(&select)?)?)
+            }
+        }
+    }
+
+    fn neigh(&self, verb: NeighVerb) -> Outcome {
+        match verb {
+            NeighVerb::Show { select } => {
+                let target = Target::new(["neigh"]).query(&select)?;
+                self.shown(&target, false, |answer| Ok(show::neigh(&answer.parse::<Vec<_>>()?)))
+            }
+            NeighVerb::Add { neighbour, tolerance } => {
+                let target = Target::new(["neigh"]).flag("may_exist", tolerance.may_exist);
+                self.done(&self.client.ask(Method::POST, &target, &neighbour)?)
+            }
+            NeighVerb::Del { address, key, tolerance } => {
+                let target = Target::new(["neigh", &address.to_string()])
+                    .query(&key)?
+                    .flag("if_exists", tolerance.if_exists);
+                self.done(&self.client.act(Method::DELETE, &target)?)
+            }
+            NeighVerb::Flush { select } => {
+                self.done(&self.client.act(Method::POST, &Target::new(["neigh", "flush"]).query(&select)?)?)
             }
         }
     }

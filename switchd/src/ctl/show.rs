@@ -3,7 +3,8 @@
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    BridgeInfo, Counters, FdbInfo, PeerInfo, PortInfo, Stats, StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
+    BridgeInfo, Counters, FdbInfo, NeighInfo, PeerInfo, PortInfo, Stats, StatusInfo, TunnelInfo, VlanInfo,
+    VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -190,6 +191,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         tx_segments,
         tx_fragmented,
         mss_clamped,
+        neigh_answered,
         drops,
     } = &port.counters;
     pairs.push(("received", format!("{rx_frames} frames, {rx_bytes} bytes, {rx_segments} segments")));
@@ -197,6 +199,9 @@ pub(super) fn port(port: &PortInfo) -> String {
     if port.tunnel.is_some() {
         pairs.push(("fragmented", format!("{tx_fragmented} frames in fragments of the outer packet")));
         pairs.push(("mss-clamped", format!("{mss_clamped} SYNs")));
+    }
+    if *neigh_answered > 0 {
+        pairs.push(("neigh-answered", neigh_answered.to_string()));
     }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
@@ -227,6 +232,32 @@ pub(super) fn fdb(entries: &[FdbInfo]) -> String {
             entry.state.to_string(),
             if entry.state == crate::api::EntryState::Dynamic {
                 format!("{}s", entry.age_secs)
+            } else {
+                String::new()
+            },
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn neigh(neighbours: &[NeighInfo]) -> String {
+    let mut table = Table::new([
+        ("ADDRESS", Left),
+        ("MAC", Left),
+        ("VLAN", Right),
+        ("BRIDGE", Left),
+        ("STATE", Left),
+        ("AGE", Right),
+    ]);
+    for known in neighbours {
+        table.row([
+            known.address.to_string(),
+            known.mac.to_string(),
+            if known.vlan == 0 { String::new() } else { known.vlan.to_string() },
+            known.bridge.clone(),
+            format!("{}{}", known.state, if known.router == Some(true) { " router" } else { "" }),
+            if known.state == crate::api::EntryState::Dynamic {
+                format!("{}s", known.age_secs)
             } else {
                 String::new()
             },

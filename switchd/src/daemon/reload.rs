@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
 use vswitch::status::{FdbState, PortState, PortStatus};
-use vswitch::switch::{Error, FdbFilter};
+use vswitch::switch::{Error, FdbFilter, NeighSpec};
 
 use super::stations::{carry_over, current, has, is_entry};
-use super::{Daemon, Record};
+use super::{Daemon, Record, neighbours};
 use crate::api::ReloadReport;
 use crate::compare;
 use crate::config::{Config, DEFAULT_CONFIG};
@@ -125,8 +125,25 @@ impl Daemon {
                 None => {}
             }
         }
+        let neighbours = self.static_neighbours()?;
+        let ours = record.neighbours.iter();
+        now.neighbours =
+            ours.filter_map(|one| neighbours::current(one, &neighbours, &record.neighbours)).collect();
+        for one in &config.layout.neighbours {
+            let there = neighbours.iter().find(|there| neighbours::is_same(there, one));
+            let Some(there) = there.filter(|_| !neighbours::has(&now.neighbours, one)) else { continue };
+            let object = Step::AddNeighbour(one.clone()).to_string();
+            if there != one {
+                let router = |known: &NeighSpec| if known.router { " as a router" } else { "" };
+                let differs = format!("it is {}{}, not {}{}", there.mac, router(there), one.mac, router(one));
+                return Err(foreign(config, object, &[differs]));
+            }
+            adopted.push(object);
+            now.neighbours.insert(one.clone());
+        }
         let mut then = config.layout.clone();
         carry_over(&stations, &theirs, &dead, &mut now, &mut then)
+            .and_then(|()| neighbours::carry_over(&neighbours, &mut now, &mut then))
             .map_err(|error| Error::Invalid(format!("{}: {error}", config.path.display())))?;
 
         let steps = plan::plan(&now, &then, &dead);
@@ -147,6 +164,7 @@ impl Daemon {
         }
         (record.bridges, record.ports) = wanted;
         record.entries.clone_from(&config.layout.entries);
+        record.neighbours.clone_from(&config.layout.neighbours);
         record.path = Some(config.path.clone());
         Ok(report)
     }
@@ -194,9 +212,13 @@ fn report(steps: &[Step]) -> ReloadReport {
     for step in steps {
         let object = step.to_string();
         match step {
-            Step::AddBridge(_) | Step::AddPort(_) | Step::AddEntry(_) => added.push(object),
+            Step::AddBridge(_) | Step::AddPort(_) | Step::AddEntry(_) | Step::AddNeighbour(_) => {
+                added.push(object);
+            }
             Step::SetBridge { .. } | Step::SetPort { .. } => changed.push(object),
-            Step::DelBridge(_) | Step::DelPort(_) | Step::DelEntry(_) => removed.push(object),
+            Step::DelBridge(_) | Step::DelPort(_) | Step::DelEntry(_) | Step::DelNeighbour(_) => {
+                removed.push(object);
+            }
         }
     }
     changed.retain(|object| !removed.contains(object));

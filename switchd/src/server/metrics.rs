@@ -96,7 +96,7 @@ impl Page {
     }
 
     fn ports(&mut self, ports: &[PortInfo]) {
-        let counters: [Family<PortInfo>; 8] = [
+        let counters: [Family<PortInfo>; 9] = [
             ("vswitch_port_receive_frames_total", "Frames received; a GSO frame is one.", |p| {
                 p.counters.rx_frames
             }),
@@ -122,6 +122,11 @@ impl Page {
                 "vswitch_port_mss_clamped_total",
                 "TCP SYNs whose maximum segment size was lowered to what fits a tunnel's path.",
                 |p| p.counters.mss_clamped,
+            ),
+            (
+                "vswitch_port_neigh_answered_total",
+                "ARP requests and neighbour solicitations that the switch answered itself.",
+                |p| p.counters.neigh_answered,
             ),
         ];
         self.families(&counters, ports, |port| vec![("bridge", &port.bridge), ("port", &port.name)]);

@@ -20,8 +20,8 @@ use vswitch::switch::Error;
 
 use super::{BODY_MAX_BYTES, READ_TIMEOUT, metrics};
 use crate::api::{
-    BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed, PortAdd,
-    PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
+    BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed, NeighAdd,
+    NeighInfo, NeighKey, NeighSelect, PortAdd, PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
 };
 use crate::daemon::Daemon;
 
@@ -49,6 +49,9 @@ fn documented() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(fdb, fdb_add))
         .routes(routes!(fdb_del))
         .routes(routes!(fdb_flush))
+        .routes(routes!(neighbours, neigh_add))
+        .routes(routes!(neigh_del))
+        .routes(routes!(neigh_flush))
         .routes(routes!(stats))
         .routes(routes!(reload))
         .routes(routes!(prometheus))
@@ -237,7 +240,7 @@ struct DelBridgeQuery {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct DelEntryQuery {
-    /// Bridge that knows the station.
+    /// Bridge that knows it.
     bridge: String,
     /// Its VLAN, on a filtering bridge.
     #[param(value_type = Option<u16>)]
@@ -389,6 +392,51 @@ async fn fdb_del(State(daemon): Shared, Name(mac): Name, Query(how): Query<DelEn
     responses((status = OK, body = Flushed), (status = 404, body = Failure)))]
 async fn fdb_flush(State(daemon): Shared, Query(select): Query<FdbSelect>) -> Reply<Flushed> {
     let work = move |daemon: &Daemon| daemon.fdb_flush(&select).map(|flushed| Flushed { flushed });
+    call(daemon, StatusCode::OK, work).await
+}
+
+/// The neighbours that are known.
+#[utoipa::path(get, path = "/v1/neigh", params(NeighSelect),
+    responses((status = OK, body = Vec<NeighInfo>), (status = 404, body = Failure)))]
+async fn neighbours(State(daemon): Shared, Query(select): Query<NeighSelect>) -> Reply<Vec<NeighInfo>> {
+    call(daemon, StatusCode::OK, move |daemon| daemon.neighbours(&select)).await
+}
+
+/// Adds a static neighbour.
+#[utoipa::path(post, path = "/v1/neigh", params(AddQuery), request_body = NeighAdd,
+    responses((status = CREATED, body = NeighInfo), (status = 400, body = Failure), (status = 404, body = Failure),
+        (status = 409, body = Failure)))]
+async fn neigh_add(
+    State(daemon): Shared,
+    Query(how): Query<AddQuery>,
+    Json(request): Json<NeighAdd>,
+) -> Reply<NeighInfo> {
+    call(daemon, StatusCode::CREATED, move |daemon| daemon.neigh_add(&request, how.may_exist)).await
+}
+
+/// Removes a neighbour.
+#[utoipa::path(delete, path = "/v1/neigh/{address}", params(("address" = String, Path), DelEntryQuery),
+    responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
+async fn neigh_del(
+    State(daemon): Shared,
+    Name(address): Name,
+    Query(how): Query<DelEntryQuery>,
+) -> Reply<Done> {
+    let work = move |daemon: &Daemon| {
+        let address = address
+            .parse()
+            .map_err(|_| Error::Invalid(format!("'{}' is not an IP address", address.escape_debug())))?;
+        let key = NeighKey { bridge: how.bridge, vlan: how.vlan };
+        daemon.neigh_del(address, &key, how.if_exists).map(|()| Done {})
+    };
+    call(daemon, StatusCode::OK, work).await
+}
+
+/// Forgets dynamic neighbours.
+#[utoipa::path(post, path = "/v1/neigh/flush", params(NeighSelect),
+    responses((status = OK, body = Flushed), (status = 404, body = Failure)))]
+async fn neigh_flush(State(daemon): Shared, Query(select): Query<NeighSelect>) -> Reply<Flushed> {
+    let work = move |daemon: &Daemon| daemon.neigh_flush(&select).map(|flushed| Flushed { flushed });
     call(daemon, StatusCode::OK, work).await
 }
 

@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod host;
 mod lifecycle;
+mod neighbours;
 mod oracle;
 mod path_mtu;
 mod ports;
@@ -100,6 +101,11 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::connections_are_clamped", path_mtu::connections_are_clamped),
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
+    ("neighbours::suppressed", neighbours::suppressed),
+    ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
+    ("neighbours::static_neighbours", neighbours::static_neighbours),
+    ("neighbours::vlans", neighbours::vlans),
+    ("neighbours::by_reload", neighbours::by_reload),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

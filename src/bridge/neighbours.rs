@@ -1,0 +1,214 @@
+//! Neighbours: which MAC address an IP address is at, so that the switch can answer ARP requests and neighbour
+//! solicitations itself instead of flooding them into tunnels (RFC 9161 describes it for EVPN).
+//!
+//! Workers read a snapshot that is part of the topology, and tell the control side what is new ([`Heard`]); it keeps the
+//! table and publishes the next snapshot. Only when a neighbour was last heard changes in place. Neighbours are few and seldom new,
+//! so copying the map is cheap; a table like the forwarding database's, which workers write, would be much machinery for
+//! a frame in a thousand.
+//!
+//! Nothing here says where a station is: that is the forwarding database's, and whom it does not know is not answered for.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use hashbrown::HashMap;
+
+use super::fdb::Tick;
+use crate::addr::{MacAddr, PortId};
+use crate::spec::BridgeSpec;
+
+/// Learned neighbours of a bridge, at most; as many configured ones.
+pub const NEIGHBOURS_MAX: usize = 4096;
+
+/// VLAN (0 in a bridge that does not filter) and address.
+pub type Place = (u16, IpAddr);
+
+/// What is known of an address.
+#[derive(Debug)]
+pub struct Neighbour {
+    /// Where it is.
+    pub mac: MacAddr,
+    /// Configured: frames do not change it, and it does not age.
+    pub fixed: bool,
+    /// Whether it is a router; `None` is not known yet. Hosts give up a router that is said to be none (RFC 4861, section 7.2.5).
+    pub router: Option<bool>,
+    /// Second when it was last heard.
+    seen: AtomicU32,
+}
+
+impl Neighbour {
+    /// One heard now.
+    #[must_use]
+    pub fn new(mac: MacAddr, fixed: bool, router: Option<bool>, now: Tick) -> Neighbour {
+        Neighbour { mac, fixed, router, seen: AtomicU32::new(now.0) }
+    }
+
+    /// It was heard again.
+    #[inline]
+    pub fn refresh(&self, now: Tick) {
+        if self.seen.load(Ordering::Relaxed) != now.0 {
+            self.seen.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Seconds since it was last heard; 0 for a configured one.
+    #[must_use]
+    pub fn age_secs(&self, now: Tick) -> u32 {
+        // A worker's clock may be a little ahead.
+        if self.fixed { 0 } else { now.0.saturating_sub(self.seen.load(Ordering::Relaxed)) }
+    }
+}
+
+/// The neighbours of one bridge. A copy shares when each was last heard.
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours(HashMap<Place, Arc<Neighbour>>);
+
+impl Neighbours {
+    /// What is known of an address.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, place: &Place) -> Option<&Neighbour> {
+        self.0.get(place).map(|neighbour| &**neighbour)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Place, &Neighbour)> {
+        self.0.iter().map(|(place, neighbour)| (place, &**neighbour))
+    }
+
+    /// Adds or replaces one; whether there was room.
+    pub fn insert(&mut self, place: Place, neighbour: Neighbour) -> bool {
+        let alike = |other: &Arc<Neighbour>| other.fixed == neighbour.fixed;
+        let replaces = self.0.get(&place).is_some_and(alike);
+        if !replaces && self.0.values().filter(|other| alike(other)).count() >= NEIGHBOURS_MAX {
+            return false;
+        }
+        self.0.insert(place, Arc::new(neighbour));
+        true
+    }
+
+    /// Forgets those for which `forget` is true; returns how many.
+    pub fn forget(&mut self, mut forget: impl FnMut(&Place, &Neighbour) -> bool) -> usize {
+        let before = self.0.len();
+        self.0.retain(|place, neighbour| !forget(place, neighbour));
+        before - self.0.len()
+    }
+
+    /// Moves the configured ones to where `place` says, and forgets the others.
+    #[must_use]
+    pub fn moved(&self, place: impl Fn(&Place) -> Place) -> Neighbours {
+        let fixed = self.0.iter().filter(|(_, neighbour)| neighbour.fixed);
+        Neighbours(fixed.map(|(old, neighbour)| (place(old), Arc::clone(neighbour))).collect())
+    }
+}
+
+/// A frame told of a neighbour that is not known, or known otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heard {
+    /// The port it came by.
+    pub port: PortId,
+    /// The VLAN it belongs to.
+    pub vid: u16,
+    /// Whose address it told.
+    pub address: IpAddr,
+    /// And that address.
+    pub mac: MacAddr,
+    /// Whether it is a router, if the frame said so.
+    pub router: Option<bool>,
+}
+
+/// Whether one host, that a bridge can know of, may have this address.
+#[must_use]
+pub fn is_host(address: IpAddr) -> bool {
+    let odd = match address {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some(),
+    };
+    !odd && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+}
+
+/// Where a static neighbour in VLAN `vid` is when a bridge's settings change from `now` to `then`.
+#[must_use]
+pub fn follow(vid: u16, now: &BridgeSpec, then: &BridgeSpec) -> u16 {
+    match (now.vlan_filtering, then.vlan_filtering) {
+        (_, false) => 0,
+        (true, true) if vid != now.default_pvid.get() => vid,
+        _ => then.default_pvid.get(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn neighbour(fixed: bool) -> Neighbour {
+        Neighbour::new(MacAddr([2, 0, 0, 0, 0, 1]), fixed, Some(false), Tick(5))
+    }
+
+    fn place(n: u32) -> Place {
+        (0, IpAddr::V4((0x0a00_0000 + n).into()))
+    }
+
+    #[test]
+    fn learned_and_configured_ones_do_not_take_each_others_room() {
+        let mut table = Neighbours::default();
+        let most = u32::try_from(NEIGHBOURS_MAX).expect("few");
+        for n in 0..most {
+            assert!(table.insert(place(n), neighbour(false)));
+        }
+        assert!(!table.insert(place(most), neighbour(false)), "full");
+        assert!(table.insert(place(0), neighbour(false)), "but who is known may change");
+        assert!(table.insert(place(most), neighbour(true)), "and there is room for configured ones");
+        assert_eq!(table.forget(|_, neighbour| !neighbour.fixed), NEIGHBOURS_MAX);
+        assert_eq!(table.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_copy_shares_when_each_was_last_heard() {
+        let mut table = Neighbours::default();
+        table.insert(place(1), neighbour(false));
+        table.insert(place(2), neighbour(true));
+        let copy = table.clone();
+        copy.get(&place(1)).expect("there").refresh(Tick(8));
+        let age = |n| table.get(&place(n)).map(|neighbour| neighbour.age_secs(Tick(10)));
+        assert_eq!((age(1), age(2)), (Some(2), Some(0)));
+        let moved = table.moved(|&(_, address)| (7, address));
+        assert_eq!(moved.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [(7, place(2).1)]);
+    }
+
+    #[test]
+    fn configured_ones_follow_the_default_vlan() {
+        let spec = |vlan_filtering, pvid| BridgeSpec {
+            vlan_filtering,
+            default_pvid: crate::addr::VlanId::new(pvid).expect("in range"),
+            ..BridgeSpec::new("br0")
+        };
+        assert_eq!(follow(0, &spec(false, 1), &spec(true, 5)), 5);
+        assert_eq!(follow(10, &spec(true, 1), &spec(false, 1)), 0);
+        assert_eq!(
+            (follow(1, &spec(true, 1), &spec(true, 5)), follow(7, &spec(true, 1), &spec(true, 5))),
+            (5, 7)
+        );
+    }
+
+    #[test]
+    fn hosts_addresses() {
+        for good in ["10.0.0.1", "169.254.0.1", "fe80::1", "fd00::1"] {
+            assert!(is_host(good.parse().expect("an address")), "{good}");
+        }
+        for bad in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(!is_host(bad.parse().expect("an address")), "{bad}");
+        }
+    }
+}
