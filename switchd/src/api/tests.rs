@@ -163,7 +163,7 @@ fn a_request_is_the_same_from_the_command_line_and_from_json() {
     let crate::cli::PortVerb::Add { port: typed, .. } = *verb else { panic!() };
     let json = r#"{"name":"p1","bridge":"br0","type":"tap","address":["10.0.0.1/24"],"no_offload":true,"trunk":[10,20,21],"native":5,"flood":false}"#;
     assert_eq!(serde_json::to_string(&typed).unwrap(), json);
-    assert_eq!(port(json), typed);
+    assert_eq!(port(json), *typed);
 }
 
 #[test]

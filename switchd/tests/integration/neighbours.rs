@@ -9,8 +9,8 @@ use crate::harness::frame::{BROADCAST, Mac, Q, frame, station, untag};
 use crate::harness::net::Ns;
 use crate::harness::raw::Raw;
 use crate::harness::stream::{Kind, Station};
+use crate::harness::underlay::Underlay;
 use crate::harness::{Outcome, eventually};
-use crate::tunnels::Underlay;
 
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
