@@ -14,6 +14,7 @@ mod host;
 mod lifecycle;
 mod neighbours;
 mod oracle;
+mod overlays;
 mod path_mtu;
 mod ports;
 mod settings;
@@ -95,6 +96,14 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
+    ("overlays::every_kind", overlays::every_kind),
+    ("overlays::outer_packets", overlays::outer_packets),
+    ("overlays::groups", overlays::groups),
+    ("overlays::vlans_to_networks", overlays::vlans_to_networks),
+    ("overlays::with_open_vswitch", overlays::with_open_vswitch),
+    ("overlays::underlay_comes_back", overlays::underlay_comes_back),
+    ("overlays::gre_between_pairs", overlays::gre_between_pairs),
+    ("overlays::refused", overlays::refused),
     ("path_mtu::senders_are_told", path_mtu::senders_are_told),
     ("path_mtu::tcp_over_a_smaller_underlay", path_mtu::tcp_over_a_smaller_underlay),
     ("path_mtu::by_mode", path_mtu::by_mode),

@@ -2,6 +2,7 @@
 
 use super::daemon::Daemon;
 use super::net::Ns;
+use super::raw::Raw;
 
 /// Hosts on one underlay, a kernel bridge in a namespace of its own: host N has 172.16.0.N and fd16::N.
 #[derive(Debug)]
@@ -14,14 +15,23 @@ impl Underlay {
     pub fn new(hosts: usize) -> Underlay {
         let wire = Ns::new("u");
         wire.ip("link add br0 type bridge mcast_snooping 0; link set br0 up");
-        let hosts = (1..=hosts).map(|n| {
-            let host = Ns::with_ipv6("h");
-            wire.veth(&format!("h{n}"), &host, "wire", 1500);
-            wire.ip(&format!("link set h{n} master br0"));
-            host.ip(&format!("addr add 172.16.0.{n}/24 dev wire; addr add fd16::{n}/64 dev wire nodad"));
-            host
-        });
-        Underlay { hosts: hosts.collect(), wire }
+        let hosts = (0..hosts).map(|_| Ns::with_ipv6("h")).collect();
+        let underlay = Underlay { hosts, wire };
+        (1..=underlay.hosts.len()).for_each(|n| underlay.plug_again(n));
+        underlay
+    }
+
+    /// Gives host `n` its interface.
+    pub fn plug_again(&self, n: usize) {
+        let (host, wire) = (&self.hosts[n - 1], &self.wire);
+        wire.veth(&format!("h{n}"), host, "wire", 1500);
+        wire.ip(&format!("link set h{n} master br0"));
+        host.ip(&format!("addr add 172.16.0.{n}/24 dev wire; addr add fd16::{n}/64 dev wire nodad"));
+    }
+
+    /// What goes in and out of host `n`, seen and sent from outside.
+    pub fn capture(&self, n: usize) -> Raw {
+        Raw::open(&self.wire, &format!("h{n}"))
     }
 
     /// A switch on host `n`, with a tunnel to the others.
