@@ -148,18 +148,17 @@ impl Sender {
 /// Tag control information of the frame's 802.1Q tag, wherever the frame is cut.
 #[inline]
 fn tag(frame: &[&[u8]]) -> Option<u16> {
-    let mut start = [0; ADDRESSES_LEN + TAG_LEN];
-    let mut room = &mut start[..];
-    for piece in frame {
-        let (now, later) = room.split_at_mut(piece.len().min(room.len()));
-        now.copy_from_slice(&piece[..now.len()]);
-        room = later;
-        if room.is_empty() {
-            break;
-        }
-    }
-    let [.., a, b, c, d] = start;
+    let whole = frame.first().and_then(|piece| piece.first_chunk());
+    let [.., a, b, c, d] = whole.copied().unwrap_or_else(|| start(frame));
     (u16::from_be_bytes([a, b]) == TPID_8021Q).then_some(u16::from_be_bytes([c, d]))
+}
+
+/// The frame's first bytes, as far as there are any.
+fn start(frame: &[&[u8]]) -> [u8; ADDRESSES_LEN + TAG_LEN] {
+    let mut start = [0; ADDRESSES_LEN + TAG_LEN];
+    let bytes = frame.iter().flat_map(|piece| piece.iter());
+    start.iter_mut().zip(bytes).for_each(|(to, &from)| *to = from);
+    start
 }
 
 /// The session and the frame of a GRE packet of one of these kinds. `None` when it is not what its protocol number says or

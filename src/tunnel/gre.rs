@@ -77,10 +77,13 @@ impl Header {
         let [a, b] = self.protocol.to_be_bytes();
         let mut bytes = [0; LEN_MAX];
         bytes[..4].copy_from_slice(&[flags, 0, a, b]);
-        let mut at = if self.checksum { 8 } else { 4 };
-        for field in [self.key, self.sequence].into_iter().flatten() {
-            bytes[at..at + 4].copy_from_slice(&field.to_be_bytes());
-            at += 4;
+        let at = if self.checksum { 8 } else { 4 };
+        if let Some(key) = self.key {
+            bytes[at..at + 4].copy_from_slice(&key.to_be_bytes());
+        }
+        if let Some(sequence) = self.sequence {
+            let at = if self.key.is_some() { at + 4 } else { at };
+            bytes[at..at + 4].copy_from_slice(&sequence.to_be_bytes());
         }
         if self.checksum {
             // Zeros behind the header add nothing.
@@ -95,11 +98,11 @@ impl Header {
 /// the next one's sum comes out swapped (RFC 1071, section 2(B)).
 fn pieces(sum: Sum, pieces: &[&[u8]]) -> Sum {
     let mut odd = false;
-    pieces.iter().fold(sum, |sum, piece| {
-        let word = u16::from_be_bytes(Sum::of(piece).fold());
-        let word = if odd { word.swap_bytes() } else { word };
+    pieces.iter().filter(|piece| !piece.is_empty()).fold(sum, |sum, piece| {
+        let next = Sum::of(piece);
+        let added = if odd { sum.word(u16::from_le_bytes(next.fold())) } else { sum.plus(next) };
         odd ^= piece.len() % 2 == 1;
-        sum.word(word)
+        added
     })
 }
 
