@@ -96,6 +96,7 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::by_reload", tunnels::by_reload),
     ("path_mtu::senders_are_told", path_mtu::senders_are_told),
     ("path_mtu::tcp_over_a_smaller_underlay", path_mtu::tcp_over_a_smaller_underlay),
+    ("path_mtu::as_linux_tells", path_mtu::as_linux_tells),
     ("path_mtu::by_mode", path_mtu::by_mode),
     ("path_mtu::connections_are_clamped", path_mtu::connections_are_clamped),
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
