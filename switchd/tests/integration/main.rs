@@ -100,6 +100,7 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::by_mode", path_mtu::by_mode),
     ("path_mtu::connections_are_clamped", path_mtu::connections_are_clamped),
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
+    ("path_mtu::many_ways_change_at_once", path_mtu::many_ways_change_at_once),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),

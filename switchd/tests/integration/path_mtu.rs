@@ -320,6 +320,34 @@ pub fn the_underlay_shrinks() -> Outcome {
     Ok(())
 }
 
+/// However many ways there are, each is looked at again soon, and one line tells of all.
+pub fn many_ways_change_at_once() -> Outcome {
+    let underlay = Underlay::new(1);
+    underlay.hosts[0].ip("route add 172.17.0.0/16 dev wire");
+    let daemon = Daemon::start(&underlay.hosts[0]);
+    for port in 0..3 {
+        let remotes: Vec<String> = (1..=200).map(|n| format!("--remote 172.17.{port}.{n}")).collect();
+        daemon.ctl(&format!("bridge add br{port}"));
+        daemon.ctl(&format!(
+            "port add vx{port} --bridge br{port} --type vxlan --vni {port} --local 172.16.0.1 {}",
+            remotes.join(" ")
+        ));
+    }
+    let all = |mtu: u64| {
+        (0..3).all(|port| {
+            let port = daemon.port(&format!("vx{port}"));
+            let remotes = port["tunnel"]["remotes"].as_array().expect("a list").clone();
+            remotes.len() == 200 && remotes.iter().all(|remote| remote["mtu"] == mtu)
+        })
+    };
+    assert!(all(1450), "they are looked at when the port is added");
+    underlay.set_mtu(1400);
+    eventually("all have changed", || all(1350));
+    let told = daemon.log().matches("with up to 1350 bytes").count();
+    assert_eq!(told, 3, "a line a port: {}", daemon.log());
+    Ok(())
+}
+
 /// One line says what would be better, where it is looked for; none when all is well.
 pub fn operators_are_told() -> Outcome {
     let underlay = Underlay::new(2);
