@@ -2,7 +2,7 @@
 //!
 //! A frame leaves with the tag its port wants (see [`crate::bridge::vlan`]), not longer than the port's MTU allows, and
 //! with its checksum and segmentation finished where the port cannot do that. The frame itself is not rewritten: other
-//! ports may want it in another form.
+//! ports may want it in another form. What does not fit the path of a tunnel is for [`super::path`].
 
 use std::sync::atomic::Ordering;
 

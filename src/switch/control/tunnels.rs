@@ -187,10 +187,8 @@ impl Tunnels {
 
     /// What an operator should know of the ways of a port: of the one that takes least.
     pub(super) fn hint(&self, id: PortId, port: &Port) -> Option<String> {
-        let (_, least) =
-            self.of(id).filter(|(_, remote)| remote.probed).min_by_key(|(_, remote)| remote.mtu)?;
         let PortKind::Tunnel(spec) = &port.spec.kind else { return None };
-        hint(&port.spec.name, port.spec.settings.tunnel.df, spec, least)
+        hint(&port.spec.name, port.spec.settings.tunnel.df, spec, self.least(id)?)
     }
 
     pub(super) fn status(&self, port: PortId) -> Vec<RemoteStatus> {
@@ -205,24 +203,34 @@ impl Tunnels {
         all
     }
 
+    /// The remote of a port whose way takes least, of those that were looked at.
+    fn least(&self, port: PortId) -> Option<&Remote> {
+        let probed = self.of(port).map(|(_, remote)| remote).filter(|remote| remote.probed);
+        probed.min_by_key(|remote| remote.mtu)
+    }
+
     /// Finds out what fits the ways to some remotes of one port; where there is no way now, what was known stays.
-    fn probe(&mut self, name: &str, settings: &TunnelSettings, spec: &TunnelSpec, ids: &[PortId]) {
+    fn probe(
+        &mut self,
+        port: PortId,
+        name: &str,
+        settings: &TunnelSettings,
+        spec: &TunnelSpec,
+        ids: &[PortId],
+    ) {
         let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(id)?.address)));
         let (ids, addresses): (Vec<_>, Vec<_>) = known.unzip();
         let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
-        // One line, however many ways change at once.
-        let mut changed: Option<(u32, PortId)> = None;
+        let before = self.least(port).map(|remote| remote.mtu);
         for (id, mtu) in ids.into_iter().zip(mtus) {
-            let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) else { continue };
-            let mtu = inner_mtu(spec, mtu);
-            let same = remote.probed && remote.mtu == mtu;
-            (remote.mtu, remote.probed) = (mtu, true);
-            remote.shared.set_path_max(frame_max(spec, mtu));
-            if !same && changed.is_none_or(|(least, _)| mtu < least) {
-                changed = Some((mtu, id));
+            if let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) {
+                let mtu = inner_mtu(spec, mtu);
+                (remote.mtu, remote.probed) = (mtu, true);
+                remote.shared.set_path_max(frame_max(spec, mtu));
             }
         }
-        let least = changed.and_then(|(_, id)| self.remotes.get(&id));
+        // One line, however many ways change at once, and none for each stranger.
+        let least = self.least(port).filter(|remote| before != Some(remote.mtu));
         if let Some(hint) = least.and_then(|remote| hint(name, settings.df, spec, remote)) {
             tracing::info!("{hint}");
         }
@@ -258,7 +266,7 @@ impl Control {
         };
         queues.extend(self.ways(port, spec, &whole.settings.tunnel));
         let ids = self.tunnels.ids_of(port);
-        self.tunnels.probe(&whole.name, &whole.settings.tunnel, spec, &ids);
+        self.tunnels.probe(port, &whole.name, &whole.settings.tunnel, spec, &ids);
         Ok(queues)
     }
 
@@ -423,7 +431,7 @@ impl Control {
     fn probe(&mut self, port: PortId, ids: &[PortId]) {
         let Some(Port { spec, .. }) = self.ports.get(&port) else { return };
         if let PortKind::Tunnel(tunnel) = &spec.kind {
-            self.tunnels.probe(&spec.name, &spec.settings.tunnel, tunnel, ids);
+            self.tunnels.probe(port, &spec.name, &spec.settings.tunnel, tunnel, ids);
         }
     }
 

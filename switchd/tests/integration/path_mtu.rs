@@ -24,9 +24,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Pair {
+    fn new(v6: bool) -> Pair {
         let underlay = Underlay::new(2);
-        let (near, far) = (underlay.switch(1, false), underlay.switch(2, false));
+        let (near, far) = (underlay.switch(1, v6), underlay.switch(2, v6));
         Pair { underlay, near, far, left: Ns::with_ipv6("a"), right: Ns::with_ipv6("b") }
     }
 
@@ -70,7 +70,7 @@ fn inner_mtu(daemon: &Daemon) -> u64 {
 
 /// What may not be fragmented is answered, and counted; the rest goes in fragments outside, and is counted.
 pub fn senders_are_told() -> Outcome {
-    let pair = Pair::new();
+    let pair = Pair::new(false);
     let (near, far) = (&pair.near, &pair.far);
     let (a, b) = pair.stations(Kind::Tap, (1, 2));
     let (reached, text) = ping(&a, &b, false, "dont", 1472, 1);
@@ -112,26 +112,97 @@ pub fn senders_are_told() -> Outcome {
 
 /// Nobody has to set anything up; and TCP, which finds out what fits, is never fragmented.
 pub fn tcp_over_a_smaller_underlay() -> Outcome {
-    let pair = Pair::new();
-    for (kind, numbers) in [(Kind::Plain, (1, 2)), (Kind::Tap, (3, 4)), (Kind::Packet, (5, 6))] {
-        // Two interfaces of one station's kernel on one network would answer for each other.
-        let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
-        let hosts = &pair.underlay.hosts;
-        let a = Station::plug(&pair.near, (&hosts[0], &left), kind, numbers.0, 1500, "");
-        let b = Station::plug(&pair.far, (&hosts[1], &right), kind, numbers.1, 1500, "");
-        tcp(&a, &b, false, 4 << 20);
-        tcp(&b, &a, true, 4 << 20);
-        if kind == Kind::Plain {
-            assert!(too_big(&pair.near) > 0 && too_big(&pair.far) > 0, "frames of 1500 bytes were sent");
+    for v6 in [false, true] {
+        let pair = Pair::new(v6);
+        assert_eq!(inner_mtu(&pair.near), if v6 { INNER_MTU - 20 } else { INNER_MTU });
+        for (kind, numbers) in [(Kind::Plain, (1, 2)), (Kind::Tap, (3, 4)), (Kind::Packet, (5, 6))] {
+            let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+            let hosts = &pair.underlay.hosts;
+            let a = Station::plug(&pair.near, (&hosts[0], &left), kind, numbers.0, 1500, "");
+            let b = Station::plug(&pair.far, (&hosts[1], &right), kind, numbers.1, 1500, "");
+            tcp(&a, &b, false, 4 << 20);
+            tcp(&b, &a, true, 4 << 20);
+            if kind == Kind::Plain {
+                assert!(too_big(&pair.near) > 0 && too_big(&pair.far) > 0, "frames of 1500 bytes were sent");
+            }
         }
+        assert_eq!((fragmented(&pair.near), fragmented(&pair.far)), (0, 0));
     }
-    assert_eq!((fragmented(&pair.near), fragmented(&pair.far)), (0, 0));
+    Ok(())
+}
+
+/// An IP packet with right lengths and checksums, from one station to another.
+fn question(v6: bool, df: bool, protocol: u8, len: usize) -> Vec<u8> {
+    let mut packet = if v6 {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(u16::try_from(len - 40).expect("fits").to_be_bytes());
+        packet.extend([protocol, 64]);
+        for last in [1, 2] {
+            packet.extend([0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+        packet
+    } else {
+        let total = u16::try_from(len).expect("fits").to_be_bytes();
+        let flags = if df { 0x40 } else { 0 };
+        let hosts = [10, 9, 0, 1, 10, 9, 0, 2];
+        let mut packet =
+            [&[0x45, 0, total[0], total[1], 0, 7, flags, 0, 64, protocol, 0, 0][..], &hosts].concat();
+        let words = packet.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+        let sum: u32 = words.sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        packet[10..12].copy_from_slice(&(!u16::try_from(sum).expect("folded")).to_be_bytes());
+        packet
+    };
+    packet.resize(len, 0x44);
+    frame(station(2), station(1), &[], if v6 { 0x86dd } else { 0x0800 }, &packet)
+}
+
+/// The kernel's bridge and vxlan, asked the same, answer the same: everything but the kernel's choice of header fields.
+pub fn as_linux_tells() -> Outcome {
+    let underlay = Underlay::new(3);
+    let (theirs, ours) = (&underlay.hosts[0], underlay.switch(2, false));
+    ours.ctl("port set vx0 --remote 172.16.0.3");
+    theirs.ip(
+        "link add vx0 mtu 1500 type vxlan id 42 local 172.16.0.1 remote 172.16.0.3 dstport 4789; \
+         link add br0 type bridge mcast_snooping 0; link set vx0 master br0; link set vx0 up; link set br0 up",
+    );
+    let wires = (Ns::new("s"), Ns::new("s"));
+    theirs.veth("t0", &wires.0, "s0", 1500);
+    theirs.ip("link set t0 master br0");
+    ours.ctl(&format!("port add s0 --bridge br0 --type tap --netns {}", wires.1.name));
+    let stations = [Raw::open(&wires.0, "s0"), Raw::open(&wires.1, "s0")];
+    let is_answer = |bytes: &[u8]| bytes[..6] == station(1) && bytes[6..12] == station(2);
+    for (v6, df, protocol, len, answered) in [
+        (false, true, 17, 1500, true),
+        (false, true, 6, 1451, true),
+        (false, true, 17, 1450, false),
+        (false, false, 17, 1500, false),
+        (true, true, 17, 1500, true),
+        (true, true, 6, 1451, true),
+        (true, true, 17, 1450, false),
+    ] {
+        let context = format!("IPv6 {v6}, DF {df}, protocol {protocol}, {len} bytes");
+        let answers = stations.each_ref().map(|socket| {
+            socket.send(&question(v6, df, protocol, len)).expect("sent");
+            let wait = if answered { PATIENCE } else { Duration::from_millis(100) };
+            socket.collect(1, wait, is_answer).pop().map(|seen| seen.bytes)
+        });
+        assert_eq!(answers.each_ref().map(Option::is_some), [answered; 2], "{context}");
+        // Ethernet header, addresses, and the message with what it quotes.
+        let (addresses, message) = if v6 { (22, 54) } else { (26, 34) };
+        let compared = |bytes: &Vec<u8>| {
+            (bytes[..14].to_vec(), bytes[addresses..message].to_vec(), bytes[message..].to_vec())
+        };
+        let [theirs, ours] = answers.each_ref().map(|answer| answer.as_ref().map(compared));
+        assert_eq!(ours, theirs, "{context}");
+    }
+    assert_eq!((too_big(&ours), fragmented(&ours)), (4, 1));
     Ok(())
 }
 
 /// `set` fragments nothing, `unset` everything; both while the port runs.
 pub fn by_mode() -> Outcome {
-    let pair = Pair::new();
+    let pair = Pair::new(false);
     let near = &pair.near;
     let (a, b) = pair.stations(Kind::Tap, (1, 2));
     near.ctl("port set vx0 --df unset");
@@ -180,7 +251,7 @@ fn announced(socket: &Raw, v6: bool) -> u16 {
 
 /// SYN and SYN-ACK, out of one switch only: one leaves by its tunnel, the other arrives there.
 pub fn connections_are_clamped() -> Outcome {
-    let pair = Pair::new();
+    let pair = Pair::new(false);
     let (a, b) = pair.stations(Kind::Plain, (1, 2));
     for (clamp, v6, mss, count) in
         [("off", false, 1460, 0), ("on", false, 1410, 2), ("on", true, 1390, 4), ("off", true, 1440, 4)]
@@ -204,7 +275,7 @@ pub fn connections_are_clamped() -> Outcome {
 
 /// TCP goes on while the underlay takes less, and more again, and the operator is told.
 pub fn the_underlay_shrinks() -> Outcome {
-    let pair = Pair::new();
+    let pair = Pair::new(false);
     let (near, far) = (&pair.near, &pair.far);
     let (plain, tap) = (pair.stations(Kind::Plain, (1, 2)), (Ns::with_ipv6("c"), Ns::with_ipv6("d")));
     let hosts = &pair.underlay.hosts;
@@ -246,6 +317,34 @@ pub fn the_underlay_shrinks() -> Outcome {
         let line = format!("frames with up to {inner} bytes of payload");
         assert_eq!(log.matches(&line).count(), if inner == 1450 { 2 } else { 1 }, "{line}: {log}");
     }
+    Ok(())
+}
+
+/// However many ways there are, each is looked at again soon, and one line tells of all.
+pub fn many_ways_change_at_once() -> Outcome {
+    let underlay = Underlay::new(1);
+    underlay.hosts[0].ip("route add 172.17.0.0/16 dev wire");
+    let daemon = Daemon::start(&underlay.hosts[0]);
+    for port in 0..3 {
+        let remotes: Vec<String> = (1..=200).map(|n| format!("--remote 172.17.{port}.{n}")).collect();
+        daemon.ctl(&format!("bridge add br{port}"));
+        daemon.ctl(&format!(
+            "port add vx{port} --bridge br{port} --type vxlan --vni {port} --local 172.16.0.1 {}",
+            remotes.join(" ")
+        ));
+    }
+    let all = |mtu: u64| {
+        (0..3).all(|port| {
+            let port = daemon.port(&format!("vx{port}"));
+            let remotes = port["tunnel"]["remotes"].as_array().expect("a list").clone();
+            remotes.len() == 200 && remotes.iter().all(|remote| remote["mtu"] == mtu)
+        })
+    };
+    assert!(all(1450), "they are looked at when the port is added");
+    underlay.set_mtu(1400);
+    eventually("all have changed", || all(1350));
+    let told = daemon.log().matches("with up to 1350 bytes").count();
+    assert_eq!(told, 3, "a line a port: {}", daemon.log());
     Ok(())
 }
 
