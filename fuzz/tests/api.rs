@@ -70,6 +70,7 @@ fn good_requests_are_answered() {
         ("POST", "/v1/bridges?may_exist=false", Some((Kind::Bridge, 2))),
         ("POST", "/v1/ports", Some((Kind::Port, 2))),
         ("POST", "/v1/fdb", Some((Kind::Station, 1))),
+        ("POST", "/v1/neigh", Some((Kind::Neighbour, 0))),
         ("DELETE", "/v1/bridges/br0?with_ports=true", None),
     ] {
         let body = kind.map(|(kind, variant)| json(&kind.object(variant, &vec![], false)));
@@ -121,6 +122,10 @@ impl Rig {
             ("/v1/ports", r#"{"name": "p0", "bridge": "br0", "type": "tap"}"#),
             ("/v1/ports", r#"{"name": "p1", "bridge": "br1", "type": "tap", "trunk": [10, 20]}"#),
             ("/v1/fdb", r#"{"mac": "02:00:00:00:00:05", "port": "p1", "vlan": 10}"#),
+            (
+                "/v1/neigh",
+                r#"{"address": "10.0.0.1", "mac": "02:00:00:00:00:05", "bridge": "br1", "vlan": 10}"#,
+            ),
         ] {
             let answer = self.send("POST", path, body.to_owned());
             assert!(answer.as_ref().is_some_and(|(status, _)| status.is_success()), "{body}: {answer:?}");
@@ -139,6 +144,7 @@ impl Rig {
         let known = match path {
             path if path.contains("bridge") => ["br0", "br1"],
             path if path.contains("port") => ["p0", "p1"],
+            path if path.contains("neigh") => ["10.0.0.1", "fd00::1"],
             _ => ["02:00:00:00:00:05", "02-00-00-00-00-05"],
         };
         let name = match (*name < 0xd0, NAMES.get(usize::from(*name) % (NAMES.len() + 1))) {
@@ -146,7 +152,7 @@ impl Rig {
             (false, Some(name)) => (*name).to_owned(),
             (false, None) => percent(noise),
         };
-        let mut target = path.replace("{name}", &name).replace("{mac}", &name);
+        let mut target = path.replace("{name}", &name).replace("{mac}", &name).replace("{address}", &name);
         let few = [0, 0, 1, 3][usize::from(query.0 & 3)];
         for (at, (key, value)) in query.1.iter().take(few).enumerate() {
             let stray = STRAY_KEYS[usize::from(*key) % STRAY_KEYS.len()];
@@ -161,6 +167,7 @@ impl Rig {
             _ if *kind >= 0xf0 => KINDS[usize::from(*kind) % KINDS.len()],
             path if path.contains("bridge") => Kind::Bridge,
             path if path.contains("port") => Kind::Port,
+            path if path.contains("neigh") => Kind::Neighbour,
             _ => Kind::Station,
         };
         let body = text::spoil(json(&kind.object(*variant, fields, method == "PATCH")), spoil);

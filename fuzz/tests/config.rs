@@ -35,10 +35,12 @@ fn any_text_is_harmless() {
 /// The inputs above are worth something only if good ones are among them.
 #[test]
 fn good_tables_are_accepted() {
-    let tables = [(0, 0, vec![]), (1, 0, vec![]), (2, 0, vec![]), (2, 1, vec![]), (3, 0, vec![])];
+    let tables =
+        [(0, 0, vec![]), (1, 0, vec![]), (2, 0, vec![]), (2, 1, vec![]), (3, 0, vec![]), (4, 0, vec![])];
     let config = parse(&file(&tables)).unwrap_or_else(|error| panic!("{error}"));
     let layout = config.layout;
-    assert_eq!((layout.bridges.len(), layout.ports.len(), layout.entries.len()), (1, 2, 1));
+    assert_eq!((layout.bridges.len(), layout.ports.len()), (1, 2));
+    assert_eq!((layout.entries.len(), layout.neighbours.len()), (1, 1));
 }
 
 fn file(tables: &[(u8, u8, Fields)]) -> String {
@@ -50,6 +52,7 @@ fn file(tables: &[(u8, u8, Fields)]) -> String {
             Kind::Bridge => "[[bridge]]\n",
             Kind::Port => "[[port]]\n",
             Kind::Station => "[[fdb]]\n",
+            Kind::Neighbour => "[[neigh]]\n",
         };
         for (key, value) in kind.object(*variant, fields, false) {
             text += &format!("{key} = {value}\n");
@@ -88,6 +91,8 @@ fn consistent(config: &Config) {
         let port = layout.ports.iter().find(|port| port.name == entry.port);
         assert_eq!(port.map(|port| &port.bridge), Some(&entry.bridge), "{layout:?}");
     }
+    let on_a_bridge = |known: &vswitch::switch::NeighSpec| bridges.contains(known.bridge.as_str());
+    assert!(layout.neighbours.iter().all(on_a_bridge), "{layout:?}");
     for name in ports {
         assert!(config.place_of(&format!("port '{name}'")).starts_with("F:"), "{name} has no line");
     }

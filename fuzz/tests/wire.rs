@@ -9,6 +9,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use vswitch::wire::ethernet::Ethernet;
 use vswitch::wire::icmp;
 use vswitch::wire::layers::{Layers, protocol};
+use vswitch::wire::{arp, ndisc};
 
 /// Never a panic; never an offset outside; the same answer from a header window as from the whole frame; and
 /// etherparse's, where it has one.
@@ -61,4 +62,41 @@ fn compare(frame: &[u8], layers: &Layers) {
     if layers.protocol == expected {
         assert_eq!(frame[layers.l4..].as_ptr(), transport.as_ptr(), "{layers:?}");
     }
+}
+
+/// Never a panic; what is read of ARP is what is there; and what is read of neighbour discovery etherparse finds valid, too.
+#[test]
+fn neighbours_are_read_or_not() {
+    bolero::check!().with_type::<(bool, u8, Vec<u8>)>().with_iterations(5000).for_each(
+        |(good, kind, bytes)| {
+            if let Some(packet) = arp::parse(bytes) {
+                assert_eq!(packet.to_bytes()[..], bytes[..28]);
+            }
+            let mut packet = bytes.clone();
+            if *good {
+                let target = [0xfe; 16];
+                let body = [&[135 + (kind & 1), 0, 0, 0, kind & 0xe0, 0, 0, 0], &target[..], bytes].concat();
+                let body = &body[..body.len().min(1000)];
+                let [.., high, low] = body.len().to_be_bytes();
+                packet = [&[0x60, 0, 0, 0, high, low, 58, 255], &[0xfd; 16][..], &[0xfc; 16], body].concat();
+                let icmp = etherparse::Icmpv6Type::Unknown {
+                    type_u8: packet[40],
+                    code_u8: 0,
+                    bytes5to8: [packet[44], 0, 0, 0],
+                };
+                let sum = icmp.calc_checksum([0xfd; 16], [0xfc; 16], &packet[48..]).unwrap_or_default();
+                packet[42..44].copy_from_slice(&sum.to_be_bytes());
+            }
+            let Some(message) = ndisc::parse(&packet) else {
+                return assert!(!good || !bytes.is_empty(), "one without options is good");
+            };
+            let len = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            let body = etherparse::Icmpv6Slice::from_slice(&packet[40..40 + len]);
+            let valid = body.is_ok_and(|body| {
+                body.is_checksum_valid(message.source.octets(), message.destination.octets())
+            });
+            assert!(valid, "{message:?}");
+            assert!(!message.target.is_multicast() && packet[48..64] == message.target.octets());
+        },
+    );
 }

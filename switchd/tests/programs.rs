@@ -31,6 +31,7 @@ fn without_a_daemon_every_command_says_so() {
         &["bridge", "show", "--json"],
         &["port", "del", "p"],
         &["fdb", "flush"],
+        &["neigh", "show"],
         &["stats", "--watch"],
         &["reload"],
     ] {

@@ -15,9 +15,10 @@ pub(crate) enum Kind {
     Bridge,
     Port,
     Station,
+    Neighbour,
 }
 
-pub(crate) const KINDS: [Kind; 4] = [Kind::Daemon, Kind::Bridge, Kind::Port, Kind::Station];
+pub(crate) const KINDS: [Kind; 5] = [Kind::Daemon, Kind::Bridge, Kind::Port, Kind::Station, Kind::Neighbour];
 
 const BRIDGES: &[&str] = &[r#""br0""#, r#""br1""#, r#""br2""#];
 const PORTS: &[&str] = &[r#""p0""#, r#""p1""#, r#""p2""#, r#""veth0""#];
@@ -62,6 +63,13 @@ const PORT: &[Field] = &[
     ("hairpin", FLAGS),
 ];
 const STATION: &[Field] = &[("mac", MACS), ("port", PORTS), ("vlan", VIDS)];
+const NEIGHBOUR: &[Field] = &[
+    ("address", &[r#""10.0.0.1""#, r#""fd00::1""#, r#""fe80::2""#]),
+    ("mac", MACS),
+    ("bridge", BRIDGES),
+    ("vlan", VIDS),
+    ("router", FLAGS),
+];
 
 /// Values that hardly any field takes.
 const NOISE: &[&str] = &[
@@ -102,6 +110,7 @@ impl Kind {
             Kind::Bridge => BRIDGE,
             Kind::Port => PORT,
             Kind::Station => STATION,
+            Kind::Neighbour => NEIGHBOUR,
         }
     }
 
@@ -110,7 +119,7 @@ impl Kind {
         match self {
             Kind::Daemon => 0,
             Kind::Bridge => 1,
-            Kind::Port => 3,
+            Kind::Port | Kind::Neighbour => 3,
             Kind::Station => 2,
         }
     }

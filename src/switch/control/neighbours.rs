@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Bridge, Control, is};
+use super::{Bridge, Control, Port, is};
 use crate::addr::{MacAddr, PortId, VlanId};
 use crate::bridge::fdb::Key;
 use crate::bridge::neighbours::{Heard, NEIGHBOURS_MAX, Neighbour, Neighbours, Place, follow, is_host};
@@ -57,7 +57,7 @@ impl Control {
                 spec.bridge
             )));
         }
-        drop(self.publish(&[], Vec::new()));
+        self.tell_workers(index);
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl Control {
                 "bridge '{bridge}' does not know neighbour {address}{place}; see: vswitchctl neigh show --bridge {bridge}"
             )));
         }
-        drop(self.publish(&[], Vec::new()));
+        self.tell_workers(index);
         Ok(())
     }
 
@@ -86,10 +86,8 @@ impl Control {
             if is(&filter.bridge, &self.bridges[index].spec.name) {
                 let wanted = |place: &Place| filter.vlan.is_none_or(|vid| vid == place.0);
                 gone += self.forget_neighbours(index, |place, known| !known.fixed && wanted(place));
+                self.tell_workers(index);
             }
-        }
-        if gone > 0 {
-            drop(self.publish(&[], Vec::new()));
         }
         Ok(gone)
     }
@@ -185,6 +183,14 @@ impl Control {
     /// A bridge's neighbours, to be changed; workers see it with the next topology.
     fn change(&mut self, index: usize) -> &mut Neighbours {
         Arc::make_mut(&mut self.bridges[index].neighbours)
+    }
+
+    /// Has workers run on a bridge's neighbours as they are now; most bridges' do not interest them.
+    fn tell_workers(&mut self, index: usize) {
+        let suppresses = |(_, port): (_, &Port)| port.open && port.spec.settings.tunnel.neigh_suppress;
+        if self.members(&self.bridges[index].spec.name).any(suppresses) {
+            drop(self.publish(&[], Vec::new()));
+        }
     }
 
     fn forget_neighbours(&mut self, index: usize, forget: impl Fn(&Place, &Neighbour) -> bool) -> usize {

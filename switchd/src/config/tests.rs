@@ -65,6 +65,7 @@ fn the_packaged_sample_is_valid() {
         .collect();
     let config = parse(&uncommented.join("\n")).unwrap();
     assert!(!config.layout.ports.is_empty() && !config.layout.entries.is_empty());
+    assert!(!config.layout.neighbours.is_empty());
 }
 
 #[test]

@@ -427,3 +427,63 @@ fn without_a_configuration_there_is_nothing_to_reload() {
         assert!(daemon.reload().unwrap_err().to_string().contains(DEFAULT_CONFIG));
     }
 }
+
+#[test]
+fn neighbours_belong_to_the_configuration_or_to_run_time() {
+    let bridge = |filtering: bool, pvid: u16| {
+        format!("[[bridge]]\nname = \"br0\"\nvlan_filtering = {filtering}\ndefault_pvid = {pvid}\n")
+    };
+    let neigh = |number: u8| {
+        format!(
+            "[[neigh]]\naddress = \"10.0.0.{number}\"\nmac = \"02:00:00:00:00:0{number}\"\nbridge = \"br0\"\n"
+        )
+    };
+    let text = format!("{}{}", bridge(true, 1), neigh(1));
+    let (daemon, model, file) = configured(&text);
+    let add = |number: u8, vlan: Option<u16>| {
+        let mac = format!("02:00:00:00:00:0{number}");
+        let request =
+            request!({"address": format!("10.0.0.{number}"), "mac": mac, "bridge": "br0", "vlan": vlan});
+        daemon.neigh_add(&request, false)
+    };
+    assert!(matches!(add(1, None), Err(Error::Exists(_))));
+    add(2, None).unwrap();
+    add(3, Some(7)).unwrap();
+    let all = || {
+        let all = daemon.neighbours(&Default::default()).unwrap().into_iter();
+        let mut all: Vec<_> =
+            all.map(|one| (one.address.to_string(), one.vlan, one.origin.unwrap())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    let one = |number: u8, vlan, origin| (format!("10.0.0.{number}"), vlan, origin);
+    let (ours, theirs) = (Origin::Configuration, Origin::Runtime);
+    assert_eq!(all(), [one(1, 1, ours), one(2, 1, theirs), one(3, 7, theirs)]);
+
+    // They follow the default VLAN, by request and by reload.
+    daemon.set_bridge("br0", &request!({"default_pvid": 5})).unwrap();
+    assert_eq!(all(), [one(1, 5, ours), one(2, 5, theirs), one(3, 7, theirs)]);
+    fs::write(file.path(), format!("{}{}", bridge(true, 9), neigh(1))).unwrap();
+    daemon.reload().unwrap();
+    assert_eq!(all(), [one(1, 9, ours), one(2, 9, theirs), one(3, 7, theirs)]);
+
+    // A refused reload leaves each where it was.
+    let before = format!("{:?}", model.inner().layout);
+    fs::write(file.path(), format!("{}{}{}", bridge(false, 9), neigh(1), neigh(4))).unwrap();
+    for steps in 0..8 {
+        model.inner().fails_after = Some(steps);
+        assert!(daemon.reload().is_err(), "{steps} steps");
+        assert_eq!(format!("{:?}", model.inner().layout), before, "{steps} steps");
+    }
+    model.inner().fails_after = None;
+    daemon.reload().unwrap();
+    assert_eq!(all(), [one(1, 0, ours), one(2, 0, theirs), one(3, 0, theirs), one(4, 0, ours)]);
+
+    daemon.neigh_del("10.0.0.4".parse().unwrap(), &request!({"bridge": "br0"}), false).unwrap();
+    daemon.neigh_del("10.0.0.4".parse().unwrap(), &request!({"bridge": "br0"}), true).unwrap();
+    assert!(daemon.neigh_del("10.0.0.4".parse().unwrap(), &request!({"bridge": "br0"}), false).is_err());
+    assert_eq!(daemon.reload().unwrap().added, ["neighbour 10.0.0.4 on bridge 'br0'"]);
+    fs::write(file.path(), "").unwrap();
+    daemon.reload().unwrap();
+    assert!(model.inner().layout.neighbours.is_empty(), "they go with their bridge");
+}

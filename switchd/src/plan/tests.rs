@@ -36,45 +36,63 @@ fn layout() -> impl Strategy<Value = Layout> {
     let ports = btree_map(0..5usize, port, 0..=5);
     let interfaces = Just(vec!["i0", "i1", "i2", "i3", "i4"]).prop_shuffle();
     let entries = vec((0..3u8, any::<prop::sample::Index>(), prop::option::of(1..5u16)), 0..4);
-    (bridges(), ports, interfaces, entries).prop_map(|(bridges, raw, interfaces, entries)| {
-        let mut layout = Layout { bridges, ..Layout::default() };
-        if layout.bridges.is_empty() {
-            return layout;
-        }
-        for (number, (bridge, packet, vlan, hairpin, mtu)) in raw {
-            let bridge = bridge.get(&layout.bridges);
-            let ifname = interfaces[number].to_owned();
-            let kind = if packet {
-                PortKind::Packet(PacketSpec { ifname, netns: None })
-            } else {
-                PortKind::Tap(TapSpec { mtu: Some(1500 + mtu), ..TapSpec::new(ifname) })
-            };
-            let vlan = if bridge.vlan_filtering { vlan } else { VlanMode::Default };
-            let settings = PortSettings { vlan, hairpin, ..PortSettings::default() };
-            layout.ports.push(PortSpec {
-                name: format!("p{number}"),
-                bridge: bridge.name.clone(),
-                kind,
-                settings,
-            });
-        }
-        for (mac, port, vlan) in entries.into_iter().filter(|_| !layout.ports.is_empty()) {
-            let port = port.get(&layout.ports);
-            let bridge = layout.bridges.iter().find(|bridge| bridge.name == port.bridge).unwrap();
-            let entry = Entry {
-                bridge: bridge.name.clone(),
-                vlan: if bridge.vlan_filtering { vlan.unwrap_or(1) } else { 0 },
-                mac: MacAddr([2, 0, 0, 0, 0, mac]),
-                port: port.name.clone(),
-                remote: None,
-            };
-            let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
-            if !layout.entries.iter().any(same) {
-                layout.entries.insert(entry);
+    let neighbours = vec((1..3u8, 1..3u8, any::<prop::sample::Index>(), 1..5u16), 0..4);
+    (bridges(), ports, interfaces, entries, neighbours).prop_map(
+        |(bridges, raw, interfaces, entries, neighbours)| {
+            let mut layout = Layout { bridges, ..Layout::default() };
+            if layout.bridges.is_empty() {
+                return layout;
             }
-        }
-        layout
-    })
+            for (number, (bridge, packet, vlan, hairpin, mtu)) in raw {
+                let bridge = bridge.get(&layout.bridges);
+                let ifname = interfaces[number].to_owned();
+                let kind = if packet {
+                    PortKind::Packet(PacketSpec { ifname, netns: None })
+                } else {
+                    PortKind::Tap(TapSpec { mtu: Some(1500 + mtu), ..TapSpec::new(ifname) })
+                };
+                let vlan = if bridge.vlan_filtering { vlan } else { VlanMode::Default };
+                let settings = PortSettings { vlan, hairpin, ..PortSettings::default() };
+                layout.ports.push(PortSpec {
+                    name: format!("p{number}"),
+                    bridge: bridge.name.clone(),
+                    kind,
+                    settings,
+                });
+            }
+            for (last, mac, bridge, vlan) in neighbours {
+                let bridge = bridge.get(&layout.bridges);
+                let one = NeighSpec {
+                    bridge: bridge.name.clone(),
+                    vlan: if bridge.vlan_filtering { vlan } else { 0 },
+                    address: [10, 0, 0, last].into(),
+                    mac: MacAddr([2, 0, 0, 0, 0, mac]),
+                    router: false,
+                };
+                let same =
+                    |n: &NeighSpec| (&n.bridge, n.vlan, n.address) == (&one.bridge, one.vlan, one.address);
+                if !layout.neighbours.iter().any(same) {
+                    layout.neighbours.insert(one);
+                }
+            }
+            for (mac, port, vlan) in entries.into_iter().filter(|_| !layout.ports.is_empty()) {
+                let port = port.get(&layout.ports);
+                let bridge = layout.bridges.iter().find(|bridge| bridge.name == port.bridge).unwrap();
+                let entry = Entry {
+                    bridge: bridge.name.clone(),
+                    vlan: if bridge.vlan_filtering { vlan.unwrap_or(1) } else { 0 },
+                    mac: MacAddr([2, 0, 0, 0, 0, mac]),
+                    port: port.name.clone(),
+                    remote: None,
+                };
+                let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
+                if !layout.entries.iter().any(same) {
+                    layout.entries.insert(entry);
+                }
+            }
+            layout
+        },
+    )
 }
 
 /// A layout without the order of creation.

@@ -262,6 +262,7 @@ fn the_description_knows_every_route_and_field() {
     assert_eq!(methods("/v1/ports/{name}"), "delete get patch");
     assert_eq!(methods("/v1/bridges/{name}"), "delete get patch");
     assert_eq!(methods("/v1/fdb/{mac}"), "delete");
+    assert_eq!((methods("/v1/neigh"), methods("/v1/neigh/{address}")), ("get post".into(), "delete".into()));
     assert_eq!(methods("/metrics"), "get");
     let schemas = &description["components"]["schemas"];
     let properties = schemas["PortAdd"]["properties"].as_object().unwrap();

@@ -115,6 +115,7 @@ const TESTS: &[(&str, Test)] = &[
     ("neighbours::suppressed", neighbours::suppressed),
     ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
     ("neighbours::static_neighbours", neighbours::static_neighbours),
+    ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
     ("neighbours::vlans", neighbours::vlans),
     ("neighbours::by_reload", neighbours::by_reload),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),

@@ -1,6 +1,6 @@
 //! ARP and neighbour discovery that the switch answers instead of sending it into tunnels.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -89,8 +89,12 @@ pub fn suppressed() -> Outcome {
         eventually("it is known", || {
             known(&near, "", "dynamic").iter().any(|(address, _)| *address == target)
         });
-        // Workers have it a moment later.
-        std::thread::sleep(Duration::from_millis(400));
+        eventually("workers know it", || {
+            let before = answered(&near, &a.ifname);
+            left.ip(&format!("neigh flush dev {}", a.ifname));
+            ping();
+            answered(&near, &a.ifname) > before
+        });
         let before = answered(&near, &a.ifname);
         for _ in 0..3 {
             left.ip(&format!("neigh flush dev {}", a.ifname));
@@ -120,13 +124,13 @@ pub fn duplicates_are_found() -> Outcome {
     let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, 1450, "");
     let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Tap, 2, 1450, "");
     for v6 in [false, true] {
-        left.run("ping", &["-c", "1", "-W", "5", &b.ip(v6).to_string()]);
+        eventually("the switch knows it", || {
+            let before = answered(&near, &a.ifname);
+            left.ip(&format!("neigh flush dev {}", a.ifname));
+            left.run("ping", &["-c", "1", "-W", "5", &b.ip(v6).to_string()]);
+            answered(&near, &a.ifname) > before
+        });
     }
-    eventually("both are known", || {
-        let known = known(&near, "", "dynamic");
-        [b.ip(false), b.ip(true)].iter().all(|ip| known.iter().any(|(address, _)| *address == ip.to_string()))
-    });
-    std::thread::sleep(Duration::from_millis(400));
 
     for which in ["all", &a.ifname] {
         left.sysctl(&format!("net/ipv6/conf/{which}/accept_dad"), "1");
@@ -233,6 +237,37 @@ pub fn static_neighbours() -> Outcome {
     eventually("it is known once more", || known(&near, "", "dynamic").contains(&six));
     near.ctl("port del p1");
     eventually("it went with its port", || !known(&near, "", "dynamic").contains(&six));
+    Ok(())
+}
+
+/// Who makes up addresses does not keep the switch busy with them, nor fill it, nor push out who is configured.
+pub fn a_flood_is_bounded() -> Outcome {
+    let underlay = Underlay::new(2);
+    let near = suppressing(&underlay, 1);
+    let wire = Ns::new("s");
+    near.ctl(&format!("port add p0 --bridge br0 --type tap --netns {}", wire.name));
+    let raw = Raw::open(&wire, "p0");
+    near.ctl(&format!("neigh add 10.9.0.9 --mac {} --bridge br0", mac_text(station(9))));
+    let generation = || near.json("status")["workers"][0]["generation"].as_u64().expect("a number");
+    let (before, began) = (generation(), Instant::now());
+    let mut sent = 0_u32;
+    while known(&near, "", "dynamic").len() < 4096 {
+        assert!(began.elapsed() < Duration::from_secs(30), "{sent} sent");
+        for _ in 0..500 {
+            let [_, b, c, d] = (sent % 5000).to_be_bytes();
+            // A full queue of the TAP is no matter here.
+            let _ = raw.send(&who_has([10, 9, 0, 1], (station(1), [11, b, c, d])));
+            sent += 1;
+        }
+    }
+    let (published, secs) = (generation() - before, began.elapsed().as_secs() + 1);
+    assert!(published <= 10 * secs + 10, "{published} topologies in {secs} s");
+    for n in 0..1000_u32 {
+        let [_, b, c, d] = (10_000 + n).to_be_bytes();
+        let _ = raw.send(&who_has([10, 9, 0, 1], (station(1), [11, b, c, d])));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((known(&near, "", "dynamic").len(), known(&near, "", "static").len()), (4096, 1));
     Ok(())
 }
 
