@@ -87,7 +87,7 @@ impl UnderlaySocket {
             kind.nonblocking().cloexec(),
             Some(protocol),
         )?;
-        if local.is_ipv6() {
+        if local.is_ipv6() && transport == Transport::Udp {
             socket.set_only_v6(true)?;
         }
         if let Some(dev) = dev {

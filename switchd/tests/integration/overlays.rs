@@ -108,7 +108,7 @@ pub fn outer_packets() -> Outcome {
     );
     let ns = Ns::new("s");
     daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", ns.name));
-    let (station_side, wire) = (Raw::open(&ns, "t0"), underlay.capture(2));
+    let (station_side, wire) = (Raw::open(&ns, "t0"), underlay.arrivals(2));
     let send = |frame: &[u8]| station_side.send(frame).expect("sent");
 
     send(&test_frame(BROADCAST, station(1), "not IP"));
@@ -339,8 +339,10 @@ pub fn with_open_vswitch() -> Outcome {
         let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
         let mtu = 1500 - overhead;
         host.veth("p2", &right, "packet2", mtu);
-        // That datapath has neither checksums nor segments to offer.
+        // That datapath wants checksums finished and frames cut.
         let none = Offloads { tx: false, tso: false, gso: false, gro: Some(false) };
+        underlay.hosts[0].offloads("wire", none);
+        host.offloads("wire", none);
         host.offloads("p2", none);
         right.offloads("packet2", none);
         ovs.vsctl(host, "add-port br0 p2");
@@ -408,7 +410,7 @@ pub fn underlay_comes_back() -> Outcome {
     eventually("by the new interface", reached);
 
     // Our own address changes: the operator says so at both ends.
-    host.ip("addr add 172.16.0.11/24 dev wire; addr del 172.16.0.1/24 dev wire");
+    host.ip("addr del 172.16.0.1/24 dev wire; addr add 172.16.0.11/24 dev wire");
     near.ctl("port del tun0");
     near.ctl("port add tun0 --bridge br0 --type vxlan --vni 7 --local 172.16.0.11 --remote 172.16.0.2");
     far.ctl("port set tun0 --remote 172.16.0.11");
@@ -447,11 +449,11 @@ pub fn gre_between_pairs() -> Outcome {
         eventually("it is behind its own", || hub.whereabouts(who) == Some(format!("tun{other}")));
     }
     // A packet that is nobody's, and ones that are not of this protocol.
-    let wire = underlay.capture(1);
+    let wire = underlay.outside(1);
     let mac = |n: usize| {
-        let link = underlay.hosts[n - 1].run("cat", &["/sys/class/net/wire/address"]);
+        let link = underlay.hosts[n - 1].link("wire").expect("there");
         let mut mac = [0; 6];
-        for (byte, text) in mac.iter_mut().zip(link.trim().split(':')) {
+        for (byte, text) in mac.iter_mut().zip(link["address"].as_str().expect("text").split(':')) {
             *byte = u8::from_str_radix(text, 16).expect("hexadecimal");
         }
         mac

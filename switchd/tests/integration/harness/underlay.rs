@@ -29,8 +29,13 @@ impl Underlay {
         host.ip(&format!("addr add 172.16.0.{n}/24 dev wire; addr add fd16::{n}/64 dev wire nodad"));
     }
 
-    /// What goes in and out of host `n`, seen and sent from outside.
-    pub fn capture(&self, n: usize) -> Raw {
+    /// What arrives at host `n`.
+    pub fn arrivals(&self, n: usize) -> Raw {
+        Raw::open(&self.hosts[n - 1], "wire")
+    }
+
+    /// The other end of host `n`'s wire: sends to it, and receives what it sends.
+    pub fn outside(&self, n: usize) -> Raw {
         Raw::open(&self.wire, &format!("h{n}"))
     }
 
