@@ -49,6 +49,8 @@ impl Oversize<'_> {
         let may = match df {
             Df::Unset => true,
             Df::Set => false,
+            // Nobody is told of what goes to a group, so its senders never learn.
+            Df::Inherit if is_to_group(self.frame) => true,
             Df::Inherit if layers.ipv4 => {
                 let flags = self.frame.get(layers.l3 + ipv4::FRAGMENT);
                 flags.is_some_and(|flags| flags & ipv4::DF == 0)
@@ -67,4 +69,9 @@ impl Oversize<'_> {
         }
         Err(DropReason::TooBig)
     }
+}
+
+/// Whether a frame's destination is a group address.
+fn is_to_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 1 != 0)
 }

@@ -237,7 +237,15 @@ impl PortQueue for RemoteQueue {
             let class = self.class(first);
             let run = self.run(left, class);
             let (now, later) = left.split_at(run);
-            match self.send(now, class) {
+            let mut sent = self.send(now, class);
+            if let (1, true, Err(error)) = (run, class.whole, &sent)
+                && error.raw_os_error() == Some(libc::EMSGSIZE)
+                && self.way.df == Df::Inherit
+            {
+                // It fitted a moment ago, or nobody could have been told: rather in fragments than not at all.
+                sent = self.send(now, Class { whole: false, ..class });
+            }
+            match sent {
                 Ok(()) => now.iter().for_each(|frame| counters.sent(frame.frame_len(), frame.segments())),
                 Err(error)
                     // EIO: the way is by IPsec, or by a device without checksums.

@@ -104,6 +104,8 @@ const TESTS: &[(&str, Test)] = &[
     ("overlays::underlay_comes_back", overlays::underlay_comes_back),
     ("overlays::gre_between_pairs", overlays::gre_between_pairs),
     ("overlays::refused", overlays::refused),
+    ("overlays::as_wireshark_reads", overlays::as_wireshark_reads),
+    ("overlays::two_tunnels_to_one_host", overlays::two_tunnels_to_one_host),
     ("path_mtu::senders_are_told", path_mtu::senders_are_told),
     ("path_mtu::tcp_over_a_smaller_underlay", path_mtu::tcp_over_a_smaller_underlay),
     ("path_mtu::as_linux_tells", path_mtu::as_linux_tells),

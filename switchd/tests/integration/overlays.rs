@@ -3,14 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, folder};
 use crate::harness::frame::{BROADCAST, Mac, frame, station, test_frame};
-use crate::harness::net::{Ns, Offloads};
+use crate::harness::net::{Ns, Offloads, has_program, run};
 use crate::harness::ovs::Ovs;
 use crate::harness::raw::{self, Raw};
 use crate::harness::stream::{Kind, Station, tcp, udp};
 use crate::harness::underlay::{Underlay, at};
-use crate::harness::{Outcome, eventually};
+use crate::harness::{Outcome, Skip, eventually};
 
 /// A bridge with a tunnel `tun0` to the other of two hosts.
 fn tunnel(underlay: &Underlay, host: usize, v6: bool, options: &str) -> Daemon {
@@ -521,5 +521,106 @@ pub fn refused() -> Outcome {
     daemon.ctl(&format!("{local} --type vxlan --vni 1 --ttl 5 --tos inherit --may-exist"));
     let error = daemon.refused(&format!("{local} --type vxlan --vni 1 --ttl 6 --tos inherit --may-exist"));
     assert!(error.contains("ttl is 5, not 6"), "{error}");
+    Ok(())
+}
+
+/// Wireshark's dissectors find nothing wrong with what any kind sends, and see in it what it is.
+pub fn as_wireshark_reads() -> Outcome {
+    if !has_program("tshark") {
+        return Err(Skip("tshark (apt-get install tshark)".to_owned()));
+    }
+    let kinds = [
+        (false, "--type vxlan --vni 7", "vxlan:eth"),
+        (true, "--type vxlan --vni 8", "vxlan:eth"),
+        (false, "--type vxlan --vni 8 --udp-csum off", "vxlan:eth"),
+        (false, "--type geneve --vni 9", "geneve:eth"),
+        (false, "--type gretap", "gre:eth"),
+        (true, "--type ip6gretap --key 1 --csum on --seq on", "gre:eth"),
+        (false, "--type erspan --key 2 --erspan-index 3", "gre:erspan:eth"),
+        (true, "--type ip6erspan --key 2 --erspan-ver 2 --erspan-hwid 4", "gre:erspan:eth"),
+    ];
+    let mut expected = Vec::new();
+    // The header of a pcap file, in this machine's byte order: magic number, version 2.4, longest packet, Ethernet.
+    let mut file: Vec<u8> = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1_u32].map(u32::to_ne_bytes).concat();
+    let underlay = Underlay::new(2);
+    let host = &underlay.hosts[0];
+    // So that checksums are on the wire.
+    host.offloads("wire", Offloads { tx: false, tso: false, gso: false, gro: Some(false) });
+    let daemon = Daemon::start(host);
+    daemon.ctl("bridge add br0");
+    let ns = Ns::new("s");
+    daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", ns.name));
+    let (inside, wire) = (Raw::open(&ns, "t0"), underlay.arrivals(2));
+    for (v6, options, protocols) in kinds {
+        daemon.ctl(&format!(
+            "port add tun0 --bridge br0 --local {} --remote {} {options}",
+            at(1, v6),
+            at(2, v6)
+        ));
+        let frames = [
+            test_frame(BROADCAST, station(1), "untagged"),
+            frame(BROADCAST, station(1), &[(0x8100, 0x6005)], 0x88b5, b"tagged, of odd length!"),
+            ipv4(BROADCAST, station(1), 0x02, 0x40, "an IPv4 packet"),
+        ];
+        for inner in &frames {
+            inside.send(inner).expect("sent");
+            let holds = |bytes: &[u8]| bytes.len() > inner.len() && bytes.ends_with(inner);
+            let seen = wire.collect(1, Duration::from_secs(10), holds);
+            let outer = &seen.first().unwrap_or_else(|| panic!("{options}: no packet")).bytes;
+            let len = u32::try_from(outer.len()).expect("short");
+            file.extend([0, 0, len, len].map(u32::to_ne_bytes).concat());
+            file.extend(outer);
+            expected.push(protocols);
+        }
+        daemon.ctl("port del tun0");
+    }
+    let folder = folder();
+    let path = folder.path().join("outer.pcap");
+    std::fs::write(&path, file).expect("written");
+    let path = path.to_str().expect("text");
+    let checked = ["ip.check_checksum", "udp.check_checksum"].map(|option| format!("-o{option}:TRUE"));
+    let tshark = |arguments: &[&str]| {
+        run("tshark", &[&["-n", "-r", path, checked[0].as_str(), checked[1].as_str()], arguments].concat())
+    };
+    let wrong = tshark(&["-Y", "_ws.malformed || _ws.expert.severity >= \"Warning\""]);
+    assert_eq!(wrong, "", "{}", tshark(&["-V"]));
+    let read = tshark(&["-T", "fields", "-e", "frame.protocols"]);
+    let read: Vec<&str> = read.lines().collect();
+    assert_eq!(read.len(), expected.len());
+    for (read, protocols) in read.iter().zip(expected) {
+        assert!(read.contains(protocols), "{read}: not {protocols}");
+    }
+    Ok(())
+}
+
+/// Two tunnels between the same two hosts on the same bridges: what is flooded comes twice, and goes no further.
+pub fn two_tunnels_to_one_host() -> Outcome {
+    let underlay = Underlay::new(2);
+    let daemons = [1, 2].map(|n| {
+        let daemon = tunnel(&underlay, n, false, "--type vxlan --vni 7");
+        daemon.ctl(&format!(
+            "port add tun1 --bridge br0 --type geneve --vni 7 --local {} --remote {}",
+            at(n, false),
+            at(3 - n, false)
+        ));
+        daemon
+    });
+    let spaces = [Ns::new("s"), Ns::new("s")];
+    for (daemon, ns) in daemons.iter().zip(&spaces) {
+        daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", ns.name));
+    }
+    let (here, there) = (Raw::open(&spaces[0], "t0"), Raw::open(&spaces[1], "t0"));
+    let received = || {
+        let of = |daemon: &Daemon, port| daemon.stats(port)["rx_frames"].as_u64().expect("a number");
+        daemons.iter().map(|daemon| of(daemon, "tun0") + of(daemon, "tun1")).sum::<u64>()
+    };
+    let count = 50;
+    for n in 0..count {
+        here.send(&test_frame(BROADCAST, station(1), &format!("number {n}"))).expect("sent");
+        there.send(&test_frame(BROADCAST, station(2), &format!("number {n}"))).expect("sent");
+    }
+    eventually("each comes by both", || received() == 4 * count);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(received(), 4 * count, "and nobody sends it on");
     Ok(())
 }

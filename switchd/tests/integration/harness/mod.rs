@@ -35,6 +35,8 @@ pub type Outcome = Result<(), Skip>;
 /// tests can never be skipped.
 pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("vlan::as_open_vswitch", "Open vSwitch"),
+    ("overlays::with_open_vswitch", "Open vSwitch"),
+    ("overlays::as_wireshark_reads", "tshark"),
     ("host::stays_silent", TCX),
     ("host::stays_silent", BPF),
     ("host::stays_silent_in_ipv6", TCX),
