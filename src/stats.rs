@@ -69,6 +69,8 @@ drop_reasons! {
     RxError = "rx_error",
     /// A datagram that is not of this tunnel: cut short, or flags set that nobody agreed on.
     BadTunnelHeader = "bad_tunnel_header",
+    /// Fragments of a tunnel's outer packet of which some never came. The kernel counts them, for a whole namespace.
+    OuterFragments = "outer_fragments",
     /// A tunnelled frame of a network that no port here has.
     UnknownVni = "unknown_vni",
     /// A tunnelled frame from nobody that this port was told of.

@@ -466,7 +466,7 @@ impl Control {
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
-                self.add_tunnel_counters(id, port, &mut counters);
+                self.add_tunnel_counters(id, &mut counters);
                 counters
             },
         }

@@ -365,6 +365,25 @@ pub fn index_of(dev: &str) -> io::Result<NonZeroU32> {
     NonZeroU32::new(index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
+/// Packets that were never put together again, for want of a fragment, since there is the calling thread's namespace.
+///
+/// # Errors
+/// There is no such number.
+pub fn reassembly_failures(ipv4: bool) -> io::Result<u64> {
+    let (file, name) = if ipv4 { ("snmp", "ReasmFails") } else { ("snmp6", "Ip6ReasmFails") };
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
+    // IPv4: a line of names, then one of numbers. IPv6: a name and its number in each line.
+    let mut lines = text.lines().map(str::split_ascii_whitespace);
+    let number = if ipv4 {
+        lines.next().zip(lines.next()).and_then(|(names, numbers)| {
+            names.zip(numbers).find(|(other, _)| *other == name).map(|(_, number)| number)
+        })
+    } else {
+        lines.find_map(|mut line| (line.next() == Some(name)).then(|| line.next()).flatten())
+    };
+    number.and_then(|number| number.parse().ok()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// MTU of the way to `remote` from `local`, in bytes with the IP header, as the calling thread's namespace routes it now.
 ///
 /// # Errors

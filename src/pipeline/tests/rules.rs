@@ -424,6 +424,7 @@ fn every_drop_reason_is_counted() {
         "unknown_remote",
         "unreachable",
         "congested",
+        "outer_fragments",
         "too_big",
     ];
     for reason in DropReason::ALL {

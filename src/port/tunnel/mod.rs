@@ -166,6 +166,12 @@ impl Place {
         self.run(|| Ok(index().map(u32::from)))
     }
 
+    /// Packets that could not be put together from fragments since there is the namespace; 0 if nobody knows.
+    #[must_use]
+    pub fn reassembly_failures(&self) -> u64 {
+        self.run(|| underlay::reassembly_failures(self.local.is_ipv4())).unwrap_or_default()
+    }
+
     /// Calls `what` in the namespace.
     fn run<T: Send>(&self, what: impl FnOnce() -> io::Result<T> + Send) -> Result<T, sys::Error> {
         let target = self.netns.as_ref().map(netns::open).transpose()?;

@@ -1,8 +1,13 @@
 //! Tunnel ports: their endpoints, and their remotes, each of which is a port to the workers.
+//!
+//! `paths.rs`: what fits the ways to remotes. `strangers.rs`: remotes that nobody configured.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+mod paths;
+mod strangers;
 
 use super::{Control, Port, count, counters};
 use crate::addr::{PortId, VlanId};
@@ -11,7 +16,7 @@ use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::tunnel::{Place, SendOptions, Senders, Way};
-use crate::spec::{Df, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
+use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
@@ -19,14 +24,8 @@ use crate::switch::namespaces::same_place;
 use crate::topology::{self, PortShared};
 use crate::tunnel::{Demux, Network};
 
-/// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
-const STRANGERS_MAX: usize = 512;
-/// A stranger that sent nothing for so long is forgotten at the earliest.
-const STRANGER_AGEING_SECS_MIN: u32 = 60;
 /// MTU of a way that is not known yet, and of most stations.
 const ETHERNET_MTU: u32 = 1500;
-/// Ways that are looked at again in a second, at most.
-const PROBES: usize = 256;
 /// Bytes of an untagged Ethernet header.
 const ETH_HEADER_BYTES: u32 = 14;
 /// Bytes of a tag.
@@ -66,10 +65,29 @@ pub(super) struct Tunnels {
 struct Endpoint {
     place: Place,
     counters: Arc<[Counters]>,
+    /// Packets that the kernel could not put together from fragments before this was opened.
+    failures_before: u64,
+}
+
+impl Endpoint {
+    /// Adds what was nobody's.
+    fn add_to(&self, sum: &mut PortCounters) {
+        for &reason in DropReason::ALL {
+            count(sum, reason, self.counters.iter().map(|worker| worker.drops(reason)).sum());
+        }
+    }
+
+    /// Whether the kernel counts the fragments of both as one.
+    fn fragments_with(&self, other: &Endpoint) -> bool {
+        let (one, other) = (&self.place, &other.place);
+        one.local.is_ipv4() == other.local.is_ipv4() && same_place(&one.netns, &other.netns)
+    }
 }
 
 #[derive(Debug)]
 struct Outlet {
+    /// Where its packets arrive.
+    endpoints: Vec<PortId>,
     place: Place,
     options: SendOptions,
     senders: Vec<Arc<Senders>>,
@@ -95,8 +113,10 @@ struct Remote {
 
 /// Whether both are one, however their namespace is spelled.
 fn same(one: &Place, other: &Place) -> bool {
-    let bare = |place: &Place| Place { netns: None, ..place.clone() };
-    bare(one) == bare(other) && same_place(&one.netns, &other.netns)
+    one.encapsulation == other.encapsulation
+        && (one.local, one.port, one.group) == (other.local, other.port, other.group)
+        && one.dev == other.dev
+        && same_place(&one.netns, &other.netns)
 }
 
 /// Whether a port's tunnel arrives at `there`.
@@ -114,27 +134,6 @@ fn inner_mtu(spec: &TunnelSpec, mtu: u32) -> u32 {
 fn frame_max(spec: &TunnelSpec, mtu: u32) -> u32 {
     let tag = if spec.vlans().is_some() { TAG_BYTES } else { 0 };
     mtu + ETH_HEADER_BYTES + tag
-}
-
-/// What an operator should know of a way that takes less than stations usually send.
-fn hint(name: &str, df: Df, spec: &TunnelSpec, remote: &Remote) -> Option<String> {
-    let mtu = remote.mtu;
-    if !remote.probed || mtu >= ETHERNET_MTU {
-        return None;
-    }
-    let longer = match df {
-        Df::Inherit => {
-            "longer ones go in fragments, and those that may not be fragmented are answered with 'packet too big'"
-        }
-        Df::Set => "longer ones are answered with 'packet too big'",
-        Df::Unset => "longer ones go in fragments",
-    };
-    Some(format!(
-        "port '{name}': frames with up to {mtu} bytes of payload fit one packet to {}; {longer}; better give the \
-         stations MTU {mtu}, or the underlay MTU {}",
-        remote.address,
-        ETHERNET_MTU + spec.overhead()
-    ))
 }
 
 impl Tunnels {
@@ -175,6 +174,22 @@ impl Tunnels {
         });
     }
 
+    /// Forgets what `port` sent from, and endpoints at which nothing but it arrived; it keeps what they have counted.
+    fn forget_endpoints(&mut self, port: PortId) -> Vec<PortId> {
+        self.outlets.remove(&port);
+        let Tunnels { endpoints, outlets, folded, .. } = self;
+        let mut gone = Vec::new();
+        endpoints.retain(|id, endpoint| {
+            let used = outlets.values().any(|outlet| outlet.endpoints.contains(id));
+            if !used {
+                endpoint.add_to(folded.entry(port).or_default());
+                gone.push(*id);
+            }
+            used
+        });
+        gone
+    }
+
     /// The ids of a port's remotes.
     pub(super) fn ids_of(&self, port: PortId) -> Vec<PortId> {
         self.of(port).map(|(id, _)| id).collect()
@@ -183,12 +198,6 @@ impl Tunnels {
     /// Least MTU of the ways to a port's remotes.
     pub(super) fn mtu(&self, port: PortId) -> Option<u32> {
         self.of(port).map(|(_, remote)| remote.mtu).min()
-    }
-
-    /// What an operator should know of the ways of a port: of the one that takes least.
-    pub(super) fn hint(&self, id: PortId, port: &Port) -> Option<String> {
-        let PortKind::Tunnel(spec) = &port.spec.kind else { return None };
-        hint(&port.spec.name, port.spec.settings.tunnel.df, spec, self.least(id)?)
     }
 
     pub(super) fn status(&self, port: PortId) -> Vec<RemoteStatus> {
@@ -201,39 +210,6 @@ impl Tunnels {
         let mut all: Vec<_> = self.of(port).map(status).collect();
         all.sort_by_key(|remote| remote.address);
         all
-    }
-
-    /// The remote of a port whose way takes least, of those that were looked at.
-    fn least(&self, port: PortId) -> Option<&Remote> {
-        let probed = self.of(port).map(|(_, remote)| remote).filter(|remote| remote.probed);
-        probed.min_by_key(|remote| remote.mtu)
-    }
-
-    /// Finds out what fits the ways to some remotes of one port; where there is no way now, what was known stays.
-    fn probe(
-        &mut self,
-        port: PortId,
-        name: &str,
-        settings: &TunnelSettings,
-        spec: &TunnelSpec,
-        ids: &[PortId],
-    ) {
-        let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(id)?.address)));
-        let (ids, addresses): (Vec<_>, Vec<_>) = known.unzip();
-        let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
-        let before = self.least(port).map(|remote| remote.mtu);
-        for (id, mtu) in ids.into_iter().zip(mtus) {
-            if let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) {
-                let mtu = inner_mtu(spec, mtu);
-                (remote.mtu, remote.probed) = (mtu, true);
-                remote.shared.set_path_max(frame_max(spec, mtu));
-            }
-        }
-        // One line, however many ways change at once, and none for each stranger.
-        let least = self.least(port).filter(|remote| before != Some(remote.mtu));
-        if let Some(hint) = least.and_then(|remote| hint(name, settings.df, spec, remote)) {
-            tracing::info!("{hint}");
-        }
     }
 
     /// The highest id in use.
@@ -260,7 +236,7 @@ impl Control {
         let mut queues = match self.open_places(port, whole, spec) {
             Ok(queues) => queues,
             Err(error) => {
-                drop(self.forget_endpoints(port));
+                drop(self.tunnels.forget_endpoints(port));
                 return Err(error);
             }
         };
@@ -273,15 +249,19 @@ impl Control {
     /// Opens a tunnel port's endpoints and what it sends from.
     fn open_places(&mut self, port: PortId, whole: &PortSpec, spec: &TunnelSpec) -> Result<Queues, Error> {
         let named = |error| Error::port(&whole.name, error);
-        let mut queues = Queues::new();
+        let (mut queues, mut endpoints) = (Queues::new(), Vec::new());
         for place in std::iter::once(Place::of(spec)).chain(Place::of_group(spec)) {
-            if self.tunnels.endpoints.values().any(|endpoint| same(&endpoint.place, &place)) {
+            let mut known = self.tunnels.endpoints.iter();
+            if let Some((&id, _)) = known.find(|(_, endpoint)| same(&endpoint.place, &place)) {
+                endpoints.push(id);
                 continue;
             }
             let receivers = place.open(self.crew.len()).map_err(named)?;
             let id = self.free_id_beside(&[port])?;
             let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
-            self.tunnels.endpoints.insert(id, Endpoint { place, counters });
+            let failures_before = place.reassembly_failures();
+            self.tunnels.endpoints.insert(id, Endpoint { place, counters, failures_before });
+            endpoints.push(id);
             queues.push((id, receivers));
         }
         let (place, options) = (Place::of(spec), SendOptions::of(spec));
@@ -292,7 +272,7 @@ impl Control {
             None => place.senders(&options, self.crew.len()).map_err(named)?,
         };
         let ifindex = place.ifindex().map_err(named)?;
-        self.tunnels.outlets.insert(port, Outlet { place, options, senders, ifindex });
+        self.tunnels.outlets.insert(port, Outlet { endpoints, place, options, senders, ifindex });
         Ok(queues)
     }
 
@@ -427,41 +407,6 @@ impl Control {
         self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
 
-    /// Finds out what fits the ways to some of a port's remotes.
-    fn probe(&mut self, port: PortId, ids: &[PortId]) {
-        let Some(Port { spec, .. }) = self.ports.get(&port) else { return };
-        if let PortKind::Tunnel(tunnel) = &spec.kind {
-            self.tunnels.probe(port, &spec.name, &spec.settings.tunnel, tunnel, ids);
-        }
-    }
-
-    /// Looks again at some ways, in turn: routes and MTUs change. To be called each second.
-    pub(in crate::switch) fn probe_next(&mut self) {
-        let open = |port: &PortId| self.ports.get(port).is_some_and(|port| port.open);
-        let all = self.tunnels.remotes.iter().filter(|(_, remote)| open(&remote.port));
-        let (before, after): (Vec<_>, Vec<_>) =
-            all.map(|(&id, remote)| (id, remote.port)).partition(|&(id, _)| Some(id) <= self.tunnels.probed);
-        let mut ports = BTreeMap::<PortId, Vec<PortId>>::new();
-        for (id, port) in after.into_iter().chain(before).take(PROBES) {
-            self.tunnels.probed = Some(id);
-            ports.entry(port).or_default().push(id);
-        }
-        for (port, ids) in ports {
-            self.follow_device(port);
-            self.probe(port, &ids);
-        }
-    }
-
-    /// Sockets are bound to the device that had the name then; when it is gone, or another has the name, the port is, too.
-    fn follow_device(&mut self, port: PortId) {
-        let Some(outlet) = self.tunnels.outlets.get(&port).filter(|outlet| outlet.place.dev.is_some()) else {
-            return;
-        };
-        if outlet.place.ifindex().is_ok_and(|index| index != outlet.ifindex) {
-            self.lose(vec![port]);
-        }
-    }
-
     /// Closes a tunnel port whose underlay is gone. Its remotes keep their ids, and with them their static entries; strangers are
     /// forgotten. Returns the ids that workers are to let go of, and those that stand for nothing any more.
     pub(super) fn shut_tunnel(&mut self, port: PortId) -> (Vec<PortId>, Vec<PortId>) {
@@ -469,81 +414,18 @@ impl Control {
         let strangers =
             self.tunnels.of(port).filter(|(_, remote)| remote.learned).map(|(id, _)| id).collect();
         self.tunnels.retire(|_, remote| remote.port == port && remote.learned);
-        all.extend(self.forget_endpoints(port));
+        all.extend(self.tunnels.forget_endpoints(port));
         (all, strangers)
     }
 
     /// Forgets a tunnel port's remotes, and its endpoint if it was the last there. Returns their ids.
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
         let mut ids = self.tunnels.ids_of(port);
+        ids.extend(self.tunnels.forget_endpoints(port));
         self.tunnels.remotes.retain(|_, remote| remote.port != port);
         self.tunnels.departed.retain(|(departed, _)| *departed != port);
         self.tunnels.folded.remove(&port);
-        ids.extend(self.forget_endpoints(port));
         ids
-    }
-
-    /// Forgets what `port` sent from, and endpoints at which nothing but it arrived.
-    fn forget_endpoints(&mut self, port: PortId) -> Vec<PortId> {
-        self.tunnels.outlets.remove(&port);
-        let ports = &self.ports;
-        let mut gone = Vec::new();
-        self.tunnels.endpoints.retain(|&id, endpoint| {
-            let mut others = ports.iter().filter(|(id, other)| **id != port && other.open);
-            let used = others.any(|(_, other)| arrives_at(other, &endpoint.place));
-            if !used {
-                gone.push(id);
-            }
-            used
-        });
-        gone
-    }
-
-    /// A frame came to a tunnel port from a remote that it did not know: from now on stations are learned behind it.
-    pub(in crate::switch) fn meet(&mut self, port: PortId, address: IpAddr) {
-        let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else { return };
-        let PortKind::Tunnel(tunnel) = spec.kind.clone() else { return };
-        let known = self.tunnels.of(port).any(|(_, remote)| remote.address == address);
-        let strangers = self.tunnels.remotes.values().filter(|remote| remote.learned).count();
-        if known || strangers >= STRANGERS_MAX || spec.settings.tunnel.strict_remotes {
-            return;
-        }
-        let settings = spec.settings.tunnel.clone();
-        if let Ok(id) = self.claim_remote(port, &tunnel, address, true) {
-            let mut ways = self.ways(port, &tunnel, &settings);
-            ways.retain(|(remote, _)| *remote == id);
-            drop(self.publish(&[], ways));
-        }
-    }
-
-    /// Forgets strangers that have sent nothing for their bridge's ageing time and have no station behind them. To be called
-    /// each second.
-    pub(in crate::switch) fn forget_strangers(&mut self) {
-        self.forget_strangers_at(self.crew.now());
-    }
-
-    fn forget_strangers_at(&mut self, now: Tick) {
-        let mut silent = Vec::new();
-        for (&id, remote) in self.tunnels.remotes.iter_mut().filter(|(_, remote)| remote.learned) {
-            let frames = counters(&remote.shared).rx_frames;
-            if frames != remote.heard.0 {
-                remote.heard = (frames, now);
-            }
-            let Some(port) = self.ports.get(&remote.port) else { continue };
-            let Some(bridge) = self.bridges.iter().find(|bridge| bridge.spec.name == port.spec.bridge) else {
-                continue;
-            };
-            let ageing_secs = bridge.spec.ageing_secs.max(STRANGER_AGEING_SECS_MIN);
-            if now.0.saturating_sub(remote.heard.1.0) >= ageing_secs && bridge.fdb.port_len(id) == 0 {
-                silent.push(id);
-            }
-        }
-        if !silent.is_empty() {
-            self.tunnels.retire(|id, _| silent.contains(id));
-            drop(self.publish(&silent, Vec::new()));
-            self.forget_ids(&silent.into_iter().collect());
-        }
-        self.tunnels.fold();
     }
 
     /// The remotes of an open tunnel port, and the port itself for frames from strangers, as the workers see them.
@@ -583,11 +465,10 @@ impl Control {
     pub(super) fn endpoints(&self) -> hashbrown::HashMap<PortId, topology::Endpoint> {
         let endpoint = |(&id, endpoint): (&PortId, &Endpoint)| {
             let mut demux = Demux::default();
-            for (&port, known) in self.ports.iter().filter(|(_, port)| port.open) {
+            let arriving = self.tunnels.outlets.iter().filter(|(_, outlet)| outlet.endpoints.contains(&id));
+            for (&port, _) in arriving {
+                let Some(known) = self.ports.get(&port) else { continue };
                 let PortKind::Tunnel(spec) = &known.spec.kind else { continue };
-                if !arrives_at(known, &endpoint.place) {
-                    continue;
-                }
                 let mtu = self.tunnels.mtu(port).unwrap_or_else(|| inner_mtu(spec, ETHERNET_MTU));
                 let network = |vlan: Option<VlanId>| Network {
                     port,
@@ -604,9 +485,8 @@ impl Control {
         self.tunnels.endpoints.iter().map(endpoint).collect()
     }
 
-    /// Adds what a port's remotes have counted; and what was nobody's at its endpoint, to the oldest port there.
-    pub(super) fn add_tunnel_counters(&self, id: PortId, port: &Port, sum: &mut PortCounters) {
-        let PortKind::Tunnel(spec) = &port.spec.kind else { return };
+    /// Adds what a port's remotes have counted; and what was nobody's at its endpoints, to the oldest port there.
+    pub(super) fn add_tunnel_counters(&self, id: PortId, sum: &mut PortCounters) {
         for (_, remote) in self.tunnels.of(id) {
             sum.add(&counters(&remote.shared));
         }
@@ -616,76 +496,20 @@ impl Control {
         for (_, shared) in self.tunnels.departed.iter().filter(|(port, _)| *port == id) {
             sum.add(&counters(shared));
         }
-        let place = Place::of(spec);
-        let oldest =
-            self.ports.values().filter(|other| arrives_at(other, &place)).map(|other| other.sequence).min();
-        let oldest = oldest == Some(port.sequence);
-        let endpoint = self.tunnels.endpoints.values().find(|endpoint| same(&endpoint.place, &place));
-        if let (true, Some(endpoint)) = (oldest, endpoint) {
-            for &reason in DropReason::ALL {
-                count(sum, reason, endpoint.counters.iter().map(|worker| worker.drops(reason)).sum());
+        let Some(outlet) = self.tunnels.outlets.get(&id) else { return };
+        for endpoint in &outlet.endpoints {
+            let there = |other: &PortId| self.tunnels.outlets[other].endpoints.contains(endpoint);
+            let oldest = self.tunnels.outlets.keys().filter(|other| there(other));
+            let oldest = oldest.min_by_key(|other| self.ports.get(other).map(|port| port.sequence));
+            if let (Some(known), true) = (self.tunnels.endpoints.get(endpoint), oldest == Some(&id)) {
+                known.add_to(sum);
+                // It is one number for the whole namespace.
+                let first = self.tunnels.endpoints.iter().find(|(_, other)| known.fragments_with(other));
+                if first.is_some_and(|(first, _)| first == endpoint) {
+                    let failures = known.place.reassembly_failures().saturating_sub(known.failures_before);
+                    count(sum, DropReason::OuterFragments, failures);
+                }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::MacAddr;
-    use crate::spec::{BridgeSpec, UdpSpec};
-    use crate::switch::{Crew, Missing, Namespaces, Options};
-    use crate::tunnel::encapsulation::Header;
-
-    /// A stranger goes when it is silent and nobody is behind it; what it counted stays.
-    #[test]
-    fn strangers_are_forgotten() {
-        let poll = mio::Poll::new().expect("epoll");
-        let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd"));
-        let (events, _inbox) = crossbeam_channel::unbounded();
-        let options = Options { workers: Some(1), ..Options::default() };
-        let crew = Crew::start(&options, &events, &bell).expect("a worker");
-        let mut control = Control::new(crew, Namespaces::new(poll.registry().try_clone().expect("epoll")));
-        control.add_bridge(BridgeSpec { ageing_secs: 0, ..BridgeSpec::new("br0") }).expect("added");
-        let local: IpAddr = [127, 0, 0, 1].into();
-        let free = std::net::UdpSocket::bind((local, 0)).and_then(|socket| socket.local_addr());
-        let dstport = free.expect("a free port").port();
-        let udp = UdpSpec { dstport, srcport_range: None, csum: true };
-        let kind =
-            PortKind::Tunnel(TunnelSpec { udp: Some(udp), ..TunnelSpec::new(Header::Vxlan, 42, local) });
-        let remotes = vec![[127, 0, 0, 2].into()];
-        let tunnel = TunnelSettings { remotes, ..TunnelSettings::default() };
-        let settings = PortSettings { tunnel, ..PortSettings::default() };
-        let spec = PortSpec { name: "vx0".into(), bridge: "br0".into(), kind, settings };
-        control.add_port(spec, Missing::Refuse).expect("added");
-        let port = control.port("vx0").expect("there");
-        let remotes = |control: &Control| control.tunnels.of(port).count();
-
-        control.meet(port, [127, 0, 0, 3].into());
-        let met = control.tunnels.of(port).find(|(_, remote)| remote.learned);
-        let (id, shared) = met.map(|(id, remote)| (id, Arc::clone(&remote.shared))).expect("met");
-        shared.counters[0].rx_frames.add(7);
-        drop(shared);
-        control.forget_strangers_at(Tick(100));
-        control.forget_strangers_at(Tick(159));
-        assert_eq!(remotes(&control), 2, "it was heard 59 s ago");
-        let station = Key::new(MacAddr([2, 0, 0, 0, 0, 1]), 0);
-        control.bridges[0].fdb.insert_static(station, id).expect("room");
-        control.forget_strangers_at(Tick(160));
-        assert_eq!(remotes(&control), 2, "a station is behind it");
-        assert!(control.bridges[0].fdb.remove(station));
-        control.bridges[0].spec.ageing_secs = 300;
-        control.forget_strangers_at(Tick(399));
-        assert_eq!(remotes(&control), 2, "its bridge remembers longer");
-        control.forget_strangers_at(Tick(400));
-        assert_eq!(remotes(&control), 1, "who is configured stays");
-        assert!(control.tunnels.departed.is_empty(), "and its counts are added up");
-        let received = |control: &mut Control| control.port_named("vx0").map(|port| port.counters.rx_frames);
-        assert_eq!(received(&mut control).ok(), Some(7));
-        control.meet(port, [127, 0, 0, 3].into());
-        assert_eq!(remotes(&control), 2, "it is met again");
-        control.close_all();
-        assert!(control.tunnels.folded.is_empty());
-        control.crew.stop();
     }
 }

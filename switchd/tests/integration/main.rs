@@ -103,6 +103,7 @@ const TESTS: &[(&str, Test)] = &[
     ("overlays::with_open_vswitch", overlays::with_open_vswitch),
     ("overlays::underlay_comes_back", overlays::underlay_comes_back),
     ("overlays::gre_between_pairs", overlays::gre_between_pairs),
+    ("overlays::lost_fragments", overlays::lost_fragments),
     ("overlays::refused", overlays::refused),
     ("overlays::as_wireshark_reads", overlays::as_wireshark_reads),
     ("overlays::two_tunnels_to_one_host", overlays::two_tunnels_to_one_host),

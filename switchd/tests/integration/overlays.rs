@@ -91,9 +91,7 @@ fn outer(wire: &Raw, text: &str) -> Outer {
 fn ipv4(to: Mac, from: Mac, tos: u8, fragment: u8, text: &str) -> Vec<u8> {
     let len = u8::try_from(20 + text.len()).expect("a short text");
     let mut header = [0x45, tos, 0, len, 0, 1, fragment, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-    let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded");
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    finish(&mut header);
     frame(to, from, &[], 0x0800, &[&header, text.as_bytes()].concat())
 }
 
@@ -418,6 +416,42 @@ pub fn underlay_comes_back() -> Outcome {
     Ok(())
 }
 
+/// What host 172.16.0.`from` sends to host `to`: an IPv4 packet of a protocol and with flags as given.
+fn packet(underlay: &Underlay, (from, to): (u8, u8), (protocol, flags): (u8, u8), payload: &[u8]) -> Vec<u8> {
+    let link = underlay.hosts[usize::from(to) - 1].link("wire").expect("there");
+    let mut mac = [0; 6];
+    for (byte, text) in mac.iter_mut().zip(link["address"].as_str().expect("text").split(':')) {
+        *byte = u8::from_str_radix(text, 16).expect("hexadecimal");
+    }
+    let [high, low] = u16::try_from(20 + payload.len()).expect("short").to_be_bytes();
+    let addresses = [172, 16, 0, from, 172, 16, 0, to];
+    let mut header = [&[0x45, 0, high, low, 0, 1, flags, 0, 64, protocol, 0, 0][..], &addresses].concat();
+    finish(&mut header);
+    frame(mac, station(77), &[], 0x0800, &[&header, payload].concat())
+}
+
+/// Fills in the checksum of an IPv4 header.
+fn finish(header: &mut [u8]) {
+    let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded");
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// An outer packet of which a fragment is lost is counted.
+pub fn lost_fragments() -> Outcome {
+    let underlay = Underlay::new(2);
+    underlay.hosts[0].sysctl("net/ipv4/ipfrag_time", "1");
+    let daemon = tunnel(&underlay, 1, false, "--type vxlan --vni 7");
+    // A second port must not count it again.
+    daemon.ctl("port add tun1 --bridge br0 --type geneve --vni 7 --local 172.16.0.1 --remote 172.16.0.2");
+    const MORE_FRAGMENTS: u8 = 0x20;
+    let lost = packet(&underlay, (2, 1), (17, MORE_FRAGMENTS), &[0; 64]);
+    underlay.outside(1).send(&lost).expect("sent");
+    eventually("it is counted", || daemon.drops("tun0", "outer_fragments") == 1);
+    assert_eq!(daemon.drops("tun1", "outer_fragments"), 0);
+    Ok(())
+}
+
 /// GRE tunnels without keys are told apart by their other ends, and nobody else is let in.
 pub fn gre_between_pairs() -> Outcome {
     let underlay = Underlay::new(3);
@@ -450,24 +484,10 @@ pub fn gre_between_pairs() -> Outcome {
     }
     // A packet that is nobody's, and ones that are not of this protocol.
     let wire = underlay.outside(1);
-    let mac = |n: usize| {
-        let link = underlay.hosts[n - 1].link("wire").expect("there");
-        let mut mac = [0; 6];
-        for (byte, text) in mac.iter_mut().zip(link["address"].as_str().expect("text").split(':')) {
-            *byte = u8::from_str_radix(text, 16).expect("hexadecimal");
-        }
-        mac
-    };
     let inner = test_frame(BROADCAST, station(9), "stranger");
     let send = |source: u8, gre: &[u8]| {
-        let payload = [gre, &inner].concat();
-        let len = u16::try_from(20 + payload.len()).expect("short").to_be_bytes();
-        let mut header =
-            [0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, 47, 0, 0, 172, 16, 0, source, 172, 16, 0, 1];
-        let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-        let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded");
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
-        wire.send(&frame(mac(1), mac(2), &[], 0x0800, &[&header, &payload[..]].concat())).expect("sent");
+        let packet = packet(&underlay, (source, 1), (47, 0), &[gre, &inner].concat());
+        wire.send(&packet).expect("sent");
     };
     send(4, &[0, 0, 0x65, 0x58]);
     eventually("a stranger is kept out", || hub.drops("tun2", "unknown_remote") == 1);
