@@ -13,7 +13,6 @@ use std::hint::black_box;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hashbrown::HashSet;
 use vswitch::addr::{MacAddr, PortId, VlanId};
@@ -25,12 +24,13 @@ use vswitch::offload::checksum::Sum;
 use vswitch::offload::{Capabilities, VNET_HDR_LEN};
 use vswitch::pipeline::{self, Context, Outbox, Workshop};
 use vswitch::port::{Health, Inbound, PortQueue, Received};
-use vswitch::spec::VlanMode;
+use vswitch::spec::{Df, TunnelSpec, VlanMode};
 use vswitch::stats::Counters;
+use vswitch::sys::underlay::PAYLOAD_MAX;
 use vswitch::topology::{Bridge, Port, PortShared, Topology};
-use vswitch::tunnel::encapsulation::{Encapsulation, Header, LEN_MAX, NetworkId};
+use vswitch::tunnel::encapsulation::{Encapsulation, Header, NetworkId};
 use vswitch::tunnel::erspan::{Direction, Sender};
-use vswitch::tunnel::flow::Flow;
+use vswitch::tunnel::wrap::{Headers, Wrapper};
 use vswitch::tunnel::{arrival, gre};
 
 const KINDS: [(&str, Header); 6] = [
@@ -61,10 +61,8 @@ fn frame(index: usize, len: usize) -> Vec<u8> {
 /// A remote whose socket is a buffer for one batch.
 #[derive(Debug)]
 struct Remote {
-    header: Header,
-    sequence: u32,
-    /// The last header, or the only one.
-    written: ArrayVec<u8, LEN_MAX>,
+    wrapper: Wrapper,
+    port: Option<u16>,
     /// Ethernet and IP.
     outer: [u8; ETHERNET_LEN + IP_LEN],
     /// Of the IP header, without its length.
@@ -76,56 +74,62 @@ struct Remote {
 
 impl Remote {
     fn new(header: Header) -> Remote {
-        let protocol = if header.encapsulation().port().is_some() { 17 } else { gre::IP_PROTOCOL };
+        let port = header.encapsulation().port();
+        let protocol = if port.is_some() { 17 } else { gre::IP_PROTOCOL };
         let mut outer = [0; ETHERNET_LEN + IP_LEN];
         outer[..ETHERNET_LEN].copy_from_slice(&[2, 0, 0, 0, 1, 1, 2, 0, 0, 0, 1, 2, 8, 0]);
         outer[ETHERNET_LEN..][..IP_LEN]
             .copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
         let sum = Sum::of(&outer[ETHERNET_LEN..]);
+        let wrapper = Wrapper::new(&TunnelSpec::new(header, NUMBER, [192, 0, 2, 1].into()), Df::Inherit);
         let buffer = vec![0; BATCH_FRAMES * 2048].into();
-        let written = header.write(NUMBER, 0, 0, &[]);
-        Remote { header, sequence: 0, written, outer, sum, buffer, ends: Vec::with_capacity(BATCH_FRAMES) }
+        Remote { wrapper, port, outer, sum, buffer, ends: Vec::with_capacity(BATCH_FRAMES) }
     }
 
     /// Where a packet's header begins.
     fn start(&self) -> usize {
-        self.outer.len() + if self.header.encapsulation().port().is_some() { UDP_LEN } else { 0 }
+        self.outer.len() + if self.port.is_some() { UDP_LEN } else { 0 }
     }
 
     #[inline(never)]
     fn wrap(&mut self, frames: &[Outgoing<'_>]) {
         self.ends.clear();
         let mut at = 0;
-        for frame in frames {
-            let [_, pieces @ ..] = frame.slices();
-            if !self.header.is_constant() {
-                self.sequence = self.sequence.wrapping_add(1);
-                self.written = self.header.write(NUMBER, self.sequence, 0, &pieces);
-            }
-            let header = &self.written;
+        let mut left = frames;
+        let mut headers = Headers::new();
+        while let Some(first) = left.first() {
+            let class = self.wrapper.class(first).unwrap();
+            let (now, later) = left.split_at(self.wrapper.run(left, class, PAYLOAD_MAX));
+            let (slices, size) = self.wrapper.wrap(now, &mut headers);
             let start = self.start();
-            let out = &mut self.buffer[at..at + start + header.len() + frame.frame_len()];
-            at += out.len();
-            self.ends.push(at);
-            let (outer, rest) = out.split_at_mut(self.outer.len());
-            outer.copy_from_slice(&self.outer);
-            #[allow(clippy::cast_possible_truncation, reason = "of two thousand bytes at most")]
-            let len = (IP_LEN + rest.len()) as u16;
-            outer[ETHERNET_LEN + 2..][..2].copy_from_slice(&len.to_be_bytes());
-            outer[ETHERNET_LEN + 10..][..2].copy_from_slice(&self.sum.word(len).checksum());
-            let mut rest = rest;
-            if let Some(port) = self.header.encapsulation().port() {
-                let [a, b] = (0xc000 | Flow::of(frame).number >> 2).to_be_bytes();
-                let ([c, d], [e, f]) = (port.to_be_bytes(), (len - 20).to_be_bytes());
-                // Without a checksum, as RFC 7348 would have it.
-                rest[..UDP_LEN].copy_from_slice(&[a, b, c, d, e, f, 0, 0]);
-                rest = &mut rest[UDP_LEN..];
+            let mut room = 0;
+            for slice in &slices {
+                if room == 0 {
+                    // What the kernel does for each packet of a run.
+                    let out = &mut self.buffer[at..at + start];
+                    let (outer, udp) = out.split_at_mut(ETHERNET_LEN + IP_LEN);
+                    outer.copy_from_slice(&self.outer);
+                    #[allow(clippy::cast_possible_truncation, reason = "of two thousand bytes at most")]
+                    let len = (IP_LEN + udp.len() + size) as u16;
+                    outer[ETHERNET_LEN + 2..][..2].copy_from_slice(&len.to_be_bytes());
+                    outer[ETHERNET_LEN + 10..][..2].copy_from_slice(&self.sum.word(len).checksum());
+                    if let Some(port) = self.port {
+                        let [a, b] = (0xc000 | class.flow >> 2).to_be_bytes();
+                        let ([c, d], [e, f]) = (port.to_be_bytes(), (len - 20).to_be_bytes());
+                        // Without a checksum, as RFC 7348 would have it.
+                        udp.copy_from_slice(&[a, b, c, d, e, f, 0, 0]);
+                    }
+                    at += start;
+                    room = size;
+                }
+                self.buffer[at..at + slice.len()].copy_from_slice(slice);
+                at += slice.len();
+                room -= slice.len();
+                if room == 0 {
+                    self.ends.push(at);
+                }
             }
-            for piece in [&header[..]].into_iter().chain(pieces).filter(|piece| !piece.is_empty()) {
-                let (now, later) = rest.split_at_mut(piece.len());
-                now.copy_from_slice(piece);
-                rest = later;
-            }
+            left = later;
         }
     }
 

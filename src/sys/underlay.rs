@@ -20,8 +20,6 @@ use super::packet::{get, set};
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 /// Longest payload of a datagram, and of all that one call sends.
 pub const PAYLOAD_MAX: usize = 65_507;
-/// Datagrams one call may send (`UDP_MAX_SEGMENTS`; 64 before Linux 6.9).
-pub const SEGMENTS_MAX: usize = 64;
 /// Slices one call may send.
 const SLICES_MAX: usize = 1024;
 /// GRE, as a protocol of IP.

@@ -24,6 +24,7 @@ pub mod flow;
 pub mod geneve;
 pub mod gre;
 pub mod vxlan;
+pub mod wrap;
 
 /// Whose the datagrams of an endpoint are.
 #[derive(Clone, Debug, Default)]

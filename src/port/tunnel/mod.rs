@@ -21,7 +21,7 @@ use crate::tunnel::encapsulation::Encapsulation;
 mod endpoint;
 mod remote;
 
-pub use remote::Way;
+pub use remote::queues;
 
 /// Sockets that one worker sends from, at one endpoint: so that the outer source port tells flows apart to whoever spreads
 /// them over paths on the way (RFC 7348, section 5).

@@ -15,7 +15,7 @@ use crate::bridge::fdb::{Entry, Key, Kind, Tick};
 use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
-use crate::port::tunnel::{Place, SendOptions, Senders, Way};
+use crate::port::tunnel::{self, Place, SendOptions, Senders};
 use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::status::{PortCounters, RemoteStatus};
@@ -403,7 +403,7 @@ impl Control {
     /// The workers' ways to the remotes of a port, if it is open.
     fn ways(&self, port: PortId, spec: &TunnelSpec, settings: &TunnelSettings) -> Queues {
         let Some(outlet) = self.tunnels.outlets.get(&port) else { return Queues::new() };
-        let way = |remote: &Remote| Way::new(spec, settings.df, remote.address).queues(&outlet.senders);
+        let way = |remote: &Remote| tunnel::queues(spec, settings.df, remote.address, &outlet.senders);
         self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
 
