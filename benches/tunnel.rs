@@ -30,7 +30,7 @@ use vswitch::sys::underlay::PAYLOAD_MAX;
 use vswitch::topology::{Bridge, Port, PortShared, Topology};
 use vswitch::tunnel::encapsulation::{Encapsulation, Header, NetworkId};
 use vswitch::tunnel::erspan::{Direction, Sender};
-use vswitch::tunnel::wrap::{Headers, Wrapper};
+use vswitch::tunnel::wrap::{Headers, Numbering, Slices, Wrapper};
 use vswitch::tunnel::{arrival, gre};
 
 const KINDS: [(&str, Header); 6] = [
@@ -62,6 +62,7 @@ fn frame(index: usize, len: usize) -> Vec<u8> {
 #[derive(Debug)]
 struct Remote {
     wrapper: Wrapper,
+    numbering: Numbering,
     port: Option<u16>,
     /// Ethernet and IP.
     outer: [u8; ETHERNET_LEN + IP_LEN],
@@ -83,7 +84,15 @@ impl Remote {
         let sum = Sum::of(&outer[ETHERNET_LEN..]);
         let wrapper = Wrapper::new(&TunnelSpec::new(header, NUMBER, [192, 0, 2, 1].into()), Df::Inherit);
         let buffer = vec![0; BATCH_FRAMES * 2048].into();
-        Remote { wrapper, port, outer, sum, buffer, ends: Vec::with_capacity(BATCH_FRAMES) }
+        Remote {
+            numbering: Numbering::default(),
+            wrapper,
+            port,
+            outer,
+            sum,
+            buffer,
+            ends: Vec::with_capacity(BATCH_FRAMES),
+        }
     }
 
     /// Where a packet's header begins.
@@ -96,11 +105,13 @@ impl Remote {
         self.ends.clear();
         let mut at = 0;
         let mut left = frames;
-        let mut headers = Headers::new();
+        let numbering = self.wrapper.is_numbered().then_some(&self.numbering);
+        let mut stamps = numbering.map(Numbering::lock);
         while let Some(first) = left.first() {
             let class = self.wrapper.class(first).unwrap();
             let (now, later) = left.split_at(self.wrapper.run(left, class, PAYLOAD_MAX));
-            let (slices, size) = self.wrapper.wrap(now, &mut headers);
+            let (mut headers, mut slices) = (Headers::new(), Slices::new());
+            let size = self.wrapper.wrap(now, stamps.as_mut(), &mut headers, &mut slices);
             let start = self.start();
             let mut room = 0;
             for slice in &slices {

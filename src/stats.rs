@@ -47,6 +47,8 @@ drop_reasons! {
     SamePort = "same_port",
     /// Both ports are isolated.
     Isolated = "isolated",
+    /// It came by a tunnel, and its destination is behind another.
+    SplitHorizon = "split_horizon",
     /// Nothing but the receiving port could have taken it.
     NoEgress = "no_egress",
     /// Longer than the leaving port's MTU allows.

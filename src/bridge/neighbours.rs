@@ -18,8 +18,10 @@ use super::fdb::Tick;
 use crate::addr::{MacAddr, PortId};
 use crate::spec::BridgeSpec;
 
-/// Learned neighbours of a bridge, at most; as many configured ones.
+/// Configured neighbours of a bridge, at most.
 pub const NEIGHBOURS_MAX: usize = 4096;
+/// Learned ones, at most. A port can have as many as are free then, so that no one takes all the room of the others.
+pub const LEARNED_MAX: usize = 8192;
 
 /// VLAN (0 in a bridge that does not filter) and address.
 pub type Place = (u16, IpAddr);
@@ -29,8 +31,8 @@ pub type Place = (u16, IpAddr);
 pub struct Neighbour {
     /// Where it is.
     pub mac: MacAddr,
-    /// Configured: frames do not change it, and it does not age.
-    pub fixed: bool,
+    /// The port that it was heard by. `None` is configured: frames do not change it, and it does not age.
+    pub heard_by: Option<PortId>,
     /// Whether it is a router; `None` is not known yet. Hosts give up a router that is said to be none (RFC 4861, section 7.2.5).
     pub router: Option<bool>,
     /// Second when it was last heard.
@@ -38,10 +40,17 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// One heard now.
+    /// One heard now, or configured.
     #[must_use]
-    pub fn new(mac: MacAddr, fixed: bool, router: Option<bool>, now: Tick) -> Neighbour {
-        Neighbour { mac, fixed, router, seen: AtomicU32::new(now.0) }
+    pub fn new(mac: MacAddr, heard_by: Option<PortId>, router: Option<bool>, now: Tick) -> Neighbour {
+        Neighbour { mac, heard_by, router, seen: AtomicU32::new(now.0) }
+    }
+
+    /// Whether it is configured.
+    #[inline]
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        self.heard_by.is_none()
     }
 
     /// It was heard again.
@@ -56,7 +65,7 @@ impl Neighbour {
     #[must_use]
     pub fn age_secs(&self, now: Tick) -> u32 {
         // A worker's clock may be a little ahead.
-        if self.fixed { 0 } else { now.0.saturating_sub(self.seen.load(Ordering::Relaxed)) }
+        if self.is_fixed() { 0 } else { now.0.saturating_sub(self.seen.load(Ordering::Relaxed)) }
     }
 }
 
@@ -79,9 +88,14 @@ impl Neighbours {
 
     /// Adds or replaces one; whether there was room.
     pub fn insert(&mut self, place: Place, neighbour: Neighbour) -> bool {
-        let alike = |other: &Arc<Neighbour>| other.fixed == neighbour.fixed;
+        let alike = |other: &Arc<Neighbour>| other.heard_by == neighbour.heard_by;
         let replaces = self.0.get(&place).is_some_and(alike);
-        if !replaces && self.0.values().filter(|other| alike(other)).count() >= NEIGHBOURS_MAX {
+        let free = if neighbour.is_fixed() {
+            NEIGHBOURS_MAX
+        } else {
+            LEARNED_MAX - self.0.values().filter(|other| !other.is_fixed()).count()
+        };
+        if !replaces && self.0.values().filter(|other| alike(other)).count() >= free {
             return false;
         }
         self.0.insert(place, Arc::new(neighbour));
@@ -98,7 +112,7 @@ impl Neighbours {
     /// Moves the configured ones to where `place` says, and forgets the others.
     #[must_use]
     pub fn moved(&self, place: impl Fn(&Place) -> Place) -> Neighbours {
-        let fixed = self.0.iter().filter(|(_, neighbour)| neighbour.fixed);
+        let fixed = self.0.iter().filter(|(_, neighbour)| neighbour.is_fixed());
         Neighbours(fixed.map(|(old, neighbour)| (place(old), Arc::clone(neighbour))).collect())
     }
 }
@@ -142,8 +156,9 @@ pub fn follow(vid: u16, now: &BridgeSpec, then: &BridgeSpec) -> u16 {
 mod tests {
     use super::*;
 
-    fn neighbour(fixed: bool) -> Neighbour {
-        Neighbour::new(MacAddr([2, 0, 0, 0, 0, 1]), fixed, Some(false), Tick(5))
+    /// By which port, or configured.
+    fn neighbour(port: Option<u16>) -> Neighbour {
+        Neighbour::new(MacAddr([2, 0, 0, 0, 0, 1]), port.map(PortId), Some(false), Tick(5))
     }
 
     fn place(n: u32) -> Place {
@@ -151,24 +166,30 @@ mod tests {
     }
 
     #[test]
-    fn learned_and_configured_ones_do_not_take_each_others_room() {
+    fn nobody_takes_all_the_room() {
         let mut table = Neighbours::default();
-        let most = u32::try_from(NEIGHBOURS_MAX).expect("few");
-        for n in 0..most {
-            assert!(table.insert(place(n), neighbour(false)));
-        }
-        assert!(!table.insert(place(most), neighbour(false)), "full");
-        assert!(table.insert(place(0), neighbour(false)), "but who is known may change");
-        assert!(table.insert(place(most), neighbour(true)), "and there is room for configured ones");
-        assert_eq!(table.forget(|_, neighbour| !neighbour.fixed), NEIGHBOURS_MAX);
-        assert_eq!(table.iter().count(), 1);
+        let mut next = 0;
+        let mut learn = |table: &mut Neighbours, port: Option<u16>| {
+            let mut learned = 0;
+            while table.insert(place(next), neighbour(port)) {
+                (next, learned) = (next + 1, learned + 1);
+            }
+            learned
+        };
+        assert_eq!(learn(&mut table, Some(1)), LEARNED_MAX / 2, "as many as are free");
+        assert_eq!(learn(&mut table, Some(2)), LEARNED_MAX / 4);
+        assert_eq!(learn(&mut table, Some(1)), 0);
+        assert!(table.insert(place(0), neighbour(Some(1))), "but who is known may change");
+        assert_eq!(learn(&mut table, None), NEIGHBOURS_MAX, "and there is room for configured ones");
+        assert_eq!(table.forget(|_, neighbour| !neighbour.is_fixed()), LEARNED_MAX * 3 / 4);
+        assert_eq!(table.iter().count(), NEIGHBOURS_MAX);
     }
 
     #[test]
     fn a_copy_shares_when_each_was_last_heard() {
         let mut table = Neighbours::default();
-        table.insert(place(1), neighbour(false));
-        table.insert(place(2), neighbour(true));
+        table.insert(place(1), neighbour(Some(1)));
+        table.insert(place(2), neighbour(None));
         let copy = table.clone();
         copy.get(&place(1)).expect("there").refresh(Tick(8));
         let age = |n| table.get(&place(n)).map(|neighbour| neighbour.age_secs(Tick(10)));

@@ -4,7 +4,7 @@
 //! answer has the tag its question came with, so it suits the port without further look. Nobody learns from it.
 //!
 //! Anybody can ask for more than is good for the switch: a batch gets at most [`BATCH_ANSWERS`], and a worker gives at
-//! most [`SECOND_ANSWERS`] a second.
+//! most [`SECOND_ANSWERS`] of each kind a second.
 
 use super::Context;
 use crate::batch::Batch;
@@ -16,7 +16,7 @@ use crate::offload::VNET_HDR_LEN;
 pub const ANSWER_MAX: usize = 1280 + 14 + 8;
 /// Answers to the frames of one batch, at most.
 pub const BATCH_ANSWERS: usize = 32;
-/// Answers that one worker gives in a second, at most.
+/// Answers of one kind that one worker gives in a second, at most.
 pub const SECOND_ANSWERS: u32 = 10_000;
 
 const SLOT: usize = (VNET_HDR_LEN + ANSWER_MAX).next_multiple_of(64);
@@ -40,13 +40,23 @@ pub(super) fn run(context: &mut Context<'_>, _batch: &mut Batch) {
     answers.lens.clear();
 }
 
+/// What an answer is about: nobody uses up the answers that others need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum About {
+    /// A neighbour that was asked for.
+    Neighbour,
+    /// A packet that is too long.
+    TooBig,
+}
+
 /// Frames that the switch itself makes, in answer to those of a batch.
 #[derive(Debug)]
 pub struct Answers {
     slots: Box<[u8]>,
     lens: arrayvec::ArrayVec<usize, BATCH_ANSWERS>,
     second: Tick,
-    given: u32,
+    /// In that second, by kind.
+    given: [u32; 2],
 }
 
 impl Default for Answers {
@@ -55,7 +65,7 @@ impl Default for Answers {
             slots: vec![0; BATCH_ANSWERS * SLOT].into(),
             lens: arrayvec::ArrayVec::new(),
             second: Tick(0),
-            given: 0,
+            given: [0; 2],
         }
     }
 }
@@ -63,11 +73,16 @@ impl Default for Answers {
 impl Answers {
     /// Has `make` write an answer; it returns its length, `None` if there is none to give. Whether there is one: not
     /// when there were too many already.
-    pub fn push(&mut self, now: Tick, make: impl FnOnce(&mut [u8; ANSWER_MAX]) -> Option<usize>) -> bool {
+    pub fn push(
+        &mut self,
+        about: About,
+        now: Tick,
+        make: impl FnOnce(&mut [u8; ANSWER_MAX]) -> Option<usize>,
+    ) -> bool {
         if self.second != now {
-            (self.second, self.given) = (now, 0);
+            (self.second, self.given) = (now, [0; 2]);
         }
-        if self.lens.is_full() || self.given >= SECOND_ANSWERS {
+        if self.lens.is_full() || self.given[about as usize] >= SECOND_ANSWERS {
             return false;
         }
         let slot = &mut self.slots[self.lens.len() * SLOT..][..SLOT];
@@ -75,7 +90,7 @@ impl Answers {
         header.fill(0);
         let Some(frame) = frame.first_chunk_mut() else { return false };
         let Some(len) = make(frame).filter(|&len| len <= ANSWER_MAX) else { return false };
-        self.given += 1;
+        self.given[about as usize] += 1;
         self.lens.push(len);
         true
     }

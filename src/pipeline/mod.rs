@@ -21,6 +21,7 @@ mod admit;
 pub mod answer;
 mod clamp;
 mod egress;
+mod guard;
 mod neighbour;
 mod parse;
 mod path;
@@ -35,6 +36,7 @@ pub type Stage = fn(&mut Context<'_>, &mut Batch);
 pub const STAGES: &[(&str, Stage)] = &[
     ("parse", parse::run),         // headers: addresses, tag
     ("admit", admit::run),         // may it come in, and in which VLAN; FDB buckets prefetched
+    ("guard", guard::run),         // no tunnel has stations of this side
     ("clamp", clamp::run),         // TCP out of a tunnel: segments that fit its path
     ("neighbour", neighbour::run), // ARP and neighbour discovery, answered here instead of in tunnels
     ("relay", relay::run),         // learn the source, then find where the destination is: a port, or a flood

@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::answer::About;
 use super::{Context, Outbox, relay};
 use crate::addr::MacAddr;
 use crate::batch::Batch;
@@ -119,11 +120,13 @@ impl Look<'_> {
         }
         let mac = frame.source.mac();
         match self.neighbours.get(&(frame.vid, address)) {
-            Some(known) if known.fixed => {}
+            Some(known) if known.is_fixed() => {}
             Some(known) if known.mac == mac && (router.is_none() || router == known.router) => {
                 known.refresh(self.now);
             }
             Some(known) if known.mac != mac && !overrides => {}
+            Some(known)
+                if known.mac != mac && self.from.guard_local && self.is_local(frame.vid, known.mac) => {}
             _ => {
                 // When there is no more room, the next frame tells it.
                 let heard = Heard { port: self.from.id, vid: frame.vid, address, mac, router };
@@ -132,9 +135,18 @@ impl Look<'_> {
         }
     }
 
+    /// Whether a station is known at a port that is no tunnel.
+    fn is_local(&self, vid: u16, mac: MacAddr) -> bool {
+        let key = Key::new(mac, vid);
+        let known = self.bridge.fdb.lookup(key, self.bridge.fdb.hash(key));
+        known.and_then(|entry| self.topology.port(entry.port)).is_some_and(|port| port.group == 0)
+    }
+
     /// Whom a frame asks for, if the asker may be answered.
     fn known(&self, frame: &Frame, target: IpAddr) -> Option<&Neighbour> {
-        if self.from.neigh_suppress || !frame.destination.mac().is_multicast() {
+        // There is no way back to a tunnel's stranger.
+        let stranger = self.from.group != 0 && self.from.id == self.from.device;
+        if stranger || self.from.neigh_suppress || !frame.destination.mac().is_multicast() {
             return None;
         }
         let neighbour = self.neighbours.get(&(frame.vid, target))?;
@@ -148,7 +160,7 @@ impl Look<'_> {
 
     /// Sends a packet back to whom a frame came from, under the tag it came with; whether it could be.
     fn answer(&mut self, frame: &Frame, header: &[u8], from: MacAddr, packet: &[u8]) -> bool {
-        self.outbox.answers.push(self.now, |out| {
+        self.outbox.answers.push(About::Neighbour, self.now, |out| {
             let (head, body) = out.split_at_mut_checked(header.len())?;
             head.copy_from_slice(header);
             head[field::DST].copy_from_slice(&frame.source.mac().0);

@@ -4,7 +4,7 @@
 //! the outer packet, or it goes no further and its sender is told what would fit (RFC 1191, RFC 8201), as [`Df`] says.
 //! Path MTU discovery then works through the tunnel as over any other link that takes less.
 
-use super::answer::Answers;
+use super::answer::{About, Answers};
 use crate::bridge::fdb::Tick;
 use crate::spec::Df;
 use crate::stats::DropReason;
@@ -65,7 +65,7 @@ impl Oversize<'_> {
             return Ok(());
         }
         if !*told {
-            *told = answers.push(now, |answer| icmp::too_big(self.frame, mtu, answer));
+            *told = answers.push(About::TooBig, now, |answer| icmp::too_big(self.frame, mtu, answer));
         }
         Err(DropReason::TooBig)
     }

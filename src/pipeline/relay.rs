@@ -32,11 +32,6 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
         if !frame.live {
             continue;
         }
-        if from.guard_local && relay.is_local(frame) {
-            frame.live = false;
-            counters.drop_frame(DropReason::Guarded);
-            continue;
-        }
         if learning && frame.destination.mac() != PAUSE {
             bridge.fdb.learn(frame.source, frame.source_hash, from.id, now);
         }
@@ -56,13 +51,6 @@ struct Relay<'a> {
 }
 
 impl Relay<'_> {
-    /// Whether the source is known at a port that is no tunnel.
-    #[cold]
-    fn is_local(&self, frame: &Frame) -> bool {
-        let known = self.bridge.fdb.lookup(frame.source, frame.source_hash);
-        known.and_then(|entry| self.topology.port(entry.port)).is_some_and(|port| port.group == 0)
-    }
-
     #[inline]
     fn forward(&mut self, frame: &Frame, index: usize) -> Result<(), DropReason> {
         let destination = frame.destination.mac();
@@ -119,6 +107,10 @@ impl Relay<'_> {
 pub(super) fn may_leave(bridge: &Bridge, from: &Port, frame: &Frame, to: &Port) -> Result<(), DropReason> {
     if to.device == from.device && !to.hairpin {
         return Err(DropReason::SamePort);
+    }
+    // From tunnel to tunnel a frame could go round for ever: tunnels have no time to live.
+    if from.group != 0 && to.group == from.group && to.device != from.device {
+        return Err(DropReason::SplitHorizon);
     }
     if to.isolated && from.isolated {
         return Err(DropReason::Isolated);

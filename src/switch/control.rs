@@ -156,6 +156,14 @@ impl Control {
     pub(super) fn set_bridge(&mut self, spec: BridgeSpec) -> Result<(), Error> {
         let index = self.bridge(&spec.name)?;
         check_bridge(&spec)?;
+        let mapped = self.members(&spec.name).find(|(_, port)| is_mapped(&port.spec.kind));
+        if let (false, Some((_, port))) = (spec.vlan_filtering, mapped) {
+            return Err(Error::Invalid(format!(
+                "bridge '{}' has to filter VLANs while port '{1}' maps them to VNIs; remove that first with: \
+                 vswitchctl port del {1}",
+                spec.name, port.spec.name
+            )));
+        }
         let statics = self.statics_under(index, &spec)?;
         let neighbours = self.neighbours_under(index, &spec)?;
         let size_changed = self.bridges[index].spec.fdb_max != spec.fdb_max;
@@ -270,6 +278,7 @@ impl Control {
     fn open(&mut self, id: PortId, port: &mut Port) -> Result<Queues, Error> {
         if let PortKind::Tunnel(tunnel) = port.spec.kind.clone() {
             let named = |error| Error::port(&port.spec.name, error);
+            self.claim_far_ends(id, &tunnel, &port.spec.settings.tunnel)?;
             self.namespaces.enter(&tunnel.netns).map_err(named)?;
             let queues = self.open_tunnel(id, &port.spec, &tunnel)?;
             // What was marked as gone is a new port to the workers.
@@ -518,7 +527,7 @@ impl Control {
         settings: &PortSettings,
     ) -> Result<(), Error> {
         let spec = &self.bridges[bridge].spec;
-        let mapped = matches!(kind, PortKind::Tunnel(tunnel) if tunnel.vlans().is_some());
+        let mapped = is_mapped(kind);
         if mapped && settings.vlan != VlanMode::Default {
             return Err(Error::Invalid(format!(
                 "port '{port}' cannot have VLAN options: its VLANs are those that it maps to VNIs; leave them out"
@@ -626,6 +635,11 @@ impl Bridge {
             members: Vec::new(),
         }
     }
+}
+
+/// Whether VLANs are networks to it.
+fn is_mapped(kind: &PortKind) -> bool {
+    matches!(kind, PortKind::Tunnel(tunnel) if tunnel.vlans().is_some())
 }
 
 /// Sums the workers' counters.

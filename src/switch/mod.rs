@@ -349,6 +349,8 @@ impl Drop for Switch {
 const BELL: Token = Token(0);
 /// How often namespaces are looked at, and packet ports that wait for their interface.
 const ROUND: Duration = Duration::from_millis(250);
+/// Events that are seen to in one go: operators wait meanwhile.
+const EVENTS: usize = 1024;
 
 /// The thread that follows the world: interfaces that change, namespaces that vanish, stations that age.
 struct Caretaker {
@@ -371,7 +373,7 @@ impl Caretaker {
             }
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             let mut gone = Vec::new();
-            for event in self.inbox.try_iter() {
+            for event in self.inbox.try_iter().take(EVENTS) {
                 match event {
                     Event::PortGone(id) => gone.push(id),
                     Event::Stranger(port, address) => control.meet(port, address),

@@ -46,8 +46,8 @@ pub struct Sending {
     pub csum: bool,
     /// Time to live or hop limit, if not the kernel's choice.
     pub ttl: Option<u8>,
-    /// First and last of the UDP ports to send from, if not any.
-    pub ports: Option<(u16, u16)>,
+    /// From a port that others send from, too.
+    pub shared: bool,
 }
 
 /// One socket.
@@ -173,7 +173,7 @@ impl UnderlaySocket {
         Ok(socket)
     }
 
-    /// Sends from `local`; `number` says which of the ports that it may send from, if that matters.
+    /// Sends from `local` and, with UDP, `port`; 0 is any.
     ///
     /// # Errors
     /// As [`UnderlaySocket::receiver`].
@@ -181,8 +181,8 @@ impl UnderlaySocket {
         transport: Transport,
         local: IpAddr,
         dev: Option<&str>,
+        port: u16,
         sending: &Sending,
-        number: u16,
     ) -> io::Result<UnderlaySocket> {
         let socket = UnderlaySocket::new(transport, local, dev)?;
         let discover = match (sending.whole, socket.ipv4) {
@@ -200,15 +200,8 @@ impl UnderlaySocket {
         if let (false, Some(dev)) = (socket.ipv4, dev) {
             socket.socket().set_multicast_if_v6(index_of(dev)?.get())?;
         }
-        let port = match (transport, sending.ports) {
-            (Transport::Udp, Some((first, last))) => {
-                // Whoever else sends from it drops what comes back, as this one does.
-                socket.socket().set_reuse_port(true)?;
-                let width = u32::from(last) - u32::from(first) + 1;
-                first + (u32::from(number) % width) as u16
-            }
-            _ => 0,
-        };
+        // Whoever else sends from it drops what comes back, as this one does.
+        socket.socket().set_reuse_port(sending.shared)?;
         if transport == Transport::Udp && !sending.csum {
             match socket.ipv4 {
                 true => set(&socket.fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, &1i32)?,
@@ -361,6 +354,18 @@ impl AsFd for UnderlaySocket {
 pub fn index_of(dev: &str) -> io::Result<NonZeroU32> {
     let index = nix::net::if_::if_nametoindex(dev)?;
     NonZeroU32::new(index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// Index of the interface that has an address, if one has.
+#[must_use]
+pub fn index_with(address: IpAddr) -> Option<NonZeroU32> {
+    let has = |found: &nix::sys::socket::SockaddrStorage| {
+        let v4 = found.as_sockaddr_in().map(|found| IpAddr::V4(found.ip()));
+        v4.or_else(|| found.as_sockaddr_in6().map(|found| IpAddr::V6(found.ip()))) == Some(address)
+    };
+    let mut all = nix::ifaddrs::getifaddrs().ok()?;
+    let found = all.find(|interface| interface.address.as_ref().is_some_and(has))?;
+    index_of(&found.interface_name).ok()
 }
 
 /// Packets that were never put together again, for want of a fragment, since there is the calling thread's namespace.

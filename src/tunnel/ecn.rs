@@ -9,37 +9,48 @@ use crate::wire::layers::Layers;
 pub const MASK: u8 = 0b11;
 /// "Not capable."
 const NOT_ECT: u8 = 0b00;
+/// "Capable", the one that says nothing else.
+const ECT_0: u8 = 0b10;
+/// "Capable", the other.
+const ECT_1: u8 = 0b01;
 /// "Congestion experienced."
 const CE: u8 = 0b11;
 
-/// Whether a router marked the packet.
+/// Whether a packet's two bits may have to be passed on to the frame in it.
 #[inline]
 #[must_use]
-pub const fn is_congested(tos: u8) -> bool {
-    tos & MASK == CE
+pub const fn matters(tos: u8) -> bool {
+    tos & ECT_1 != 0
 }
 
-/// Marks a frame, of which these are the first bytes at least; false if its sender would not understand: the router that
-/// marked would have dropped it.
+/// What becomes of the two bits of a frame that came in such a packet (RFC 6040, figure 4). `None`: it goes no further, because a router
+/// meant to drop it, and its sender would not understand a mark.
+const fn merged(inner: u8, outer: u8) -> Option<u8> {
+    match (inner, outer) {
+        (NOT_ECT, CE) => None,
+        (NOT_ECT, _) => Some(NOT_ECT),
+        (_, CE) => Some(CE),
+        (ECT_0, ECT_1) => Some(ECT_1),
+        (inner, _) => Some(inner),
+    }
+}
+
+/// Passes on to a frame, of which these are the first bytes at least, what a packet of this type of service says; false if the frame goes no further.
 #[cold]
 #[must_use]
-pub fn mark(frame: &mut [u8]) -> bool {
+pub fn merge(frame: &mut [u8], tos: u8) -> bool {
     let Some(layers) = Layers::parse(frame) else { return true };
     let Some(packet) = frame.get_mut(layers.l3..layers.l4) else { return true };
+    let shift = if layers.ipv4 { 0 } else { 4 };
+    let before = packet[1] >> shift & MASK;
+    let Some(after) = merged(before, tos & MASK) else { return false };
+    // A header that is broken already is not made to look whole.
+    if before == after || layers.ipv4 && Sum::of(packet).checksum() != [0, 0] {
+        return true;
+    }
+    packet[1] = packet[1] & !(MASK << shift) | after << shift;
     if layers.ipv4 {
-        if packet[1] & MASK == NOT_ECT {
-            return false;
-        }
-        // A header that is broken already is not made to look whole.
-        if Sum::of(packet).checksum() == [0, 0] {
-            packet[1] |= CE;
-            ipv4::fill_checksum(packet);
-        }
-    } else {
-        if packet[1] >> 4 & MASK == NOT_ECT {
-            return false;
-        }
-        packet[1] |= CE << 4;
+        ipv4::fill_checksum(packet);
     }
     true
 }
@@ -48,28 +59,45 @@ pub fn mark(frame: &mut [u8]) -> bool {
 mod tests {
     use super::*;
 
+    fn v4(tos: u8) -> Vec<u8> {
+        let mut ip = [0x45, tos, 0, 40, 0, 0, 0x40, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        ipv4::fill_checksum(&mut ip);
+        [&[2; 12][..], &[8, 0], &ip, &[0; 20]].concat()
+    }
+
+    fn v6(class: u8) -> Vec<u8> {
+        let mut ip = [0; 40];
+        (ip[0], ip[1], ip[5], ip[6]) = (0x60 | class >> 4, class << 4, 20, 59);
+        [&[2; 12][..], &[0x86, 0xdd], &ip, &[0; 20]].concat()
+    }
+
     #[test]
-    fn capable_frames_are_marked() {
-        let frame = |ethertype: [u8; 2], ip: &[u8]| [&[2; 12][..], &ethertype, ip, &[0; 20]].concat();
-        let v4 =
-            |tos| frame([8, 0], &[0x45, tos, 0, 40, 0, 0, 0x40, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-        let mut capable = v4(0x02);
-        ipv4::fill_checksum(&mut capable[14..34]);
-        assert!(mark(&mut capable));
-        assert_eq!(capable[15], 0x03);
-        let header = etherparse::Ipv4Header::from_slice(&capable[14..]).expect("a header").0;
-        assert_eq!(header.header_checksum, header.calc_header_checksum());
-        assert!(!mark(&mut v4(0x00)));
-        let v6 = |class: u8| {
-            let mut ip = [0; 40];
-            (ip[0], ip[1], ip[5], ip[6]) = (0x60 | class >> 4, class << 4, 20, 59);
-            frame([0x86, 0xdd], &ip)
-        };
-        let mut capable = v6(0xb9);
-        assert!(mark(&mut capable));
-        assert_eq!((capable[14], capable[15]), (0x6b, 0xb0));
-        assert!(!mark(&mut v6(0xb8)));
-        assert!(mark(&mut frame([8, 6], &[])), "what is not IP stays as it is");
-        assert!(is_congested(0xbb) && !is_congested(0xb9));
+    fn as_in_the_rfc() {
+        // Rows: what the frame says; columns: what the packet says. 4 is "dropped".
+        let figure = [[0, 0, 0, 4], [1, 1, 1, 3], [2, 1, 2, 3], [3, 3, 3, 3]];
+        for (inner, row) in (0..).zip(figure) {
+            for (outer, expected) in (0..).zip(row) {
+                for make in [v4, v6] {
+                    let mut frame = make(0xb8 | inner);
+                    let passes = merge(&mut frame, 0x48 | outer);
+                    assert_eq!(passes, expected != 4, "{inner} in {outer}");
+                    if passes {
+                        assert_eq!(frame, make(0xb8 | expected), "{inner} in {outer}");
+                        assert!(matters(outer) || inner == expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_rest_stays_as_it_is() {
+        let mut arp = [&[2; 12][..], &[8, 6], &[0; 28]].concat();
+        assert!(merge(&mut arp, CE) && arp.ends_with(&[0; 28]));
+        let mut broken = v4(ECT_0);
+        broken[24] ^= 1;
+        let before = broken.clone();
+        assert!(merge(&mut broken, CE));
+        assert_eq!(broken, before, "a wrong checksum is not put right");
     }
 }

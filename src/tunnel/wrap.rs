@@ -4,7 +4,7 @@
 //! [`Wrapper::wrap`] gives their pieces, each packet's header first.
 
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -39,10 +39,38 @@ pub struct Wrapper {
     networks: Vec<Network>,
     tos: Tos,
     df: Df,
-    /// Packets so far, where they are numbered.
-    sequence: AtomicU32,
+}
+
+/// How far a remote's packets are numbered. It outlives changes of settings: who looks at the numbers would take a fresh start for old packets.
+#[derive(Debug)]
+pub struct Numbering {
+    next: Mutex<u32>,
     /// What timestamps count from.
     epoch: Instant,
+}
+
+/// The right to number packets until they have left: numbers must not leave out of order, and there is one row of them for all workers.
+#[derive(Debug)]
+pub struct Stamps<'a> {
+    next: MutexGuard<'a, u32>,
+    timestamp: u32,
+}
+
+impl Default for Numbering {
+    fn default() -> Self {
+        Numbering { next: Mutex::new(0), epoch: Instant::now() }
+    }
+}
+
+impl Numbering {
+    /// Waits for other workers, which have it for a batch.
+    #[must_use]
+    pub fn lock(&self) -> Stamps<'_> {
+        // In units of 100 µs.
+        #[allow(clippy::cast_possible_truncation, reason = "it comes round")]
+        let timestamp = (self.epoch.elapsed().as_micros() / 100) as u32;
+        Stamps { next: self.next.lock().unwrap_or_else(PoisonError::into_inner), timestamp }
+    }
 }
 
 #[derive(Debug)]
@@ -75,21 +103,19 @@ impl Wrapper {
                 (true, map.iter().map(|&(vlan, number)| network(vlan.get(), number)).collect())
             }
         };
-        Wrapper {
-            header: spec.header,
-            by_vlan,
-            networks,
-            tos: spec.tos,
-            df,
-            sequence: AtomicU32::new(0),
-            epoch: Instant::now(),
-        }
+        Wrapper { header: spec.header, by_vlan, networks, tos: spec.tos, df }
     }
 
     /// Whether packets follow their frames in whether they may be fragmented.
     #[must_use]
     pub fn inherits_df(&self) -> bool {
         self.df == Df::Inherit
+    }
+
+    /// Whether packets are numbered: then [`Wrapper::wrap`] needs [`Stamps`].
+    #[must_use]
+    pub fn is_numbered(&self) -> bool {
+        self.header.has_sequence()
     }
 
     /// The class of a frame; `None` if no network here is its VLAN's.
@@ -130,35 +156,46 @@ impl Wrapper {
         run
     }
 
-    /// The packets of up to [`RUN_MAX`] frames that all have a class, and the length of the first.
+    /// Adds the packets of up to [`RUN_MAX`] frames that all have a class to `slices`; returns the length of the first.
     #[inline]
-    #[must_use]
-    pub fn wrap<'a>(&'a self, frames: &'a [Outgoing<'a>], headers: &'a mut Headers) -> (Slices<'a>, usize) {
+    pub fn wrap<'a>(
+        &'a self,
+        frames: &'a [Outgoing<'a>],
+        stamps: Option<&mut Stamps<'_>>,
+        headers: &'a mut Headers,
+        slices: &mut Slices<'a>,
+    ) -> usize {
         headers.clear();
         if !self.header.is_constant() {
-            self.write(frames, headers);
+            self.write(frames, stamps, headers);
         }
-        let mut slices = Slices::new();
         let mut first = 0;
         for (index, frame) in frames.iter().take(RUN_MAX).enumerate() {
             let constant = self.network(frame).map_or(&[][..], |network| &network.header);
             slices.push(IoSlice::new(headers.get(index).map_or(constant, |header| header)));
-            slices.extend(self.pieces(frame).into_iter().map(IoSlice::new));
+            if self.by_vlan {
+                slices.extend(self.pieces(frame).into_iter().map(IoSlice::new));
+            } else {
+                let [_, pieces @ ..] = frame.slices();
+                slices.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
+            }
             if index == 0 {
-                first = slices.iter().map(|slice| slice.len()).sum();
+                first = self.header.len() + slices[1..].iter().map(|slice| slice.len()).sum::<usize>();
             }
         }
-        (slices, first)
+        first
     }
 
     /// Headers that depend on their frame, or on those before.
     #[cold]
-    fn write(&self, frames: &[Outgoing<'_>], headers: &mut Headers) {
-        #[allow(clippy::cast_possible_truncation, reason = "it comes round")]
-        let timestamp = (self.epoch.elapsed().as_micros() / 100) as u32;
+    fn write(&self, frames: &[Outgoing<'_>], mut stamps: Option<&mut Stamps<'_>>, headers: &mut Headers) {
         for frame in frames.iter().take(RUN_MAX) {
             let number = self.network(frame).map_or(0, |network| network.number);
-            let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+            let (mut sequence, mut timestamp) = (0, 0);
+            if let Some(stamps) = &mut stamps {
+                (sequence, timestamp) = (*stamps.next, stamps.timestamp);
+                *stamps.next = sequence.wrapping_add(1);
+            }
             headers.push(self.header.write(number, sequence, timestamp, &self.pieces(frame)));
         }
     }
@@ -229,8 +266,9 @@ mod tests {
 
     /// The packets of frames that leave by one call.
     fn packets(wrapper: &Wrapper, frames: &[Outgoing<'_>]) -> Vec<Vec<u8>> {
-        let mut headers = Headers::new();
-        let (slices, first) = wrapper.wrap(frames, &mut headers);
+        let (mut headers, mut slices) = (Headers::new(), Slices::new());
+        let numbering = Numbering::default();
+        let first = wrapper.wrap(frames, Some(&mut numbering.lock()), &mut headers, &mut slices);
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
         bytes.chunks(first).map(<[u8]>::to_vec).collect()
     }

@@ -60,7 +60,7 @@ fn lab(filtering: bool, vlan: &VlanMode, vid: u16, known: &[(IpAddr, u8, Option<
     }
     let mut table = Neighbours::default();
     for &(address, n, router) in known {
-        assert!(table.insert((vid, address), Neighbour::new(station(n), false, router, Tick(0))));
+        assert!(table.insert((vid, address), Neighbour::new(station(n), Some(PortId(1)), router, Tick(0))));
     }
     lab.topology.bridges[0].neighbours = Some(Arc::new(table));
     for n in 1..=3u8 {
@@ -147,6 +147,25 @@ fn a_tunnel_that_does_not_suppress_gets_everything() {
     lab.topology.bridges[0].neighbours = None;
     lab.hear(0, who_has(v4(2), 1));
     assert_eq!(lab.sent_counts(), [0, 1, 1, 1], "nobody suppresses: nothing is looked at");
+}
+
+/// With `guard_local`, who is behind a tunnel takes neither a local station's MAC address nor its IP address, and gets no answer for trying.
+#[test]
+fn local_neighbours_are_guarded() {
+    let claim = arp(Operation::REPLY, (station(3), v4(1)), (station(2), v4(2)));
+    let mut lab = plain();
+    lab.hear(2, claim.clone());
+    assert_eq!(lab.outbox().heard.len(), 1, "without a guard it is believed");
+    let mut lab = plain();
+    [2, 3].into_iter().for_each(|remote| lab.port_mut(remote).guard_local = true);
+    lab.hear(2, claim);
+    assert!(lab.outbox().heard.is_empty());
+    lab.hear(0, arp(Operation::REPLY, (station(1), v4(9)), (station(2), v4(2))));
+    assert_eq!(lab.outbox().heard.len(), 1, "of a port that is no tunnel it is");
+    lab.port_mut(2).neigh_suppress = false;
+    lab.sent();
+    lab.hear(2, who_has(v4(2), 1));
+    assert_eq!((lab.sent_counts(), lab.counters(2).neigh_answered.get()), (vec![0, 0, 0, 0], 0));
 }
 
 #[test]
@@ -255,8 +274,8 @@ fn neighbours_are_heard_of() {
 fn a_configured_neighbour_stays() {
     let mut lab = plain();
     let mut table = Neighbours::default();
-    table.insert((0, v4(3).into()), Neighbour::new(station(3), true, Some(false), Tick(0)));
-    table.insert((0, A.into()), Neighbour::new(station(3), false, Some(false), Tick(0)));
+    table.insert((0, v4(3).into()), Neighbour::new(station(3), None, Some(false), Tick(0)));
+    table.insert((0, A.into()), Neighbour::new(station(3), Some(PortId(1)), Some(false), Tick(0)));
     lab.topology.bridges[0].neighbours = Some(Arc::new(table));
     assert_eq!(heard(&mut lab, 1, arp(Operation::REPLY, (station(9), v4(3)), (station(1), v4(1)))), []);
     // And a learned one, where the other does not claim to override it.

@@ -77,7 +77,9 @@ impl EndpointQueue {
         if let (true, Some(header)) = (unfinished.needs_csum, batch.spare().first_chunk_mut()) {
             unfinished.to_virtio(header);
         }
-        if ecn::is_congested(datagrams.tos) && !ecn::mark(&mut batch.spare()[VNET_HDR_LEN..][..len]) {
+        if ecn::matters(datagrams.tos)
+            && !ecn::merge(&mut batch.spare()[VNET_HDR_LEN..][..len], datagrams.tos)
+        {
             counters.drop_frame(DropReason::Congested);
         } else if batch.take(len, network.tag).is_err() {
             counters.drop_frame(DropReason::BadOffload);

@@ -25,7 +25,7 @@ pub use remote::queues;
 
 /// Sockets that one worker sends from, at one endpoint: so that the outer source port tells flows apart to whoever spreads
 /// them over paths on the way (RFC 7348, section 5).
-const SENDERS: u16 = 8;
+const SENDERS: usize = 8;
 
 /// Where tunnels arrive: ports that agree in this share their sockets.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -129,23 +129,48 @@ impl Place {
     ///
     /// # Errors
     /// As [`Place::open`].
-    pub fn senders(&self, options: &SendOptions, workers: usize) -> Result<Vec<Arc<Senders>>, sys::Error> {
+    pub fn senders(
+        &self,
+        options: &SendOptions,
+        taken: &[u16],
+        workers: usize,
+    ) -> Result<Vec<Arc<Senders>>, sys::Error> {
         let (transport, dev) = (transport(self.encapsulation), self.dev.as_deref());
         // Nothing but its source port tells one socket from another.
         let count = if transport == Transport::Udp { SENDERS } else { 1 };
-        let some = |whole| -> io::Result<Box<[UnderlaySocket]>> {
-            let SendOptions { csum, ttl, ports } = *options;
-            let sending = Sending { whole, csum, ttl, ports };
-            (0..count)
-                .map(|number| UnderlaySocket::sender(transport, self.local, dev, &sending, number))
-                .collect()
+        let ports: Vec<u16> = match options.ports {
+            None => vec![0],
+            // A socket there would be given what is for the tunnel, and drop it.
+            Some((first, last)) => (first..=last).filter(|port| !taken.contains(port)).collect(),
         };
-        let one = || {
-            let whole = if self.local.is_ipv4() { some(true)? } else { Box::default() };
-            let segments = transport == Transport::Udp && options.csum;
-            Ok(Arc::new(Senders { divisible: some(false)?, whole, segments }))
+        let range = |(first, last)| format!("source ports {first}-{last} of {}{}", self.local, self.within());
+        if ports.is_empty() {
+            let what = options.ports.map_or(String::new(), range);
+            return Err(sys::Error::refused(
+                io::ErrorKind::InvalidInput,
+                format!("{what} are all ports at which tunnels arrive; give another --srcport-range"),
+            ));
+        }
+        let SendOptions { csum, ttl, .. } = *options;
+        let some = |whole, worker: usize| -> io::Result<Box<[UnderlaySocket]>> {
+            let sending = Sending { whole, csum, ttl, shared: options.ports.is_some() };
+            let port = |number| ports[(worker * count + number) % ports.len()];
+            let one = |number| UnderlaySocket::sender(transport, self.local, dev, port(number), &sending);
+            (0..count).map(one).collect()
         };
-        self.run(|| (0..workers).map(|_| one()).collect())
+        let all = |worker| {
+            let whole = if self.local.is_ipv4() { some(true, worker)? } else { Box::default() };
+            let segments = transport == Transport::Udp && csum;
+            Ok(Arc::new(Senders { divisible: some(false, worker)?, whole, segments }))
+        };
+        let opened = self.enter(|| (0..workers).map(all).collect::<io::Result<_>>())?;
+        opened.map_err(|source| match (source.raw_os_error(), options.ports) {
+            (Some(libc::EADDRINUSE), Some(ports)) => sys::Error::refused(
+                io::ErrorKind::AlreadyExists,
+                format!("{} are taken by another program; give another --srcport-range", range(ports)),
+            ),
+            _ => self.cannot(source),
+        })
     }
 
     /// MTU of the way to each of some remotes, in bytes with the IP header; `None` where there is no way.
@@ -157,12 +182,17 @@ impl Place {
         self.run(|| Ok(remotes.iter().map(probe).collect()))
     }
 
-    /// Index of the interface that packets leave by, if one was named and exists.
+    /// Index of the interface that it stands and falls with: the one that was named, or that a group was joined on. `None` if there is no such
+    /// one, or not now.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn ifindex(&self) -> Result<Option<u32>, sys::Error> {
-        let index = || self.dev.as_deref().and_then(|dev| underlay::index_of(dev).ok());
+        let index = || match (&self.dev, self.group) {
+            (Some(dev), _) => underlay::index_of(dev).ok(),
+            (None, Some(_)) => underlay::index_with(self.local),
+            (None, None) => None,
+        };
         self.run(|| Ok(index().map(u32::from)))
     }
 
@@ -174,26 +204,34 @@ impl Place {
 
     /// Calls `what` in the namespace.
     fn run<T: Send>(&self, what: impl FnOnce() -> io::Result<T> + Send) -> Result<T, sys::Error> {
+        self.enter(what)?.map_err(|source| self.cannot(source))
+    }
+
+    fn enter<T: Send>(&self, what: impl FnOnce() -> T + Send) -> Result<T, sys::Error> {
         let target = self.netns.as_ref().map(netns::open).transpose()?;
-        let done = netns::run_in(target.as_ref().map(AsFd::as_fd), what).and_then(|done| done);
-        done.map_err(|source| self.cannot(source))
+        netns::run_in(target.as_ref().map(AsFd::as_fd), what).map_err(|source| self.cannot(source))
+    }
+
+    fn within(&self) -> String {
+        self.netns.as_ref().map_or(String::new(), |netns| format!(" in namespace '{netns}'"))
     }
 
     /// The kernel's answer in the operator's words.
     fn cannot(&self, source: io::Error) -> sys::Error {
         let refused = |kind, text| sys::Error::refused(kind, text);
         let (local, port) = (self.group.unwrap_or(self.local), self.port);
-        let within = self.netns.as_ref().map_or(String::new(), |netns| format!(" in namespace '{netns}'"));
+        let within = self.within();
         match (source.raw_os_error(), &self.dev) {
+            // It may come: a port of the configuration waits for it.
             (Some(libc::EADDRNOTAVAIL), _) => refused(
-                io::ErrorKind::InvalidInput,
+                io::ErrorKind::NotFound,
                 format!("{local} is no address of this host{within}; give --local one that is"),
             ),
             (Some(libc::EADDRINUSE), _) => refused(
                 io::ErrorKind::AlreadyExists,
                 format!(
-                    "UDP port {port} of {local}{within} is taken, perhaps by a tunnel of the kernel's; choose another \
-                     --dstport"
+                    "UDP port {port} of {local}{within} is taken, perhaps by a tunnel of the kernel's, or sent from by a port's \
+                     --srcport-range; choose another --dstport"
                 ),
             ),
             (Some(libc::ENODEV), Some(dev)) => refused(

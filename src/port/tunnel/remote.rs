@@ -17,20 +17,32 @@ use crate::port::{Health, Inbound, PortQueue, Received, refused};
 use crate::spec::{Df, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::sys::underlay::PAYLOAD_MAX;
-use crate::tunnel::wrap::{Class, Headers, Wrapper};
+use crate::tunnel::wrap::{Class, Headers, Numbering, Slices, Stamps, Wrapper};
 
 /// Frames sent singly before several at once are tried again.
 const SINGLES: u32 = 10_000;
 
 /// The workers' ways to a remote of a tunnel, or to its group.
 #[must_use]
-pub fn queues(spec: &TunnelSpec, df: Df, to: IpAddr, senders: &[Arc<Senders>]) -> Vec<Box<dyn PortQueue>> {
+pub fn queues(
+    spec: &TunnelSpec,
+    df: Df,
+    to: IpAddr,
+    numbering: &Arc<Numbering>,
+    senders: &[Arc<Senders>],
+) -> Vec<Box<dyn PortQueue>> {
     let port = spec.udp.as_ref().map_or(0, |udp| udp.dstport);
     let to = SockAddr::from(SocketAddr::new(to, port));
     let wrapper = Arc::new(Wrapper::new(spec, df));
     let queue = |senders: &Arc<Senders>| {
-        let (wrapper, to, senders) = (Arc::clone(&wrapper), to.clone(), Arc::clone(senders));
-        Box::new(RemoteQueue { wrapper, to, senders, too_big: usize::MAX, singles: 0 }) as Box<dyn PortQueue>
+        Box::new(RemoteQueue {
+            wrapper: Arc::clone(&wrapper),
+            numbering: Arc::clone(numbering),
+            to: to.clone(),
+            senders: Arc::clone(senders),
+            too_big: usize::MAX,
+            singles: 0,
+        }) as Box<dyn PortQueue>
     };
     senders.iter().map(queue).collect()
 }
@@ -39,6 +51,7 @@ pub fn queues(spec: &TunnelSpec, df: Df, to: IpAddr, senders: &[Arc<Senders>]) -
 #[derive(Debug)]
 struct RemoteQueue {
     wrapper: Arc<Wrapper>,
+    numbering: Arc<Numbering>,
     to: SockAddr,
     senders: Arc<Senders>,
     /// The shortest frame that the kernel would not take several of at once: longer than the path's MTU, mostly.
@@ -63,9 +76,9 @@ impl RemoteQueue {
         self.wrapper.run(frames, class, PAYLOAD_MAX)
     }
 
-    fn send(&self, frames: &[Outgoing<'_>], class: Class) -> io::Result<()> {
-        let mut headers = Headers::new();
-        let (slices, len) = self.wrapper.wrap(frames, &mut headers);
+    fn send(&self, frames: &[Outgoing<'_>], class: Class, stamps: Option<&mut Stamps<'_>>) -> io::Result<()> {
+        let (mut headers, mut slices) = (Headers::new(), Slices::new());
+        let len = self.wrapper.wrap(frames, stamps, &mut headers, &mut slices);
         let size = u16::try_from(len).ok().filter(|_| frames.len() > 1);
         // With IPv6 only the sender fragments, and it has decided.
         let whole = class.whole && !self.senders.whole.is_empty();
@@ -84,6 +97,8 @@ impl PortQueue for RemoteQueue {
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        let numbering = self.wrapper.is_numbered().then(|| Arc::clone(&self.numbering));
+        let mut stamps = numbering.as_deref().map(Numbering::lock);
         let mut left = frames;
         while let Some(first) = left.first() {
             let Some(class) = self.wrapper.class(first) else {
@@ -93,13 +108,14 @@ impl PortQueue for RemoteQueue {
             };
             let run = self.run(left, class);
             let (now, later) = left.split_at(run);
-            let mut sent = self.send(now, class);
+            let mut sent = self.send(now, class, stamps.as_mut());
             if let (1, true, Err(error)) = (run, class.whole, &sent)
                 && error.raw_os_error() == Some(libc::EMSGSIZE)
                 && self.wrapper.inherits_df()
             {
                 // It fitted a moment ago, or nobody could have been told: rather in fragments than not at all.
-                sent = self.send(now, Class { whole: false, ..class });
+                sent = self.send(now, Class { whole: false, ..class }, stamps.as_mut());
+                counters.tx_fragmented.add(u64::from(sent.is_ok()));
             }
             match sent {
                 Ok(()) => now.iter().for_each(|frame| counters.sent(frame.frame_len(), frame.segments())),

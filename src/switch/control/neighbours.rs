@@ -37,7 +37,7 @@ impl Control {
                     mac: known.mac,
                     vlan,
                     bridge: bridge.spec.name.clone(),
-                    state: if known.fixed { FdbState::Static } else { FdbState::Dynamic },
+                    state: if known.is_fixed() { FdbState::Static } else { FdbState::Dynamic },
                     router: known.router,
                     age_secs: known.age_secs(now),
                 }
@@ -50,7 +50,7 @@ impl Control {
     pub(in crate::switch) fn neigh_add(&mut self, spec: &NeighSpec) -> Result<(), Error> {
         let index = self.bridge(&spec.bridge)?;
         check(spec, &self.bridges[index].spec)?;
-        let neighbour = Neighbour::new(spec.mac, true, Some(spec.router), self.crew.now());
+        let neighbour = Neighbour::new(spec.mac, None, Some(spec.router), self.crew.now());
         if !self.change(index).insert((spec.vlan, spec.address), neighbour) {
             return Err(Error::Invalid(format!(
                 "bridge '{}' has {NEIGHBOURS_MAX} static neighbours, its most; remove one first",
@@ -85,7 +85,7 @@ impl Control {
         for index in 0..self.bridges.len() {
             if is(&filter.bridge, &self.bridges[index].spec.name) {
                 let wanted = |place: &Place| filter.vlan.is_none_or(|vid| vid == place.0);
-                gone += self.forget_neighbours(index, |place, known| !known.fixed && wanted(place));
+                gone += self.forget_neighbours(index, |place, known| !known.is_fixed() && wanted(place));
                 self.tell_workers(index);
             }
         }
@@ -102,7 +102,7 @@ impl Control {
         }
         let place = (vid, address);
         let before = self.bridges[index].neighbours.get(&place);
-        if before.is_some_and(|known| known.fixed) {
+        if before.is_some_and(|known| known.is_fixed()) {
             return;
         }
         // Where the frame does not say whether it is a router, what was known of the same station stays.
@@ -110,16 +110,17 @@ impl Control {
         if before.is_some_and(|known| (known.mac, known.router) == (mac, router)) {
             return;
         }
-        let neighbour = Neighbour::new(mac, false, router, self.crew.now());
+        let neighbour = Neighbour::new(mac, Some(self.device(port).0), router, self.crew.now());
         self.news.waiting |= self.change(index).insert(place, neighbour);
     }
 
-    /// Has workers know what was heard: at once, or a little later with what comes until then.
+    /// Has workers know what was heard, and who was met: at once, or a little later with what comes until then.
     pub(in crate::switch) fn publish_news(&mut self) {
         let due = self.news.published.is_none_or(|published| published.elapsed() >= BETWEEN_NEWS);
-        if self.news.waiting && due {
+        if due && (self.news.waiting || self.tunnels.has_met()) {
             self.news = News { waiting: false, published: Some(Instant::now()) };
-            drop(self.publish(&[], Vec::new()));
+            let ways = self.welcome();
+            drop(self.publish(&[], ways));
         }
     }
 
@@ -132,7 +133,7 @@ impl Control {
             let old: HashSet<Place> = neighbours
                 .iter()
                 .filter(|(place, known)| {
-                    !known.fixed
+                    !known.is_fixed()
                         && (known.age_secs(now) >= spec.ageing_secs
                             || self.station(index, known.mac, place.0).is_none())
                 })
@@ -160,7 +161,7 @@ impl Control {
             return Ok(None);
         }
         let moved = neighbours.moved(|&(vid, address)| (follow(vid, now, then), address));
-        for (&(vid, address), known) in neighbours.iter().filter(|(_, known)| known.fixed) {
+        for (&(vid, address), known) in neighbours.iter().filter(|(_, known)| known.is_fixed()) {
             let there = moved.get(&(follow(vid, now, then), address));
             if there.is_none_or(|there| (there.mac, there.router) != (known.mac, known.router)) {
                 return Err(Error::Invalid(format!(

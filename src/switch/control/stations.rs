@@ -200,9 +200,8 @@ impl Control {
         let mut statics = HashMap::new();
         for (key, entry) in fdb.iter().filter(|(_, entry)| entry.kind == Kind::Static) {
             let Some(port) = self.ports.get(&self.device(entry.port).0) else { continue };
-            let untagged = |spec: &BridgeSpec| {
-                VlanPolicy::new(&port.spec.settings.vlan, spec.default_pvid).classify(None)
-            };
+            let untagged =
+                |spec: &BridgeSpec| VlanPolicy::new(&port.spec.vlan_mode(), spec.default_pvid).classify(None);
             let vid = match (then.vlan_filtering, now.vlan_filtering && untagged(now) != Some(key.vid())) {
                 (false, _) => 0,
                 (true, true) => key.vid(),

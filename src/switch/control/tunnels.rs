@@ -5,9 +5,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 mod paths;
+mod remotes;
 mod strangers;
+
+use remotes::Remotes;
 
 use super::{Control, Port, count, counters};
 use crate::addr::{PortId, VlanId};
@@ -22,6 +26,7 @@ use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
 use crate::switch::namespaces::same_place;
 use crate::topology::{self, PortShared};
+use crate::tunnel::wrap::Numbering;
 use crate::tunnel::{Demux, Network};
 
 /// MTU of a way that is not known yet, and of most stations.
@@ -52,7 +57,11 @@ pub(super) struct Tunnels {
     endpoints: BTreeMap<PortId, Endpoint>,
     /// What open tunnel ports send from.
     outlets: BTreeMap<PortId, Outlet>,
-    remotes: BTreeMap<PortId, Remote>,
+    remotes: Remotes,
+    /// Strangers that have no ids yet.
+    met: Vec<(PortId, IpAddr)>,
+    /// When operators were last told that there are too many.
+    crowded: Option<Instant>,
     /// What remotes that left have counted, by the port they were of.
     departed: Vec<(PortId, Arc<PortShared>)>,
     /// The same, added up when no worker counts there any more.
@@ -91,7 +100,9 @@ struct Outlet {
     place: Place,
     options: SendOptions,
     senders: Vec<Arc<Senders>>,
-    /// The interface that all is to leave by, if one was named.
+    /// What stands and falls with its interface.
+    bound: Place,
+    /// That interface, if there is a certain one.
     ifindex: Option<u32>,
 }
 
@@ -104,6 +115,7 @@ struct Remote {
     learned: bool,
     /// What fits one packet on the way to it.
     mtu: u32,
+    numbering: Arc<Numbering>,
     /// Whether that was found out.
     probed: bool,
     /// Frames that had come from it when more had than before, and when that was.
@@ -116,6 +128,16 @@ fn same(one: &Place, other: &Place) -> bool {
     one.encapsulation == other.encapsulation
         && (one.local, one.port, one.group) == (other.local, other.port, other.group)
         && one.dev == other.dev
+        && same_place(&one.netns, &other.netns)
+}
+
+/// Whether the sockets of each would be given what arrives at the other, too: raw sockets are, with and without an interface.
+fn overhear(one: &Place, other: &Place) -> bool {
+    let raw = |place: &Place| place.encapsulation.port().is_none();
+    raw(one)
+        && raw(other)
+        && one.local == other.local
+        && one.dev.is_some() != other.dev.is_some()
         && same_place(&one.netns, &other.netns)
 }
 
@@ -138,28 +160,27 @@ fn frame_max(spec: &TunnelSpec, mtu: u32) -> u32 {
 
 impl Tunnels {
     pub(super) fn has(&self, id: PortId) -> bool {
-        self.endpoints.contains_key(&id) || self.remotes.contains_key(&id)
+        self.endpoints.contains_key(&id) || self.remotes.get(id).is_some()
+    }
+
+    /// Whether there are strangers without ids.
+    pub(super) fn has_met(&self) -> bool {
+        !self.met.is_empty()
     }
 
     /// The tunnel port that a remote is of.
     pub(super) fn port_of(&self, id: PortId) -> Option<(PortId, IpAddr)> {
-        self.remotes.get(&id).map(|remote| (remote.port, remote.address))
+        self.remotes.get(id).map(|remote| (remote.port, remote.address))
     }
 
     fn of(&self, port: PortId) -> impl Iterator<Item = (PortId, &Remote)> {
-        self.remotes.iter().filter(move |(_, remote)| remote.port == port).map(|(&id, remote)| (id, remote))
+        self.remotes.of(port)
     }
 
     /// Removes remotes; what they have counted stays with their port.
-    fn retire(&mut self, leaves: impl Fn(&PortId, &Remote) -> bool) {
-        let departed = &mut self.departed;
-        self.remotes.retain(|id, remote| {
-            let leaves = leaves(id, remote);
-            if leaves {
-                departed.push((remote.port, Arc::clone(&remote.shared)));
-            }
-            !leaves
-        });
+    fn retire(&mut self, ids: &[PortId]) {
+        let left = ids.iter().filter_map(|&id| self.remotes.remove(id));
+        self.departed.extend(left.map(|remote| (remote.port, remote.shared)));
     }
 
     /// Adds up what departed remotes have counted, where no worker can count any more.
@@ -214,13 +235,28 @@ impl Tunnels {
 
     /// The highest id in use.
     pub(super) fn last_id(&self) -> Option<PortId> {
-        self.remotes.keys().next_back().max(self.endpoints.keys().next_back()).copied()
+        self.remotes.last_id().max(self.endpoints.keys().next_back().copied())
     }
 }
 
 impl Control {
+    /// Gives the remotes of a tunnel port their ids, before anything is opened: a port that waits can have static entries.
+    pub(super) fn claim_far_ends(
+        &mut self,
+        port: PortId,
+        spec: &TunnelSpec,
+        settings: &TunnelSettings,
+    ) -> Result<(), Error> {
+        for address in spec.far_ends(settings) {
+            if !self.tunnels.remotes.has(port, address) {
+                self.claim_remote(port, spec, address, false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Opens what a tunnel port needs: its endpoints, unless another port has them already, what it sends from, and a way to each
-    /// remote. Its remotes have their ids even if that fails, so that a port which waits can have static entries.
+    /// remote.
     pub(super) fn open_tunnel(
         &mut self,
         port: PortId,
@@ -228,11 +264,6 @@ impl Control {
         spec: &TunnelSpec,
     ) -> Result<Queues, Error> {
         self.check_taken(&whole.name, spec, &whole.settings.tunnel)?;
-        for address in spec.far_ends(&whole.settings.tunnel) {
-            if !self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
-                self.claim_remote(port, spec, address, false)?;
-            }
-        }
         let mut queues = match self.open_places(port, whole, spec) {
             Ok(queues) => queues,
             Err(error) => {
@@ -256,6 +287,17 @@ impl Control {
                 endpoints.push(id);
                 continue;
             }
+            let beside = |endpoint: &&Endpoint| overhear(&place, &endpoint.place);
+            if let Some(other) = self.tunnels.endpoints.values().find(beside) {
+                let device =
+                    |place: &Place| place.dev.clone().map_or("no --dev".into(), |dev| format!("--dev {dev}"));
+                return Err(Error::Invalid(format!(
+                    "port '{}': GRE to {} is received with {} by other ports, and each packet would come twice; give it the same",
+                    whole.name,
+                    place.local,
+                    device(&other.place)
+                )));
+            }
             let receivers = place.open(self.crew.len()).map_err(named)?;
             let id = self.free_id_beside(&[port])?;
             let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
@@ -269,10 +311,18 @@ impl Control {
         let shared = outlets.find(|outlet| outlet.options == options && same(&outlet.place, &place));
         let senders = match shared {
             Some(outlet) => outlet.senders.clone(),
-            None => place.senders(&options, self.crew.len()).map_err(named)?,
+            None => {
+                let here = |endpoint: &&Endpoint| {
+                    endpoint.place.local == place.local && same_place(&endpoint.place.netns, &place.netns)
+                };
+                let taken = self.tunnels.endpoints.values().filter(here);
+                let taken: Vec<u16> = taken.map(|endpoint| endpoint.place.port).collect();
+                place.senders(&options, &taken, self.crew.len()).map_err(named)?
+            }
         };
-        let ifindex = place.ifindex().map_err(named)?;
-        self.tunnels.outlets.insert(port, Outlet { endpoints, place, options, senders, ifindex });
+        let bound = Place::of_group(spec).unwrap_or_else(|| place.clone());
+        let ifindex = bound.ifindex().map_err(named)?;
+        self.tunnels.outlets.insert(port, Outlet { endpoints, place, options, senders, bound, ifindex });
         Ok(queues)
     }
 
@@ -324,21 +374,23 @@ impl Control {
         self.check_unused(&gone)?;
         let mut claimed = Vec::new();
         for &address in &wanted {
-            if self.tunnels.of(port).any(|(_, remote)| remote.address == address) {
+            if self.tunnels.remotes.has(port, address) {
                 continue;
             }
             match self.claim_remote(port, &spec, address, false) {
                 Ok(id) => claimed.push(id),
                 Err(error) => {
-                    self.tunnels.remotes.retain(|id, _| !claimed.contains(id));
+                    claimed.into_iter().for_each(|id| drop(self.tunnels.remotes.remove(id)));
                     return Err(error);
                 }
             }
         }
         // Nothing can be refused from here on.
-        self.tunnels.retire(|id, _| gone.contains(id));
-        for remote in self.tunnels.remotes.values_mut().filter(|remote| remote.port == port) {
-            remote.learned &= !wanted.contains(&remote.address);
+        self.tunnels.retire(&gone);
+        for id in self.tunnels.ids_of(port) {
+            if let Some(remote) = self.tunnels.remotes.get_mut(id) {
+                remote.learned &= !wanted.contains(&remote.address);
+            }
         }
         let replaced = if settings.df == before.df { Vec::new() } else { self.tunnels.ids_of(port) };
         let mut queues = self.ways(port, &spec, &settings);
@@ -395,7 +447,9 @@ impl Control {
         let mtu = inner_mtu(spec, ETHERNET_MTU);
         shared.set_path_max(frame_max(spec, mtu));
         let heard = (0, self.crew.now());
-        let remote = Remote { port, address, learned, mtu, probed: false, heard, shared: Arc::new(shared) };
+        let numbering = Arc::default();
+        let remote =
+            Remote { numbering, port, address, learned, mtu, probed: false, heard, shared: Arc::new(shared) };
         self.tunnels.remotes.insert(id, remote);
         Ok(id)
     }
@@ -403,7 +457,9 @@ impl Control {
     /// The workers' ways to the remotes of a port, if it is open.
     fn ways(&self, port: PortId, spec: &TunnelSpec, settings: &TunnelSettings) -> Queues {
         let Some(outlet) = self.tunnels.outlets.get(&port) else { return Queues::new() };
-        let way = |remote: &Remote| tunnel::queues(spec, settings.df, remote.address, &outlet.senders);
+        let way = |remote: &Remote| {
+            tunnel::queues(spec, settings.df, remote.address, &remote.numbering, &outlet.senders)
+        };
         self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
 
@@ -411,9 +467,9 @@ impl Control {
     /// forgotten. Returns the ids that workers are to let go of, and those that stand for nothing any more.
     pub(super) fn shut_tunnel(&mut self, port: PortId) -> (Vec<PortId>, Vec<PortId>) {
         let mut all = self.tunnels.ids_of(port);
-        let strangers =
+        let strangers: Vec<PortId> =
             self.tunnels.of(port).filter(|(_, remote)| remote.learned).map(|(id, _)| id).collect();
-        self.tunnels.retire(|_, remote| remote.port == port && remote.learned);
+        self.tunnels.retire(&strangers);
         all.extend(self.tunnels.forget_endpoints(port));
         (all, strangers)
     }
@@ -422,7 +478,7 @@ impl Control {
     pub(super) fn forget_tunnel(&mut self, port: PortId) -> Vec<PortId> {
         let mut ids = self.tunnels.ids_of(port);
         ids.extend(self.tunnels.forget_endpoints(port));
-        self.tunnels.remotes.retain(|_, remote| remote.port != port);
+        ids.iter().for_each(|&id| drop(self.tunnels.remotes.remove(id)));
         self.tunnels.departed.retain(|(departed, _)| *departed != port);
         self.tunnels.folded.remove(&port);
         ids

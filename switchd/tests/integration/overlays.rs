@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, folder};
+use crate::harness::daemon::{Daemon, Start, folder};
 use crate::harness::frame::{BROADCAST, Mac, frame, station, test_frame};
 use crate::harness::net::{Ns, Offloads, has_program, run};
 use crate::harness::ovs::Ovs;
@@ -277,6 +277,8 @@ pub fn vlans_to_networks() -> Outcome {
         udp(a, b, false);
         udp(a, b, true);
     }
+    let refused = daemon.refused("bridge set br0 --vlan-filtering off");
+    assert!(refused.contains("'tun0'"), "{refused}");
     // Who is in another VLAN is out of reach.
     let lost = near[0].ns.try_run("ping", &["-c1", "-W1", "10.9.0.2"]);
     assert!(lost.is_err(), "{lost:?}");
@@ -498,6 +500,116 @@ pub fn gre_between_pairs() -> Outcome {
     send(2, &[0x20, 0, 0x65, 0x58, 0, 0, 0, 1]);
     eventually("a key that nobody has", || hub.drops("tun2", "unknown_vni") == 1);
     assert_eq!(hub.whereabouts(station(9)), None);
+    Ok(())
+}
+
+/// Packets are numbered on and on, whatever is set meanwhile.
+pub fn numbers_go_on() -> Outcome {
+    let underlay = Underlay::new(2);
+    let daemon = tunnel(&underlay, 1, false, "--type gretap --seq on");
+    let ns = Ns::new("s");
+    daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", ns.name));
+    let (inside, wire) = (Raw::open(&ns, "t0"), underlay.arrivals(2));
+    for n in 0..6u8 {
+        if n == 3 {
+            daemon.ctl("port set tun0 --df set");
+        }
+        let text = format!("number {n}");
+        inside.send(&test_frame(BROADCAST, station(1), &text)).expect("sent");
+        assert_eq!(outer(&wire, &text).payload[..8], [0x10, 0, 0x65, 0x58, 0, 0, 0, n]);
+    }
+    Ok(())
+}
+
+/// Source ports that are tunnels' own are left out; interfaces that would hear a packet twice are refused.
+pub fn sockets_keep_out_of_each_others_way() -> Outcome {
+    let underlay = Underlay::new(2);
+    let options = "--type vxlan --vni 7 --srcport-range 4788-4790";
+    let near = tunnel(&underlay, 1, false, options);
+    let far = tunnel(&underlay, 2, false, options);
+    let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
+    let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, 1450, "");
+    let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Tap, 2, 1450, "");
+    for _ in 0..8 {
+        tcp(&a, &b, false, 64 << 10);
+    }
+    assert_eq!(near.json("stats tun0")[0]["drops"], serde_json::json!({}));
+    let add = "port add tun1 --bridge br0 --local 172.16.0.1 --remote 172.16.0.2";
+    let refused = near.refused(&format!("{add} --type geneve --vni 7 --dstport 4788"));
+    assert!(refused.contains("--srcport-range"), "{refused}");
+    let refused = near.refused(&format!("{add} --type vxlan --vni 8 --srcport-range 4789-4789"));
+    assert!(refused.contains("--srcport-range"), "{refused}");
+    let other = underlay.hosts[0].enter(|| UdpSocket::bind("172.16.0.1:5000")).expect("bound");
+    let refused = near.refused(&format!("{add} --type vxlan --vni 8 --srcport-range 5000-5000"));
+    assert!(refused.contains("source ports 5000-5000"), "{refused}");
+    drop(other);
+    near.ctl(&format!("{add} --type gretap --dev wire"));
+    let refused =
+        near.refused("port add tun2 --bridge br0 --type erspan --local 172.16.0.1 --remote 172.16.0.3");
+    assert!(refused.contains("--dev wire"), "{refused}");
+    Ok(())
+}
+
+/// What is bound to an interface follows it when it is made anew, all ports at once, whether they have remotes or not.
+pub fn ports_follow_their_interface() -> Outcome {
+    let underlay = Underlay::new(2);
+    let daemon = Daemon::start(&underlay.hosts[0]);
+    daemon.ctl("bridge add br0");
+    let add = |name: &str, options: &str| {
+        daemon.ctl(&format!("port add {name} --bridge br0 --type vxlan --local 172.16.0.1 {options}"));
+    };
+    add("lone", "--vni 1 --dev wire");
+    add("paired", "--vni 2 --dev wire --remote 172.16.0.2");
+    add("grouped", "--vni 3 --dstport 4790 --group 239.1.1.1");
+    let host = &underlay.hosts[0];
+    host.ip("link del wire");
+    let names = ["lone", "paired", "grouped"];
+    names.iter().for_each(|name| daemon.wait_port_state(name, "gone"));
+    underlay.plug_again(1);
+    names.iter().for_each(|name| daemon.wait_port_state(name, "up"));
+    let socket = underlay.hosts[1].enter(|| UdpSocket::bind("172.16.0.2:0")).expect("bound");
+    for (vni, to) in [(1, "172.16.0.1:4789"), (2, "172.16.0.1:4789"), (3, "239.1.1.1:4790")] {
+        let name = names[usize::from(vni) - 1];
+        let hello = test_frame(BROADCAST, station(vni.into()), "hello");
+        eventually(name, || {
+            socket.send_to(&[&[8, 0, 0, 0, 0, 0, vni, 0], &hello[..]].concat(), to).expect("sent");
+            daemon.stats(name)["rx_frames"].as_u64() > Some(0)
+        });
+    }
+    // What is nobody's at a group is counted, too.
+    for _ in 0..3 {
+        socket.send_to(&[1, 2, 3], "239.1.1.1:4790").expect("sent");
+    }
+    eventually("it is counted", || daemon.drops("grouped", "bad_tunnel_header") == 3);
+    Ok(())
+}
+
+/// An address or a namespace that is not there yet does not keep a configured switch from starting.
+pub fn an_underlay_may_come_later() -> Outcome {
+    let ns = Ns::new("v");
+    let port = |name: &str, options: &str| {
+        format!("[[port]]\nname = \"{name}\"\nbridge = \"br0\"\ntype = \"vxlan\"\nvni = 7\n{options}\n")
+    };
+    let inside = Ns::new("n");
+    let name = inside.name.clone();
+    run("ip", &["netns", "del", &name]);
+    let text = format!(
+        "[[bridge]]\nname = \"br0\"\n{}{}[[fdb]]\nmac = \"02:00:00:00:00:77\"\nport = \"far\"\nremote = \"10.7.0.3\"\n",
+        port("late", "local = \"172.16.9.1\"\nremote = \"172.16.9.2\""),
+        port(
+            "far",
+            &format!("local = \"10.7.0.1\"\nremote = [\"10.7.0.2\", \"10.7.0.3\"]\nnetns = \"{name}\"")
+        ),
+    );
+    let daemon = Start::new(&ns).config(&text).ready();
+    assert_eq!((daemon.port_state("late"), daemon.port_state("far")), ("gone".into(), "gone".into()));
+    assert_eq!(daemon.json("fdb show --port far")[0]["remote"], "10.7.0.3");
+    ns.ip("addr add 172.16.9.1/24 dev lo");
+    daemon.wait_port_state("late", "up");
+    run("ip", &["netns", "add", &name]);
+    inside.ip("addr add 10.7.0.1/24 dev lo; link set lo up");
+    daemon.wait_port_state("far", "up");
+    assert_eq!(daemon.json("fdb show --port far")[0]["remote"], "10.7.0.3");
     Ok(())
 }
 

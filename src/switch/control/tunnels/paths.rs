@@ -1,8 +1,8 @@
 //! What fits one packet on the way to each remote: found out, looked at again, told to operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{ETHERNET_MTU, Remote, Tunnels, frame_max, inner_mtu};
+use super::{ETHERNET_MTU, Outlet, Remote, Tunnels, frame_max, inner_mtu};
 use crate::addr::PortId;
 use crate::port::tunnel::Place;
 use crate::spec::{Df, PortKind, TunnelSettings, TunnelSpec};
@@ -24,11 +24,15 @@ fn hint(name: &str, df: Df, spec: &TunnelSpec, remote: &Remote) -> Option<String
         Df::Set => "longer ones are answered with 'packet too big'",
         Df::Unset => "longer ones go in fragments",
     };
+    let (fit, other) = if spec.mtu == Some(mtu) {
+        ("are taken to fit", String::new())
+    } else {
+        ("fit", format!(", or the underlay MTU {}", ETHERNET_MTU + spec.overhead()))
+    };
     Some(format!(
-        "port '{name}': frames with up to {mtu} bytes of payload fit one packet to {}; {longer}; better give the \
-         stations MTU {mtu}, or the underlay MTU {}",
-        remote.address,
-        ETHERNET_MTU + spec.overhead()
+        "port '{name}': frames with up to {mtu} bytes of payload {fit} one packet to {}; {longer}; better give the \
+         stations MTU {mtu}{other}",
+        remote.address
     ))
 }
 
@@ -54,12 +58,12 @@ impl Tunnels {
         spec: &TunnelSpec,
         ids: &[PortId],
     ) {
-        let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(id)?.address)));
+        let known = ids.iter().filter_map(|id| Some((*id, self.remotes.get(*id)?.address)));
         let (ids, addresses): (Vec<_>, Vec<_>) = known.unzip();
         let Ok(mtus) = Place::of(spec).path_mtus(&addresses) else { return };
         let before = self.least(port).map(|remote| remote.mtu);
         for (id, mtu) in ids.into_iter().zip(mtus) {
-            if let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(&id)) {
+            if let (Some(mtu), Some(remote)) = (mtu, self.remotes.get_mut(id)) {
                 let mtu = inner_mtu(spec, mtu);
                 (remote.mtu, remote.probed) = (mtu, true);
                 remote.shared.set_path_max(frame_max(spec, mtu));
@@ -84,28 +88,34 @@ impl Control {
 
     /// Looks again at some ways, in turn: routes and MTUs change. To be called each second.
     pub(in crate::switch) fn probe_next(&mut self) {
+        self.follow_devices();
         let open = |port: &PortId| self.ports.get(port).is_some_and(|port| port.open);
         let all = self.tunnels.remotes.iter().filter(|(_, remote)| open(&remote.port));
         let (before, after): (Vec<_>, Vec<_>) =
-            all.map(|(&id, remote)| (id, remote.port)).partition(|&(id, _)| Some(id) <= self.tunnels.probed);
+            all.map(|(id, remote)| (id, remote.port)).partition(|&(id, _)| Some(id) <= self.tunnels.probed);
         let mut ports = BTreeMap::<PortId, Vec<PortId>>::new();
         for (id, port) in after.into_iter().chain(before).take(PROBES) {
             self.tunnels.probed = Some(id);
             ports.entry(port).or_default().push(id);
         }
         for (port, ids) in ports {
-            self.follow_device(port);
             self.probe(port, &ids);
         }
     }
 
-    /// Sockets are bound to the device that had the name then; when it is gone, or another has the name, the port is, too.
-    fn follow_device(&mut self, port: PortId) {
-        let Some(outlet) = self.tunnels.outlets.get(&port).filter(|outlet| outlet.place.dev.is_some()) else {
-            return;
-        };
-        if outlet.place.ifindex().is_ok_and(|index| index != outlet.ifindex) {
-            self.lose(vec![port]);
+    /// Sockets are bound to the device that had the name, and groups joined on the one that had the address, when they were opened. When it
+    /// is gone, or another has its place, so are the ports: all at once, for they share sockets.
+    fn follow_devices(&mut self) {
+        let mut now = HashMap::new();
+        let outlets = self.tunnels.outlets.iter().filter(|(_, outlet)| outlet.ifindex.is_some());
+        let mut lost = Vec::new();
+        for (&port, Outlet { bound, ifindex, .. }) in outlets {
+            if *now.entry(bound).or_insert_with(|| bound.ifindex().ok().flatten()) != *ifindex {
+                lost.push(port);
+            }
+        }
+        if !lost.is_empty() {
+            self.lose(lost);
         }
     }
 }

@@ -1,32 +1,64 @@
 //! Remotes that nobody configured: met by their frames, forgotten when they are silent.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use super::super::{Control, Port, counters};
+use super::{Queues, Remote};
 use crate::addr::PortId;
 use crate::bridge::fdb::Tick;
 use crate::spec::PortKind;
 
 /// Remotes that a switch gets to know by their frames, at most: anybody can make up addresses, and each takes an id.
 const STRANGERS_MAX: usize = 512;
+/// Strangers that are met between two topologies, at most.
+const AT_ONCE: usize = 64;
+/// Time between two words about too many.
+const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(60);
 /// A stranger that sent nothing for so long is forgotten at the earliest.
 const STRANGER_AGEING_SECS_MIN: u32 = 60;
 
 impl Control {
-    /// A frame came to a tunnel port from a remote that it did not know: from now on stations are learned behind it.
+    /// A frame came to a tunnel port from a remote that it did not know.
     pub(in crate::switch) fn meet(&mut self, port: PortId, address: IpAddr) {
-        let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else { return };
-        let PortKind::Tunnel(tunnel) = spec.kind.clone() else { return };
-        let known = self.tunnels.of(port).any(|(_, remote)| remote.address == address);
-        let strangers = self.tunnels.remotes.values().filter(|remote| remote.learned).count();
-        if known || strangers >= STRANGERS_MAX || spec.settings.tunnel.strict_remotes {
-            return;
+        let met = &mut self.tunnels.met;
+        if met.len() < AT_ONCE && !met.contains(&(port, address)) {
+            met.push((port, address));
         }
-        let settings = spec.settings.tunnel.clone();
-        if let Ok(id) = self.claim_remote(port, &tunnel, address, true) {
-            let mut ways = self.ways(port, &tunnel, &settings);
-            ways.retain(|(remote, _)| *remote == id);
-            drop(self.publish(&[], ways));
+    }
+
+    /// From now on stations are learned behind those that were met: the workers' ways to them.
+    pub(in crate::switch::control) fn welcome(&mut self) -> Queues {
+        let mut ways = Queues::new();
+        for (port, address) in std::mem::take(&mut self.tunnels.met) {
+            let Some(Port { spec, open: true, .. }) = self.ports.get(&port) else { continue };
+            let PortKind::Tunnel(tunnel) = spec.kind.clone() else { continue };
+            let settings = spec.settings.tunnel.clone();
+            if settings.strict_remotes || self.tunnels.remotes.has(port, address) {
+                continue;
+            }
+            // Nobody takes all the room: a port has as many as are free then.
+            let learned = |(_, remote): &(PortId, &Remote)| remote.learned;
+            let free = STRANGERS_MAX.saturating_sub(self.tunnels.remotes.iter().filter(learned).count());
+            if self.tunnels.of(port).filter(learned).count() >= free {
+                self.crowded(&spec.name.clone());
+                continue;
+            }
+            if let Ok(id) = self.claim_remote(port, &tunnel, address, true) {
+                ways.extend(self.ways(port, &tunnel, &settings).into_iter().filter(|(way, _)| *way == id));
+            }
+        }
+        ways
+    }
+
+    /// Tells operators that there are too many, not too often.
+    fn crowded(&mut self, port: &str) {
+        if self.tunnels.crowded.is_none_or(|told| told.elapsed() >= BETWEEN_COMPLAINTS) {
+            self.tunnels.crowded = Some(Instant::now());
+            tracing::warn!(
+                "port '{port}' hears more remotes that nobody configured than it can learn stations behind; name the right ones with: \
+                 vswitchctl port set {port} --remote IP … --strict-remotes on"
+            );
         }
     }
 
@@ -38,7 +70,7 @@ impl Control {
 
     fn forget_strangers_at(&mut self, now: Tick) {
         let mut silent = Vec::new();
-        for (&id, remote) in self.tunnels.remotes.iter_mut().filter(|(_, remote)| remote.learned) {
+        for (id, remote) in self.tunnels.remotes.iter_mut().filter(|(_, remote)| remote.learned) {
             let frames = counters(&remote.shared).rx_frames;
             if frames != remote.heard.0 {
                 remote.heard = (frames, now);
@@ -53,7 +85,7 @@ impl Control {
             }
         }
         if !silent.is_empty() {
-            self.tunnels.retire(|id, _| silent.contains(id));
+            self.tunnels.retire(&silent);
             drop(self.publish(&silent, Vec::new()));
             self.forget_ids(&silent.into_iter().collect());
         }
@@ -95,8 +127,14 @@ mod tests {
         control.add_port(spec, Missing::Refuse).expect("added");
         let port = control.port("vx0").expect("there");
         let remotes = |control: &Control| control.tunnels.of(port).count();
+        let meet = |control: &mut Control, n: u16| {
+            let [a, b] = n.to_be_bytes();
+            control.meet(port, [127, 0, a, b].into());
+            let ways = control.welcome();
+            drop(control.publish(&[], ways));
+        };
 
-        control.meet(port, [127, 0, 0, 3].into());
+        meet(&mut control, 3);
         let met = control.tunnels.of(port).find(|(_, remote)| remote.learned);
         let (id, shared) = met.map(|(id, remote)| (id, Arc::clone(&remote.shared))).expect("met");
         shared.counters[0].rx_frames.add(7);
@@ -117,8 +155,10 @@ mod tests {
         assert!(control.tunnels.departed.is_empty(), "and its counts are added up");
         let received = |control: &mut Control| control.port_named("vx0").map(|port| port.counters.rx_frames);
         assert_eq!(received(&mut control).ok(), Some(7));
-        control.meet(port, [127, 0, 0, 3].into());
+        meet(&mut control, 3);
         assert_eq!(remotes(&control), 2, "it is met again");
+        (1000..1600).for_each(|n| meet(&mut control, n));
+        assert_eq!(remotes(&control), 1 + STRANGERS_MAX / 2, "the others' room stays theirs");
         control.close_all();
         assert!(control.tunnels.folded.is_empty());
         control.crew.stop();
