@@ -179,10 +179,18 @@ pub fn remotes_change() -> Outcome {
     assert_eq!(remotes(), ["172.16.0.2 false", "172.16.0.3 false"]);
     let fixed = mac_text(station(9));
     let refused = near.refused(&format!("fdb add {fixed} --port vx0"));
-    assert!(refused.contains("--remote") && refused.contains("172.16.0.3"), "{refused}");
+    assert!(
+        refused.contains("give 'remote'") && refused.ends_with("existing: 172.16.0.2, 172.16.0.3"),
+        "{refused}"
+    );
     near.ctl(&format!("fdb add {fixed} --port vx0 --remote 172.16.0.3"));
     let refused = near.refused("port set vx0 --remote 172.16.0.2");
-    assert!(refused.contains(&fixed) && refused.contains("fdb del"), "{refused}");
+    assert!(
+        refused.contains("port 'vx0'")
+            && refused.contains("behind remote 172.16.0.3")
+            && refused.ends_with(&format!("fdb del {fixed} --bridge br0")),
+        "{refused}"
+    );
     near.ctl(&format!("fdb del {fixed} --bridge br0"));
     near.ctl("port set vx0 --remote 172.16.0.3 --strict-remotes on");
     assert_eq!(remotes(), ["172.16.0.3 false"]);
