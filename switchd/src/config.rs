@@ -364,7 +364,7 @@ impl Checker {
                 format!("{owner}: {}", none_such("bridge", &spec.bridge, names))
             });
         };
-        if port.has_vlan_options() && !bridge.vlan_filtering {
+        if (port.has_vlan_options() || port.vni_map.is_some()) && !bridge.vlan_filtering {
             return Err(format!(
                 "{owner} has VLAN options, but bridge '{}' does not filter VLANs: give it 'vlan_filtering = true'",
                 bridge.name

@@ -404,9 +404,15 @@ impl Control {
         for bridge in &self.bridges {
             let used =
                 |(_, entry): &(Key, Entry)| entry.kind == Kind::Static && remotes.contains(&entry.port);
-            if let Some((key, _)) = bridge.fdb.iter().find(used) {
+            if let Some((key, entry)) = bridge.fdb.iter().find(used) {
+                let remote = self.tunnels.remotes.get(&entry.port);
+                let port = remote.and_then(|remote| self.ports.get(&remote.port));
+                let vlan =
+                    if bridge.spec.vlan_filtering { format!(" --vlan {}", key.vid()) } else { String::new() };
                 return Err(Error::Invalid(format!(
-                    "static entry {0} is behind that remote; remove it first with: vswitchctl fdb del {0} --bridge {1}",
+                    "port '{0}': static entry {2} is behind remote {1}; remove it first with: vswitchctl fdb del {2} --bridge {3}{vlan}",
+                    port.map_or("", |port| &port.spec.name),
+                    remote.map_or(String::new(), |remote| remote.address.to_string()),
                     key.mac(),
                     bridge.spec.name
                 )));
@@ -427,10 +433,18 @@ impl Control {
             }
         };
         found.map(|&(id, _)| id).ok_or_else(|| {
-            let existing: Vec<String> = all.iter().map(|(_, remote)| remote.address.to_string()).collect();
-            let what = address
-                .map_or("say behind which remote with --remote".to_owned(), |ip| format!("no remote {ip}"));
-            Error::Invalid(format!("port '{name}': {what}; existing: {}", existing.join(", ")))
+            let mut existing: Vec<IpAddr> = all.iter().map(|(_, remote)| remote.address).collect();
+            existing.sort_unstable();
+            let existing: Vec<String> = existing.iter().map(IpAddr::to_string).collect();
+            let what = address.map_or_else(
+                || "give 'remote', the one that the station is behind".to_owned(),
+                |ip| format!("no remote {ip}"),
+            );
+            Error::Invalid(if existing.is_empty() {
+                format!("port '{name}' has no remote; add one with: vswitchctl port set {name} --remote IP")
+            } else {
+                format!("port '{name}': {what}; existing: {}", existing.join(", "))
+            })
         })
     }
 

@@ -111,7 +111,7 @@ pub enum State {
     Up,
     /// Its interface is down.
     Down,
-    /// Its interface does not exist.
+    /// Its interface does not exist; of a tunnel: its local address, interface or namespace.
     Gone,
 }
 
@@ -448,6 +448,36 @@ pub struct Stats {
     /// Name of the port.
     pub port: String,
     /// What it has seen.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// What of that came from and went to each other end of a tunnel that there is now; none of other ports.
+    #[serde(default)]
+    pub remotes: Vec<RemoteStats>,
+}
+
+impl Stats {
+    /// From the data plane's account.
+    #[must_use]
+    pub fn new(status: PortStatus) -> Self {
+        let remote = |remote: status::RemoteStatus| RemoteStats {
+            remote: remote.address,
+            counters: remote.counters.into(),
+        };
+        Stats {
+            port: status.spec.name,
+            counters: status.counters.into(),
+            remotes: status.remotes.into_iter().map(remote).collect(),
+        }
+    }
+}
+
+/// The counters of one other end of a tunnel.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct RemoteStats {
+    /// Its address in the underlay.
+    #[schema(value_type = String)]
+    pub remote: IpAddr,
+    /// What came from it and went to it.
     #[serde(flatten)]
     pub counters: Counters,
 }

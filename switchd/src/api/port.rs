@@ -11,7 +11,7 @@ use vswitch::spec::{
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
-use super::tunnel::{self, ErspanDirection, PortRange, TosChoice, VniMap};
+use super::tunnel::{self, ErspanDirection, PortRange, RemoteChoice, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
 use super::{check_ifname, check_name};
 
@@ -151,11 +151,12 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub hairpin: Option<bool>,
-            /// Address of another end, which gets a copy of what is flooded; may be repeated. On 'set', all of them
-            #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+            /// Address of another end, which gets a copy of what is flooded; may be repeated. On 'set', all of them; 'none' takes
+            /// all away
+            #[arg(long, value_name = "IP|none", help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_or_many")]
             #[schema(value_type = Option<Vec<String>>)]
-            pub remote: Option<Vec<IpAddr>>,
+            pub remote: Option<Vec<RemoteChoice>>,
             /// Drop what comes from others than the remotes [default: off; on for gretap and erspan]
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,6 +190,12 @@ macro_rules! with_port_settings {
                     native: self.native,
                     clear: self.vlan.is_some(),
                 };
+                let remotes = match &self.remote {
+                    Some(asked) => {
+                        tunnel::remotes(asked).map_err(|error| format!("port '{port}': {error}"))?
+                    }
+                    None => settings.tunnel.remotes.clone(),
+                };
                 Ok(PortSettings {
                     vlan: asked.over(port, &settings.vlan)?,
                     learning: self.learning.unwrap_or(settings.learning),
@@ -196,7 +203,7 @@ macro_rules! with_port_settings {
                     isolated: self.isolated.unwrap_or(settings.isolated),
                     hairpin: self.hairpin.unwrap_or(settings.hairpin),
                     tunnel: TunnelSettings {
-                        remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
+                        remotes,
                         strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
                         df: self.df.map_or(settings.tunnel.df, Df::from),

@@ -20,8 +20,7 @@ fn packets(kind: &str) -> Option<&'static str> {
 pub(super) fn port(port: &PortInfo) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
     let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
-    let mut text =
-        format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port.state));
+    let mut text = format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port));
     // Writing to a String cannot fail.
     let _ = match port.kind.as_str() {
         "tap" => writeln!(
@@ -90,10 +89,13 @@ pub(super) fn port(port: &PortInfo) -> String {
     text
 }
 
-fn state(state: State) -> &'static str {
-    match state {
+fn state(port: &PortInfo) -> &'static str {
+    match port.state {
         State::Up => "up",
         State::Down => "down (its interface is switched off or has no carrier)",
+        State::Gone if port.tunnel.is_some() => {
+            "gone (its local address, the interface of --dev or the namespace is not there; it waits)"
+        }
         State::Gone => "gone (its interface does not exist)",
     }
 }
