@@ -405,7 +405,7 @@ impl Control {
             let used =
                 |(_, entry): &(Key, Entry)| entry.kind == Kind::Static && remotes.contains(&entry.port);
             if let Some((key, entry)) = bridge.fdb.iter().find(used) {
-                let remote = self.tunnels.remotes.get(&entry.port);
+                let remote = self.tunnels.remotes.get(entry.port);
                 let port = remote.and_then(|remote| self.ports.get(&remote.port));
                 let vlan =
                     if bridge.spec.vlan_filtering { format!(" --vlan {}", key.vid()) } else { String::new() };
