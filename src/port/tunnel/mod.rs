@@ -125,7 +125,7 @@ impl Place {
         Ok(receivers.into_iter().map(queue).collect())
     }
 
-    /// Opens what workers send from.
+    /// Opens what workers send from; not from the UDP ports in `taken`, at which tunnels arrive.
     ///
     /// # Errors
     /// As [`Place::open`].
