@@ -10,7 +10,7 @@ use crate::addr::{MacAddr, VlanId, VlanSet};
 
 mod tunnel;
 
-pub use tunnel::{Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
+pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
 /// One learning domain (or, with VLAN filtering, one per VLAN).
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -36,6 +36,7 @@ use crate::control::Control;
 
 mod tunnels;
 
+#[cfg(any(test, feature = "model"))]
 pub(crate) use tunnels::collide;
 
 /// Bridges, ports, static stations and neighbours as plain values, in the order of their creation.
@@ -252,7 +253,7 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
             from: from.clone(),
             to: to.clone(),
         };
-        let in_the_way = |other: &PortSpec| other.name != new.name && collide(new, other);
+        let in_the_way = |other: &PortSpec| other.name != new.name && tunnels::is_in_the_way(other, new);
         let first = if now.ports.iter().any(in_the_way) {
             let between = tunnels::shrunk(&old.settings, &new.settings);
             set_last.push(set(&between, &new.settings));
@@ -299,7 +300,7 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let replaces = |new: &PortSpec, old: &PortSpec| {
         new.name == old.name
             || interface(new).is_some_and(|new| interface(old) == Some(new))
-            || collide(new, old)
+            || tunnels::is_in_the_way(old, new)
     };
     let (in_place, free): (Vec<_>, Vec<_>) =
         come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));

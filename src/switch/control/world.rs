@@ -41,7 +41,8 @@ impl Control {
         let mut keep = Vec::new();
         for id in ids {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            tracing::warn!("port '{}': its interface is gone", port.spec.name);
+            let what = if matches!(port.spec.kind, PortKind::Tunnel(_)) { "underlay" } else { "interface" };
+            tracing::warn!("port '{}': its {what} is gone", port.spec.name);
             port.shared.gone.store(true, Ordering::Relaxed);
             port.open = false;
             port.link = None;

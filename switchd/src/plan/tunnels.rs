@@ -4,32 +4,25 @@
 //! network. Two ports may agree in both only if each takes packets of its own remotes alone, and they have none in common. So a port
 //! that comes may have to wait until another has gone, and one that is given a remote until another has lost it.
 
-use std::path::PathBuf;
-
 use vswitch::spec::{Netns, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 
 /// Whether the switch refuses one of them while the other is there.
 pub(crate) fn collide(one: &PortSpec, other: &PortSpec) -> bool {
-    let (PortKind::Tunnel(here), PortKind::Tunnel(there)) = (&one.kind, &other.kind) else { return false };
-    let (ours, theirs) = (&one.settings.tunnel, &other.settings.tunnel);
-    let apart = ours.strict_remotes
-        && theirs.strict_remotes
-        && !here.far_ends(ours).any(|end| there.far_ends(theirs).any(|other| other == end));
-    !apart && same_place(here, there) && share_a_network(here, there)
+    tunnels(one, other).is_some_and(|(here, there)| {
+        here.clash(&one.settings.tunnel, there, &other.settings.tunnel).is_some()
+    })
 }
 
-/// Whether their packets arrive at the same place.
-fn same_place(one: &TunnelSpec, other: &TunnelSpec) -> bool {
-    let port = |spec: &TunnelSpec| spec.udp.as_ref().map(|udp| udp.dstport);
-    let netns = |spec: &TunnelSpec| -> PathBuf { spec.netns.as_ref().map(Netns::path).unwrap_or_default() };
-    (one.header.encapsulation(), one.local, port(one), &one.dev)
-        == (other.header.encapsulation(), other.local, port(other), &other.dev)
-        && netns(one) == netns(other)
+/// Whether an old one has to go before a new one can come.
+pub(super) fn is_in_the_way(old: &PortSpec, new: &PortSpec) -> bool {
+    collide(old, new) || tunnels(old, new).is_some_and(|(old, new)| old.may_send_from_port_of(new))
 }
 
-fn share_a_network(one: &TunnelSpec, other: &TunnelSpec) -> bool {
-    let taken = other.ids();
-    one.ids().iter().any(|(id, _)| taken.iter().any(|(other, _)| other == id))
+/// Both, if they are tunnels with their underlays in one namespace.
+fn tunnels<'a>(one: &'a PortSpec, other: &'a PortSpec) -> Option<(&'a TunnelSpec, &'a TunnelSpec)> {
+    let (PortKind::Tunnel(here), PortKind::Tunnel(there)) = (&one.kind, &other.kind) else { return None };
+    let netns = |spec: &TunnelSpec| spec.netns.as_ref().map(Netns::path);
+    (netns(here) == netns(there)).then_some((here, there))
 }
 
 /// Between `from` and `to`: everything as in `to`, but only the remotes that both have. It gets into nobody's way whom `from`
