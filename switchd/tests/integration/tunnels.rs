@@ -431,6 +431,20 @@ pub fn in_place_by_reload() -> Outcome {
     let refused = daemon.refused("reload");
     assert!(refused.contains("172.16.0.9") && !refused.contains("taking back"), "{refused}");
     assert_eq!((remote("g1"), remote("g2"), remote("vxnew")), (three.into(), two.into(), two.into()));
+
+    // One that needs the sockets of another comes when that has gone, whatever their networks.
+    for (name, kind) in [
+        ("a", "type = \"vxlan\"\nvni = 1\ndstport = 5000\nsrcport_range = \"5001-5009\""),
+        ("b", "type = \"vxlan\"\nvni = 2\ndstport = 5000\ndev = \"wire\""),
+        ("c", "type = \"geneve\"\nvni = 2\ndstport = 5000\nsrcport_range = \"5001-5009\""),
+        ("d", "type = \"vxlan\"\nvni = 3\ndstport = 5005"),
+        ("e", "type = \"gretap\"\nkey = 1\nremote = \"172.16.0.2\""),
+        ("f", "type = \"gretap\"\nkey = 2\nremote = \"172.16.0.2\"\ndev = \"wire\""),
+    ] {
+        daemon.write_config(&format!("[[bridge]]\nname = \"br0\"\n{}", in_file(name, kind)));
+        daemon.ctl("reload");
+        assert_eq!(daemon.port_state(name), "up");
+    }
     Ok(())
 }
 
