@@ -269,7 +269,10 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
 
     let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
     let replaces = |new: &PortSpec, old: &PortSpec| {
-        new.name == old.name || interface(new).is_some_and(|new| interface(old) == Some(new))
+        let socket = new.kind.socket_path();
+        new.name == old.name
+            || interface(new).is_some_and(|new| interface(old) == Some(new))
+            || socket.is_some() && old.kind.socket_path() == socket
     };
     let (in_place, free): (Vec<_>, Vec<_>) =
         come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));

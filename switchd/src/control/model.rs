@@ -240,6 +240,7 @@ impl Control for Model {
             queues: 1,
             peer: None,
             remotes: Vec::new(),
+            peers: None,
             hint: None,
             counters: PortCounters {
                 rx_frames: 3,
