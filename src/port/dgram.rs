@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Health, Inbound, OpenPort, PortQueue, Received, refused};
+use super::{Health, Inbound, OpenPort, PortQueue, Received, check_mtu, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
@@ -23,6 +23,7 @@ use crate::sys::unix::{self, PeerAddress, SockType, SocketFile};
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 
 pub(super) fn open(spec: &DgramSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    check_mtu(spec.mtu)?;
     let peer = PeerAddress::new(&spec.peer)?;
     let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode)?;
     // The kernel may allow less.

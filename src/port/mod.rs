@@ -111,6 +111,12 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
     }
 }
 
+/// Refuses an MTU of which frames would not fit where they are received.
+fn check_mtu(mtu: u32) -> Result<(), sys::Error> {
+    let what = format!("an MTU of {mtu} bytes is more than 65535");
+    if mtu <= 65_535 { Ok(()) } else { Err(sys::Error::refused(io::ErrorKind::InvalidInput, what)) }
+}
+
 /// Why a frame was not sent, from what a socket said.
 fn refused(error: &io::Error) -> DropReason {
     match error.raw_os_error() {

@@ -15,6 +15,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::Connection;
+use crate::port::check_mtu;
 use crate::spec::{Role, StreamAddress, StreamSpec};
 use crate::sys::Error;
 use crate::sys::unix::{self, SockType, SocketFile};
@@ -57,6 +58,7 @@ impl Endpoint {
     /// # Errors
     /// The address is not one, somebody else has it, or the kernel refused.
     pub fn open(spec: &StreamSpec, registry: &Registry, token: Token) -> Result<Endpoint, Error> {
+        check_mtu(spec.mtu)?;
         let way = match (spec.role, &spec.address) {
             (Role::Client, address) => {
                 if let StreamAddress::Unix(path) = address {

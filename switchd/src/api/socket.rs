@@ -170,8 +170,8 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
         }
         _ => return Err(format!("{owner}: give one of 'path', 'listen' and 'connect'")),
     };
-    if role == Role::Client && asked.connect.is_some_and(|address| address.port() == 0) {
-        return Err(format!("{owner}: nobody is at port 0: give the port that the peer listens at"));
+    if matches!(&address, StreamAddress::Tcp(address) if address.port() == 0) {
+        return Err(format!("{owner}: nobody is at port 0: give the port to listen at or to connect to"));
     }
     let spec = StreamSpec { address, role, mtu: mtu(asked), mode: mode(asked) };
     if asked.mode.is_some() && spec.socket_path().is_none() {

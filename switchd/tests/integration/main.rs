@@ -19,6 +19,7 @@ mod overlays;
 mod path_mtu;
 mod ports;
 mod settings;
+mod sockets;
 mod traffic;
 mod tunnels;
 mod vlan;
@@ -135,6 +136,13 @@ const TESTS: &[(&str, Test)] = &[
     ("traffic::one_worker_a_flow", traffic::one_worker_a_flow),
     ("traffic::a_guest_behind_a_tap", traffic::a_guest_behind_a_tap),
     ("guests::behind_a_tap", guests::behind_a_tap),
+    ("sockets::as_asked", sockets::as_asked),
+    ("sockets::peers_come_and_go", sockets::peers_come_and_go),
+    ("sockets::hostile_peers", sockets::hostile_peers),
+    ("sockets::restarted", sockets::restarted),
+    ("sockets::datagrams", sockets::datagrams),
+    ("sockets::guests", sockets::guests),
+    ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.
