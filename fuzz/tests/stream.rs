@@ -10,13 +10,14 @@ type Input = (Vec<(u32, u16)>, Vec<u8>, Vec<u16>);
 /// Never a panic, never stuck; the same frames and the same end as when all of it is there at once.
 #[test]
 fn streams_are_harmless() {
-    bolero::check!().with_type::<Input>().with_iterations(5000).for_each(|(frames, noise, pieces)| {
+    bolero::check!().with_type::<Input>().with_iterations(2000).for_each(|(frames, noise, pieces)| {
         let mut stream = Vec::new();
         for (len, bytes) in frames {
-            // Most are honest.
-            let len = if len & 7 == 0 { *len } else { u32::from(*bytes) };
+            // Most are short, and honest.
+            let bytes = if bytes & 0x1f == 0 { *bytes } else { bytes & 0x1ff };
+            let len = if len & 7 == 0 { *len } else { u32::from(bytes) };
             stream.extend(len.to_be_bytes());
-            stream.resize(stream.len() + usize::from(*bytes), 0x5a);
+            stream.resize(stream.len() + usize::from(bytes), 0x5a);
         }
         stream.extend(noise);
         assert_eq!(read(&stream, pieces), plainly(&stream));

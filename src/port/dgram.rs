@@ -20,14 +20,13 @@ use crate::sys;
 use crate::sys::unix::{self, PeerAddress, SockType, SocketFile};
 
 /// Bytes that wait for the peer to read them, at most.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
 
 pub(super) fn open(spec: &DgramSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     check_mtu(spec.mtu)?;
     let peer = PeerAddress::new(&spec.peer)?;
     let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode)?;
-    // The kernel may allow less.
-    let _ = socket2::SockRef::from(&fd).set_send_buffer_size(SEND_BUFFER_BYTES);
+    unix::set_send_buffer(&fd, SEND_BUFFER_BYTES);
     let reader = fd.as_raw_fd().unsigned_abs() as usize % workers.max(1);
     let socket = Arc::new(DgramSocket { fd, peer, _file: file });
     let queue = |worker| {

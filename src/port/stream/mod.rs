@@ -28,7 +28,7 @@ pub mod framing;
 use framing::{Deframer, Outbound};
 
 /// Bytes that wait for a peer which is slow, at most. What it does not take in time is dropped, as a device's queue would.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
 
 /// A connection to a peer.
 #[derive(Debug)]
@@ -47,8 +47,7 @@ impl Connection {
     /// The kernel's answer.
     pub fn new(socket: OwnedFd) -> io::Result<Connection> {
         sys::set_nonblocking(&socket)?;
-        // The kernel may allow less.
-        let _ = socket2::SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER_BYTES);
+        unix::set_send_buffer(&socket, SEND_BUFFER_BYTES);
         let notice = Notice::new(&socket)?;
         Ok(Connection { socket, notice, outbound: Mutex::default(), stuck: AtomicBool::new(false) })
     }

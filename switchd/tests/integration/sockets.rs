@@ -15,7 +15,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Outcome, PATIENCE, eventually};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
-fn switch<'a>(ns: &'a Ns, host: &Ns) -> Daemon {
+fn switch(ns: &Ns, host: &Ns) -> Daemon {
     let daemon = Start::new(ns).arguments("--workers 2").ready();
     daemon.ctl("bridge add br0");
     daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
@@ -298,17 +298,18 @@ pub fn datagrams() -> Outcome {
     Ok(())
 }
 
-/// QEMU as client of the switch, as its server, and by datagrams.
+/// QEMU as client of the switch, as its server, by TCP and by datagrams, with the command lines that are explained.
 pub fn guests() -> Outcome {
     can_boot()?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    ns.sysctl("net/unix/max_dgram_qlen", "512");
     let daemon = switch(&ns, &host);
     let at = |name: &str| daemon.path(name).display().to_string();
     daemon.ctl(&format!("port add s --bridge br0 --type stream --path {}", at("s")));
     daemon.ctl(&format!("port add c --bridge br0 --type stream --path {} --client", at("c")));
     daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {} --peer {}", at("d"), at("q")));
-    ns.sysctl("net/unix/max_dgram_qlen", "512");
-    for port in ["s", "c", "d"] {
+    daemon.ctl("port add t --bridge br0 --type stream --listen 127.0.0.1:5000");
+    for port in ["s", "c", "t", "d"] {
         let words = daemon.ctl(&format!("port explain {port}"));
         let netdev =
             words.split_once("-netdev ").expect("a command line").1.split(" \\\n  ").next().expect("some");
@@ -323,7 +324,12 @@ pub fn guests() -> Outcome {
             guest.talk("10.9.0.2", &host, "10.9.0.1");
         }
         guest.kill();
-        if port != "d" {
+        if port == "d" {
+            // It left its socket's file behind.
+            let mut guest = Qemu::boot(&ns, &format!("-netdev {netdev} {CARD}"));
+            guest.address("10.9.0.2/24");
+            guest.talk("10.9.0.2", &host, "10.9.0.1");
+        } else {
             daemon.wait_port_state(port, "down");
         }
         daemon.ctl("fdb flush");
@@ -332,29 +338,43 @@ pub fn guests() -> Outcome {
     Ok(())
 }
 
-/// A guest whose switch is killed and started again: QEMU listens, and the new one connects.
+/// A guest whose switch is killed and started again: QEMU listens and the new one connects, or finds its socket at the same path.
 pub fn a_guest_outlives_the_switch() -> Outcome {
     can_boot()?;
-    let (ns, host) = (Ns::new("v"), Ns::new("h"));
     let sockets = folder();
-    let path = sockets.path().join("q");
-    let config = format!(
-        "[[bridge]]\nname = \"br0\"\n\
-         [[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\naddress = \"10.9.0.1/24\"\n\
-         mac = \"02:00:00:00:09:01\"\n\
-         [[port]]\nname = \"g\"\nbridge = \"br0\"\ntype = \"stream\"\npath = \"{}\"\nclient = true\n",
-        host.name,
-        path.display()
-    );
-    let daemon = Start::new(&ns).config(&config).ready();
-    let netdev = format!("-netdev stream,id=net,server=on,addr.type=unix,addr.path={}", path.display());
-    let mut guest = Qemu::boot(&ns, &format!("{netdev} {CARD}"));
-    guest.address("10.9.0.2/24");
-    daemon.wait_port_state("g", "up");
-    guest.talk("10.9.0.2", &host, "10.9.0.1");
-    let folder = daemon.kill();
-    let daemon = Start::new(&ns).config(&config).folder(folder).ready();
-    daemon.wait_port_state("g", "up");
-    guest.talk("10.9.0.2", &host, "10.9.0.1");
+    let at = |name: &str| sockets.path().join(name).display().to_string();
+    for (port, netdev) in [
+        (
+            format!("type = \"stream\"\npath = \"{}\"\nclient = true\n", at("q")),
+            format!("stream,id=net,server=on,addr.type=unix,addr.path={}", at("q")),
+        ),
+        (
+            format!("type = \"dgram\"\npath = \"{}\"\npeer = \"{}\"\n", at("s"), at("g")),
+            format!(
+                "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                at("g"),
+                at("s")
+            ),
+        ),
+    ] {
+        let (ns, host) = (Ns::new("v"), Ns::new("h"));
+        ns.sysctl("net/unix/max_dgram_qlen", "512");
+        let config = format!(
+            "[[bridge]]\nname = \"br0\"\n\
+             [[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\n\
+             address = \"10.9.0.1/24\"\nmac = \"02:00:00:00:09:01\"\n\
+             [[port]]\nname = \"g\"\nbridge = \"br0\"\n{port}",
+            host.name
+        );
+        let daemon = Start::new(&ns).config(&config).ready();
+        let mut guest = Qemu::boot(&ns, &format!("-netdev {netdev} {CARD}"));
+        guest.address("10.9.0.2/24");
+        daemon.wait_port_state("g", "up");
+        guest.talk("10.9.0.2", &host, "10.9.0.1");
+        let left = daemon.kill();
+        let daemon = Start::new(&ns).config(&config).folder(left).ready();
+        daemon.wait_port_state("g", "up");
+        guest.talk("10.9.0.2", &host, "10.9.0.1");
+    }
     Ok(())
 }

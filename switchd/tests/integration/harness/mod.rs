@@ -54,7 +54,7 @@ const GUESTS_NEED: &[&str] = &["QEMU", "busybox", "guest kernel"];
 fn may_skip(name: &str, missing: &str) -> bool {
     let is = |what: &&str| missing.starts_with(*what);
     EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && is(what))
-        || WITH_GUESTS.contains(&name) && GUESTS_NEED.iter().any(|what| is(what))
+        || WITH_GUESTS.contains(&name) && GUESTS_NEED.iter().any(is)
 }
 
 const TCX: &str = "tcx (Linux 6.6)";
