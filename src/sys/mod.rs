@@ -25,6 +25,7 @@ mod steering;
 pub mod thread;
 pub mod tun;
 pub mod underlay;
+pub mod unix;
 
 pub use error::{Error, Result, check_ifname};
 

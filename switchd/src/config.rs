@@ -378,6 +378,17 @@ impl Checker {
                 "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
             ));
         }
+        let same = |other: &&PortSpec| other.kind.socket_path() == spec.kind.socket_path();
+        if let Some(path) = spec.kind.socket_path()
+            && let Some(other) = self.config.layout.ports.iter().find(same)
+            && other.name != spec.name
+        {
+            return Err(format!(
+                "{owner}: socket {} is that of port '{}' already: give another path",
+                path.display(),
+                other.name
+            ));
+        }
         self.place(owner, line)?;
         self.config.layout.ports.push(spec);
         Ok(())

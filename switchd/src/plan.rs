@@ -298,8 +298,10 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
 
     let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
     let replaces = |new: &PortSpec, old: &PortSpec| {
+        let socket = new.kind.socket_path();
         new.name == old.name
             || interface(new).is_some_and(|new| interface(old) == Some(new))
+            || socket.is_some() && old.kind.socket_path() == socket
             || tunnels::is_in_the_way(old, new)
     };
     let (in_place, free): (Vec<_>, Vec<_>) =

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::{Control, Port};
 use crate::addr::PortId;
@@ -41,8 +42,16 @@ impl Control {
         let mut keep = Vec::new();
         for id in ids {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            let what = if matches!(port.spec.kind, PortKind::Tunnel(_)) { "underlay" } else { "interface" };
-            tracing::warn!("port '{}': its {what} is gone", port.spec.name);
+            match (&mut port.endpoint, &port.spec.kind) {
+                (Some(endpoint), _) => {
+                    tracing::info!("port '{}' is down: its peer has gone", port.spec.name);
+                    endpoint.ended(Instant::now());
+                }
+                (None, PortKind::Tunnel(_)) => {
+                    tracing::warn!("port '{}': its underlay is gone", port.spec.name);
+                }
+                (None, _) => tracing::warn!("port '{}': its interface is gone", port.spec.name),
+            }
             port.shared.gone.store(true, Ordering::Relaxed);
             port.open = false;
             port.link = None;

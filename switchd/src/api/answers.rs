@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::socket::SocketInfo;
 use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
 
@@ -109,7 +110,7 @@ impl BridgeInfo {
 pub enum State {
     /// It can.
     Up,
-    /// Its interface is down.
+    /// Its interface is down, or its peer is not there.
     Down,
     /// Its interface does not exist; of a tunnel: its local address, interface or namespace.
     Gone,
@@ -281,6 +282,9 @@ pub struct PortInfo {
     pub peer: Option<PeerInfo>,
     /// Where a tunnel port leads.
     pub tunnel: Option<TunnelInfo>,
+    /// The socket of a port on one.
+    #[serde(default)]
+    pub socket: Option<SocketInfo>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -309,6 +313,7 @@ impl PortInfo {
             }
             _ => None,
         };
+        let socket = SocketInfo::new(&spec.kind, status.peers);
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
@@ -341,6 +346,7 @@ impl PortInfo {
                 netns: peer.netns.map(|netns| netns.0),
             }),
             tunnel,
+            socket,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             counters: status.counters.into(),

@@ -16,6 +16,7 @@ mod bridge;
 mod fdb;
 mod neigh;
 mod port;
+pub mod socket;
 pub mod tunnel;
 pub mod values;
 
@@ -28,6 +29,7 @@ pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub use neigh::{NeighAdd, NeighKey, NeighSelect};
 pub(crate) use port::check_netns;
 pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
+pub use socket::SocketInfo;
 pub use tunnel::TunnelInfo;
 
 /// Longest name of a bridge or port, in bytes.

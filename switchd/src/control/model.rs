@@ -280,6 +280,7 @@ impl Control for Model {
             queues: 1,
             peer: None,
             remotes: spec.settings.tunnel.remotes.iter().map(remote_status).collect(),
+            peers: None,
             hint: None,
             counters: PortCounters {
                 rx_frames: 3,

@@ -186,6 +186,14 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(socket) = &port.socket {
+        pairs.push(("socket", socket.summary()));
+        if socket.role.is_some() {
+            let refused = socket.refused_peers;
+            pairs.push(("connections", format!("{} so far, {refused} peers refused", socket.connections)));
+        }
+        pairs.push(("mode", or_empty(&socket.mode)));
+    }
     let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {
         pairs.extend(options.iter().map(|(name, text)| (name.as_str(), text.clone())));

@@ -1,6 +1,6 @@
 //! vswitchd and vswitchctl as a user meets them: real binaries, real interfaces, in namespaces that the tests make.
 //!
-//! Needs root, iproute2, ethtool, ping and curl; Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
+//! Needs root, iproute2, ethtool, ping and curl; QEMU for guests, Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
 //! cannot run is reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
 //!
 //! `cargo test -p switchd --test integration [FILTER]`. `VSWITCH_TEST_SEED=N` (or `random`) changes generated frames.
@@ -9,6 +9,7 @@
 
 mod cli;
 mod faults;
+mod guests;
 mod harness;
 mod host;
 mod lifecycle;
@@ -18,6 +19,7 @@ mod overlays;
 mod path_mtu;
 mod ports;
 mod settings;
+mod sockets;
 mod traffic;
 mod tunnels;
 mod vlan;
@@ -136,6 +138,14 @@ const TESTS: &[(&str, Test)] = &[
     ("traffic::order_is_kept", traffic::order_is_kept),
     ("traffic::one_worker_a_flow", traffic::one_worker_a_flow),
     ("traffic::a_guest_behind_a_tap", traffic::a_guest_behind_a_tap),
+    ("guests::behind_a_tap", guests::behind_a_tap),
+    ("sockets::as_asked", sockets::as_asked),
+    ("sockets::peers_come_and_go", sockets::peers_come_and_go),
+    ("sockets::hostile_peers", sockets::hostile_peers),
+    ("sockets::restarted", sockets::restarted),
+    ("sockets::datagrams", sockets::datagrams),
+    ("sockets::guests", sockets::guests),
+    ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod guest;
 pub mod net;
 pub mod ovs;
+pub mod qemu;
 pub mod raw;
 pub mod rig;
 pub mod stream;
@@ -44,6 +45,18 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("traffic::one_worker_a_flow", BPF),
 ];
 
+/// Tests with guests, and what they may lack.
+const WITH_GUESTS: &[&str] =
+    &["guests::behind_a_tap", "sockets::guests", "sockets::a_guest_outlives_the_switch"];
+const GUESTS_NEED: &[&str] = &["QEMU", "busybox", "guest kernel"];
+
+/// Whether this test may be skipped for want of this.
+fn may_skip(name: &str, missing: &str) -> bool {
+    let is = |what: &&str| missing.starts_with(*what);
+    EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && is(what))
+        || WITH_GUESTS.contains(&name) && GUESTS_NEED.iter().any(is)
+}
+
 const TCX: &str = "tcx (Linux 6.6)";
 /// What the root of a user namespace lacks.
 pub const BPF: &str = "CAP_BPF outside of user namespaces";
@@ -65,9 +78,7 @@ pub fn can_silence() -> Outcome {
 pub fn conclude(name: &str, outcome: Outcome) -> Result<Completion, Failed> {
     match outcome {
         Ok(()) => Ok(Completion::Completed),
-        Err(Skip(missing))
-            if EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && missing.starts_with(what)) =>
-        {
+        Err(Skip(missing)) if may_skip(name, &missing) => {
             Ok(Completion::ignored_with(format!("missing: {missing}")))
         }
         Err(Skip(missing)) => Err(format!("may not be skipped, but this is missing: {missing}").into()),
