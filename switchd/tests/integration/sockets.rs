@@ -266,6 +266,27 @@ pub fn restarted() -> Outcome {
     Ok(())
 }
 
+/// Ports on sockets need no privileges, and those that do say so.
+pub fn without_privileges() -> Outcome {
+    let ns = Ns::new("v");
+    let daemon = Start::new(&ns).unprivileged().ready();
+    assert!(daemon.log().contains("missing CAP_NET_ADMIN"), "{}", daemon.log());
+    daemon.ctl("bridge add br0");
+    let error = daemon.refused("port add t --bridge br0 --type tap");
+    assert!(error.contains("not permitted"), "{error}");
+    let [mut a, mut b] = ["a", "b"].map(|name| {
+        let path = daemon.path(name);
+        daemon.ctl(&format!("port add {name} --bridge br0 --type stream --path {}", path.display()));
+        let peer = connect(&path);
+        daemon.wait_port_state(name, "up");
+        peer
+    });
+    let sent = test_frame(BROADCAST, station(0x78), "from one to the other");
+    send(&mut a, &sent);
+    assert_eq!(next(&mut b), sent);
+    Ok(())
+}
+
 /// Datagrams to and from a peer that comes later and goes before.
 pub fn datagrams() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
