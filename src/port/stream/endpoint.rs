@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::Connection;
 use crate::port::check_mtu;
-use crate::spec::{Role, StreamAddress, StreamSpec};
+use crate::spec::{SocketRole, StreamAddress, StreamSpec};
 use crate::sys::Error;
 use crate::sys::unix::{self, SockType, SocketFile};
 
@@ -60,17 +60,17 @@ impl Endpoint {
     pub fn open(spec: &StreamSpec, registry: &Registry, token: Token) -> Result<Endpoint, Error> {
         check_mtu(spec.mtu)?;
         let way = match (spec.role, &spec.address) {
-            (Role::Client, address) => {
+            (SocketRole::Client, address) => {
                 if let StreamAddress::Unix(path) = address {
                     unix::check_path(path)?;
                 }
                 Way::Connect { to: address.clone(), under_way: None }
             }
-            (Role::Server, StreamAddress::Unix(path)) => {
+            (SocketRole::Server, StreamAddress::Unix(path)) => {
                 let (listener, file) = unix::bind_at(path, SockType::Stream, spec.mode)?;
                 Way::Listen { listener, tcp: false, _file: Some(file) }
             }
-            (Role::Server, StreamAddress::Tcp(address)) => {
+            (SocketRole::Server, StreamAddress::Tcp(address)) => {
                 let listener = listen(*address)
                     .map_err(|error| Error::new(format!("cannot listen at {address}"), error))?;
                 Way::Listen { listener: listener.into(), tcp: true, _file: None }
