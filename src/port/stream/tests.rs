@@ -273,6 +273,63 @@ fn slow_peers() {
     net.talk(&mut good, 2);
 }
 
+/// Several workers send to one peer, that reads in fits and starts: each frame is whole, each sender's are in order, all are accounted for.
+#[test]
+fn many_writers_and_one_slow_reader() {
+    const FRAMES: u32 = 20_000;
+    let net = Net::new();
+    let senders: Vec<UnixStream> =
+        (0..4).map(|number| connect(&net.stream(&format!("sender{number}"), SocketRole::Server))).collect();
+    let mut reader = connect(&net.stream("reader", SocketRole::Server));
+    net.until("all are up", |net| net.switch.ports().iter().all(|port| port.state == PortState::Up));
+    // So that it is a station, and the senders flood nobody.
+    reader.write_all(&encoded(&frame(9, 1, 50))).unwrap();
+    net.until("it is known", |net| !net.switch.fdb(&FdbFilter::default()).unwrap().is_empty());
+    std::thread::scope(|scope| {
+        for (number, mut peer) in (10..).zip(&senders) {
+            scope.spawn(move || {
+                for sequence in 0..FRAMES {
+                    let mut bytes = frame(number, 9, 4 + (sequence as usize * 7919) % 1486);
+                    bytes[14..18].copy_from_slice(&sequence.to_be_bytes());
+                    peer.write_all(&encoded(&bytes)).unwrap();
+                }
+            });
+        }
+        let mut last = [None; 4];
+        let mut arrived = 0;
+        let done = |net: &Net, arrived: u64| {
+            let counters = net.port("reader").counters;
+            let dropped: u64 = counters.drops.values().sum();
+            counters.tx_frames == arrived && arrived + dropped == 4 * u64::from(FRAMES)
+        };
+        reader.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let (mut len, began) = ([0; 4], Instant::now());
+        loop {
+            if reader.read_exact(&mut len).is_err() {
+                if done(&net, arrived) {
+                    break;
+                }
+                assert!(began.elapsed() < 3 * LONG, "some are lost: {:?}", net.switch.ports());
+                continue;
+            }
+            let mut bytes = vec![0; u32::from_be_bytes(len) as usize];
+            reader.read_exact(&mut bytes).expect("no frame is cut");
+            let sequence = u32::from_be_bytes(bytes[14..18].try_into().unwrap());
+            let mut sent = frame(bytes[11], 9, 4 + (sequence as usize * 7919) % 1486);
+            sent[14..18].copy_from_slice(&sequence.to_be_bytes());
+            assert!(bytes == sent, "changed");
+            let last = &mut last[usize::from(bytes[11] - 10)];
+            assert!(last.is_none_or(|last| last < sequence), "out of order");
+            *last = Some(sequence);
+            arrived += 1;
+            if arrived % 5000 == 0 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        assert!(arrived > 5000, "{arrived}");
+    });
+}
+
 #[test]
 fn sockets_are_not_taken_from_others() {
     let net = Net::new();
