@@ -143,6 +143,7 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::without_privileges", sockets::without_privileges),
     ("sockets::datagrams", sockets::datagrams),
     ("sockets::guests", sockets::guests),
+    ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
 ];
 

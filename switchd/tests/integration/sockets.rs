@@ -359,6 +359,26 @@ pub fn guests() -> Outcome {
     Ok(())
 }
 
+/// Frames of 9000 bytes, as the guest's card is told.
+pub fn a_guest_with_jumbo_frames() -> Outcome {
+    can_boot()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    host.ip("link set host mtu 9000");
+    let path = daemon.path("g").display().to_string();
+    daemon.ctl(&format!("port add g --bridge br0 --type stream --path {path} --mtu 9000"));
+    assert!(daemon.ctl("port explain g").contains("netdev=net0,host_mtu=9000"));
+    let netdev = format!("-netdev stream,id=net,server=off,addr.type=unix,addr.path={path}");
+    let mut guest = Qemu::boot(&ns, &format!("{netdev} {CARD},host_mtu=9000"));
+    guest.address("10.9.0.2/24");
+    guest.talk("10.9.0.2", &host, "10.9.0.1");
+    let heard = guest.run("ping -c 3 -W 5 -s 8972 10.9.0.1");
+    assert!(heard.contains(" 0% packet loss"), "{heard}");
+    let heard = host.run("ping", &["-c", "3", "-i", "0.2", "-W", "5", "-s", "8972", "-M", "do", "10.9.0.2"]);
+    assert!(heard.contains(" 0% packet loss"), "{heard}");
+    Ok(())
+}
+
 /// A guest whose switch is killed and started again: QEMU listens and the new one connects, or finds its socket at the same path.
 pub fn a_guest_outlives_the_switch() -> Outcome {
     can_boot()?;
