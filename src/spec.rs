@@ -11,7 +11,7 @@ use crate::addr::{MacAddr, VlanId, VlanSet};
 mod socket;
 mod tunnel;
 
-pub use socket::{DgramSpec, Role, StreamAddress, StreamSpec};
+pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec};
 pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
 /// One learning domain (or, with VLAN filtering, one per VLAN).

@@ -10,7 +10,7 @@ pub struct StreamSpec {
     /// Where the two ends meet.
     pub address: StreamAddress,
     /// Which of them the switch is.
-    pub role: Role,
+    pub role: SocketRole,
     /// MTU in bytes: the longest payload that it sends.
     pub mtu: u32,
     /// Permissions of the socket's file, where the switch makes it.
@@ -26,12 +26,13 @@ pub enum StreamAddress {
     Tcp(SocketAddr),
 }
 
-/// Who waits for whom.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// The switch listens.
+/// The switch's part at a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SocketRole {
+    /// It makes the socket and waits for the other end.
+    #[default]
     Server,
-    /// The switch connects.
+    /// It connects to the other end's socket, again and again.
     Client,
 }
 
@@ -45,9 +46,17 @@ impl StreamSpec {
     #[must_use]
     pub fn socket_path(&self) -> Option<&Path> {
         match (&self.address, self.role) {
-            (StreamAddress::Unix(path), Role::Server) => Some(path),
+            (StreamAddress::Unix(path), SocketRole::Server) => Some(path),
             _ => None,
         }
+    }
+}
+
+impl StreamSpec {
+    /// Where it listens, if it does: two ports cannot at one place.
+    #[must_use]
+    pub fn listens_at(&self) -> Option<&StreamAddress> {
+        (self.role == SocketRole::Server).then_some(&self.address)
     }
 }
 

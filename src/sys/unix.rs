@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, mem};
 
@@ -75,9 +75,19 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
         // The mode of the unbound socket becomes the file's.
         fchmod(&fd, Mode::from_bits_truncate(mode))?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let file = SocketFile { path: path.to_owned(), identity: identity(&fs::symlink_metadata(path)?) };
+        // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
+        let there = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)?;
+        let meta = there.metadata()?;
+        if !meta.file_type().is_socket() {
+            return Err(io::Error::other("something else was put there"));
+        }
+        let file = SocketFile { path: path.to_owned(), identity: identity(&meta) };
         // A strict umask took bits away from it.
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        let same = format!("/proc/self/fd/{}", there.as_raw_fd());
+        fs::set_permissions(same, fs::Permissions::from_mode(mode))?;
         if kind == SockType::Stream {
             listen(&fd, Backlog::new(BACKLOG)?)?;
         }

@@ -299,9 +299,14 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
     let replaces = |new: &PortSpec, old: &PortSpec| {
         let socket = new.kind.socket_path();
+        let listens_at = |port: &PortSpec| match &port.kind {
+            PortKind::Stream(stream) => stream.listens_at().cloned(),
+            _ => None,
+        };
         new.name == old.name
             || interface(new).is_some_and(|new| interface(old) == Some(new))
             || socket.is_some() && old.kind.socket_path() == socket
+            || listens_at(new).is_some_and(|place| listens_at(old) == Some(place))
             || tunnels::is_in_the_way(old, new)
     };
     let (in_place, free): (Vec<_>, Vec<_>) =

@@ -72,7 +72,7 @@ fn run(options: Options) -> Result<(), String> {
         return check(config.as_ref(), &settings);
     }
     crate::log::start(filter);
-    need_capabilities()?;
+    tell_missing_capabilities();
     check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
     let socket = ControlSocket::open(settings.socket())?;
@@ -250,21 +250,19 @@ fn raise_file_limit() {
     }
 }
 
-/// Capabilities without which nothing works: bit in `CapEff` (`capabilities(7)`), name, what for.
+/// Capabilities without which only ports on sockets of other programs work: bit in `CapEff` (`capabilities(7)`), name, what for.
 const NEEDED: [(u32, &str, &str); 2] =
     [(12, "CAP_NET_ADMIN", "to create interfaces"), (13, "CAP_NET_RAW", "to receive and send frames")];
 
-fn need_capabilities() -> Result<(), String> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .map_err(|error| format!("cannot read /proc/self/status: {error}"))?;
-    let missing = missing_capabilities(&status);
-    if missing.is_empty() {
-        return Ok(());
+fn tell_missing_capabilities() {
+    let missing = missing_capabilities(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    if !missing.is_empty() {
+        tracing::warn!(
+            "missing {}: only stream and dgram ports will work; for all of them start vswitchd as root, by its systemd unit, or in \
+             a user and network namespace ('unshare -rn')",
+            missing.join(" and ")
+        );
     }
-    Err(format!(
-        "missing {}: start vswitchd as root, by its systemd unit, or in a user and network namespace ('unshare -rn')",
-        missing.join(" and ")
-    ))
 }
 
 /// What of [`NEEDED`] a process with this `/proc/self/status` lacks.

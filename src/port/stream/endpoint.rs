@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::Connection;
 use crate::port::check_mtu;
-use crate::spec::{Role, StreamAddress, StreamSpec};
+use crate::spec::{SocketRole, StreamAddress, StreamSpec};
 use crate::sys::Error;
 use crate::sys::unix::{self, SockType, SocketFile};
 
@@ -60,17 +60,17 @@ impl Endpoint {
     pub fn open(spec: &StreamSpec, registry: &Registry, token: Token) -> Result<Endpoint, Error> {
         check_mtu(spec.mtu)?;
         let way = match (spec.role, &spec.address) {
-            (Role::Client, address) => {
+            (SocketRole::Client, address) => {
                 if let StreamAddress::Unix(path) = address {
                     unix::check_path(path)?;
                 }
                 Way::Connect { to: address.clone(), under_way: None }
             }
-            (Role::Server, StreamAddress::Unix(path)) => {
+            (SocketRole::Server, StreamAddress::Unix(path)) => {
                 let (listener, file) = unix::bind_at(path, SockType::Stream, spec.mode)?;
                 Way::Listen { listener, tcp: false, _file: Some(file) }
             }
-            (Role::Server, StreamAddress::Tcp(address)) => {
+            (SocketRole::Server, StreamAddress::Tcp(address)) => {
                 let listener = listen(*address)
                     .map_err(|error| Error::new(format!("cannot listen at {address}"), error))?;
                 Way::Listen { listener: listener.into(), tcp: true, _file: None }
@@ -125,7 +125,9 @@ impl Endpoint {
         }
         self.not_before = None;
         let (peer, what) = match &mut self.way {
-            Way::Listen { listener, .. } => (accept(listener), "cannot accept a peer".to_owned()),
+            Way::Listen { listener, .. } => {
+                (accept_living(listener, &mut self.refused), "cannot accept a peer".to_owned())
+            }
             Way::Connect { to, under_way } => {
                 (connect(to, under_way, registry, token, now), format!("cannot connect to {to}"))
             }
@@ -208,6 +210,18 @@ fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// The next peer that is still there. Those that have given up are counted as turned away, and keep nobody waiting.
+fn accept_living(listener: &OwnedFd, gone: &mut u64) -> io::Result<Option<OwnedFd>> {
+    for _ in 0..REFUSALS {
+        let Some(peer) = accept(listener)? else { return Ok(None) };
+        if !unix::is_hung_up(&peer) {
+            return Ok(Some(peer));
+        }
+        *gone += 1;
+    }
+    Ok(None)
+}
+
 /// A connection, if it is made; else it may be under way.
 fn connect(
     to: &StreamAddress,
@@ -223,7 +237,7 @@ fn connect(
     let Some((socket, since)) = under_way.take() else {
         let socket = tcp_socket(address)?;
         match socket.connect(&SockAddr::from(address)) {
-            Ok(()) => return Ok(Some(socket.into())),
+            Ok(()) => return Ok(Some(other_end(socket)?.into())),
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             Err(error) => return Err(error),
         }
@@ -236,7 +250,7 @@ fn connect(
     }
     if socket.peer_addr().is_ok() {
         registry.deregister(&mut SourceFd(&socket.as_raw_fd()))?;
-        return Ok(Some(socket.into()));
+        return Ok(Some(other_end(socket)?.into()));
     }
     if now.duration_since(since) > CONNECT_MAX {
         return Err(io::ErrorKind::TimedOut.into());
@@ -245,11 +259,18 @@ fn connect(
     Ok(None)
 }
 
-/// Frames leave at once, and a host that vanished is found out within half a minute.
+/// A connection, unless it is to itself: where nobody listens at a port of this host's, TCP connects the port to itself as soon as the kernel
+/// happens to choose it to connect from.
+fn other_end(socket: Socket) -> io::Result<Socket> {
+    let ends = (socket.local_addr()?.as_socket(), socket.peer_addr()?.as_socket());
+    if ends.0 == ends.1 { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(socket) }
+}
+
+/// Frames leave at once, and an idle peer's host that vanished is found out within half a minute. A peer that only does not read is
+/// waited for, so there is no TCP_USER_TIMEOUT.
 fn set_up_tcp(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
-    socket.set_tcp_keepalive(&probes.with_retries(3))?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))
+    socket.set_tcp_keepalive(&probes.with_retries(3))
 }

@@ -3,7 +3,6 @@
 //! A stream port whose peer has gone is a port that lost its device, and one whose peer comes is a port that is opened anew: the same
 //! hand-over to workers as for interfaces.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Token;
@@ -62,7 +61,6 @@ impl Control {
     ) -> Result<Queues, Error> {
         let named = |error| Error::port(&port.spec.name, error);
         let registry = self.namespaces.registry();
-        let first = port.endpoint.is_none();
         let endpoint = match &mut port.endpoint {
             Some(endpoint) => endpoint,
             none => none.insert(Endpoint::open(spec, registry, TOKEN).map_err(named)?),
@@ -75,13 +73,8 @@ impl Control {
                 None
             }
         };
-        let Some(connection) = connection else {
-            if first {
-                port.shared.set_mtu(spec.mtu);
-            }
-            return Ok(Vec::new());
-        };
-        let opened = stream::open(&Arc::clone(&connection), spec.mtu, self.crew.len());
+        let Some(connection) = connection else { return Ok(Vec::new()) };
+        let opened = stream::open(&connection, spec.mtu, self.crew.len());
         Ok(vec![(id, self.attach(port, opened)?)])
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{DgramSpec, PortKind, Role, StreamAddress, StreamSpec};
+use vswitch::spec::{DgramSpec, PortKind, SocketRole, StreamAddress, StreamSpec};
 use vswitch::status::PeersStatus;
 
 use super::port::{PortAdd, PortType};
@@ -103,7 +103,7 @@ impl SocketInfo {
                     StreamAddress::Unix(path) => (text(path), None),
                     StreamAddress::Tcp(address) => (None, Some(address.to_string())),
                 };
-                let role = if spec.role == Role::Server { "server" } else { "client" };
+                let role = if spec.role == SocketRole::Server { "server" } else { "client" };
                 Some(SocketInfo { role: Some(role.to_owned()), path, address, mode: mode(spec.mode), ..none })
             }
             PortKind::Dgram(spec) => Some(SocketInfo {
@@ -157,14 +157,14 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
     }
     let (address, role) = match (&asked.path, asked.listen, asked.connect) {
         (Some(text), None, None) => {
-            let role = if asked.client { Role::Client } else { Role::Server };
+            let role = if asked.client { SocketRole::Client } else { SocketRole::Server };
             (StreamAddress::Unix(path(owner, "path", text)?), role)
         }
         (None, Some(_), None) | (None, None, Some(_)) if asked.server || asked.client => {
             return Err(format!("{owner}: 'listen' and 'connect' say it: leave 'server' and 'client' out"));
         }
-        (None, Some(address), None) => tcp(Role::Server, address),
-        (None, None, Some(address)) => tcp(Role::Client, address),
+        (None, Some(address), None) => tcp(SocketRole::Server, address),
+        (None, None, Some(address)) => tcp(SocketRole::Client, address),
         (None, None, None) => {
             return Err(format!("{owner}: a stream port needs 'path' (or, for TCP, 'listen' or 'connect')"));
         }

@@ -75,11 +75,10 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
     if let Some(socket) = &port.socket {
-        text.push_str(&qemu(&port.kind, socket));
+        text.push_str(&qemu(port, socket));
     }
     if port.kind == "packet" {
-        let mtu =
-            port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
+        let mtu = host_mtu(port);
         let size = port
             .mtu
             .filter(|mtu| *mtu != 1500)
@@ -111,16 +110,28 @@ fn stream(port: &PortInfo) -> &'static str {
     }
 }
 
+/// What a network card is told of the MTU, if it is not the one it expects.
+fn host_mtu(port: &PortInfo) -> String {
+    port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"))
+}
+
 /// What to give QEMU as the other end of a socket.
-fn qemu(kind: &str, socket: &SocketInfo) -> String {
-    let place = |text: &Option<String>| text.clone().unwrap_or_default();
+fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
+    let kind = port.kind.as_str();
+    let mtu = host_mtu(port);
+    // In QEMU's options a comma is written twice.
+    let place = |text: &Option<String>| text.clone().unwrap_or_default().replace(',', ",,");
     let server = if socket.role.as_deref() == Some("client") { "on" } else { "off" };
     let address = match (&socket.path, &socket.address) {
-        (Some(path), _) => format!("addr.type=unix,addr.path={path}"),
+        (Some(_), _) => format!("addr.type=unix,addr.path={}", place(&socket.path)),
         (None, address) => {
             let address = place(address);
             let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
-            format!("addr.type=inet,addr.host={},addr.port={port}", host.trim_matches(['[', ']']))
+            let host = match host.trim_matches(['[', ']']) {
+                "0.0.0.0" | "::" => "HOST",
+                host => host,
+            };
+            format!("addr.type=inet,addr.host={host},addr.port={port}")
         }
     };
     let netdev = if kind == "dgram" {
@@ -141,7 +152,7 @@ fn qemu(kind: &str, socket: &SocketInfo) -> String {
     format!(
         "\nThe other end may be a QEMU guest (7.2 or later):\n\
          \x20 qemu-system-x86_64 … -netdev {netdev} \\\n\
-         \x20   -device virtio-net-pci,netdev=net0\n{again}"
+         \x20   -device virtio-net-pci,netdev=net0{mtu}\n{again}"
     )
 }
 

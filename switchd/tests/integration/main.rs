@@ -143,8 +143,10 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),
     ("sockets::restarted", sockets::restarted),
+    ("sockets::without_privileges", sockets::without_privileges),
     ("sockets::datagrams", sockets::datagrams),
     ("sockets::guests", sockets::guests),
+    ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
 ];
 

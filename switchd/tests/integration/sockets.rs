@@ -266,6 +266,27 @@ pub fn restarted() -> Outcome {
     Ok(())
 }
 
+/// Ports on sockets need no privileges, and those that do say so.
+pub fn without_privileges() -> Outcome {
+    let ns = Ns::new("v");
+    let daemon = Start::new(&ns).unprivileged().ready();
+    assert!(daemon.log().contains("missing CAP_NET_ADMIN"), "{}", daemon.log());
+    daemon.ctl("bridge add br0");
+    let error = daemon.refused("port add t --bridge br0 --type tap");
+    assert!(error.contains("not permitted"), "{error}");
+    let [mut a, mut b] = ["a", "b"].map(|name| {
+        let path = daemon.path(name);
+        daemon.ctl(&format!("port add {name} --bridge br0 --type stream --path {}", path.display()));
+        let peer = connect(&path);
+        daemon.wait_port_state(name, "up");
+        peer
+    });
+    let sent = test_frame(BROADCAST, station(0x78), "from one to the other");
+    send(&mut a, &sent);
+    assert_eq!(next(&mut b), sent);
+    Ok(())
+}
+
 /// Datagrams to and from a peer that comes later and goes before.
 pub fn datagrams() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
@@ -335,6 +356,26 @@ pub fn guests() -> Outcome {
         daemon.ctl("fdb flush");
         host.ip("neigh flush all");
     }
+    Ok(())
+}
+
+/// Frames of 9000 bytes, as the guest's card is told.
+pub fn a_guest_with_jumbo_frames() -> Outcome {
+    can_boot()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    host.ip("link set host mtu 9000");
+    let path = daemon.path("g").display().to_string();
+    daemon.ctl(&format!("port add g --bridge br0 --type stream --path {path} --mtu 9000"));
+    assert!(daemon.ctl("port explain g").contains("netdev=net0,host_mtu=9000"));
+    let netdev = format!("-netdev stream,id=net,server=off,addr.type=unix,addr.path={path}");
+    let mut guest = Qemu::boot(&ns, &format!("{netdev} {CARD},host_mtu=9000"));
+    guest.address("10.9.0.2/24");
+    guest.talk("10.9.0.2", &host, "10.9.0.1");
+    let heard = guest.run("ping -c 3 -W 5 -s 8972 10.9.0.1");
+    assert!(heard.contains(" 0% packet loss"), "{heard}");
+    let heard = host.run("ping", &["-c", "3", "-i", "0.2", "-W", "5", "-s", "8972", "-M", "do", "10.9.0.2"]);
+    assert!(heard.contains(" 0% packet loss"), "{heard}");
     Ok(())
 }
 

@@ -31,6 +31,7 @@ pub struct Start<'a> {
     config: Option<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    unprivileged: bool,
 }
 
 impl<'a> Start<'a> {
@@ -41,6 +42,7 @@ impl<'a> Start<'a> {
             config: Some(String::new()),
             arguments: Vec::new(),
             environment: Vec::new(),
+            unprivileged: false,
         }
     }
 
@@ -64,6 +66,12 @@ impl<'a> Start<'a> {
 
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Without any capability.
+    pub fn unprivileged(mut self) -> Self {
+        self.unprivileged = true;
         self
     }
 
@@ -95,7 +103,7 @@ impl<'a> Start<'a> {
             fs::write(&config, text).expect("written");
             command.arg("--config").arg(config);
         }
-        let hide_config = self.config.is_none();
+        let (hide_config, unprivileged) = (self.config.is_none(), self.unprivileged);
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -121,6 +129,9 @@ impl<'a> Start<'a> {
                 if libc::setns(target.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
                     return Err(std::io::Error::last_os_error());
                 }
+                // What is not in the bounding set is not gained by exec; it ends at the first that the kernel does not know.
+                let mut drop = (0..64).take_while(|_| unprivileged);
+                drop.all(|capability| libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0);
                 // A test run that is killed takes its daemons along.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())
