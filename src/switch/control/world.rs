@@ -41,12 +41,20 @@ impl Control {
         let mut keep = Vec::new();
         for id in ids {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            tracing::warn!("port '{}': its interface is gone", port.spec.name);
+            if port.leaves {
+                tracing::info!("port '{}' leaves with its interface", port.spec.name);
+            } else {
+                tracing::warn!("port '{}': its interface is gone", port.spec.name);
+            }
             port.shared.gone.store(true, Ordering::Relaxed);
             port.open = false;
             port.link = None;
             keep.append(&mut port.keep);
             lost.push(id);
+        }
+        let leaving: Vec<PortId> = lost.extract_if(.., |id| self.ports[id].leaves).collect();
+        if !leaving.is_empty() {
+            self.close(&leaving);
         }
         if lost.is_empty() {
             return;
