@@ -417,7 +417,8 @@ impl Control {
                 devices.entry(place).or_default().push(link);
             }
         }
-        for (place, links) in devices.iter().filter(|(place, links)| links.len() > 1 || lent.contains(place)) {
+        for (place, links) in devices.iter().filter(|(place, links)| links.len() > 1 || lent.contains(place))
+        {
             let Some(netlink) = self.namespaces.get(place) else { continue };
             match netlink.del_links(links) {
                 Err(error) if lent.contains(place) => tracing::warn!("{error}"),
