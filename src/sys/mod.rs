@@ -26,6 +26,7 @@ mod steering;
 pub mod thread;
 pub mod tun;
 pub mod underlay;
+pub mod unix;
 
 pub use error::{Error, Result, check_ifname};
 

@@ -11,14 +11,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
-use nix::sys::stat::{Mode, fchmod};
+use vswitch::sys::unix::{self, SockType, SocketFile};
 
 /// Mode of the control socket: its owner and its group.
 pub const CONTROL_MODE: u32 = 0o660;
@@ -26,13 +24,11 @@ pub const CONTROL_MODE: u32 = 0o660;
 /// A socket, listening; both files go when it is dropped.
 #[derive(Debug)]
 pub struct DaemonSocket {
-    path: PathBuf,
     lock_path: PathBuf,
     /// The folder of both, if it was not there before.
     folder_made: Option<PathBuf>,
     _lock: Flock<File>,
-    /// Whether the socket's file is ours.
-    bound: bool,
+    file: Option<SocketFile>,
     listener: Option<std::os::unix::net::UnixListener>,
 }
 
@@ -50,17 +46,10 @@ impl DaemonSocket {
         let lock_path = PathBuf::from(lock_path);
         let lock = lock(path, &lock_path, folder, option)?;
         // From here on the lock's file is ours to remove, also when the rest fails.
-        let mut socket = DaemonSocket {
-            path: path.to_owned(),
-            lock_path,
-            folder_made,
-            _lock: lock,
-            bound: false,
-            listener: None,
-        };
-        remove_stale(path, option)?;
-        socket.listener = Some(listen_at(path, mode).map_err(|error| named("cannot listen at", &error))?);
-        socket.bound = true;
+        let mut socket = DaemonSocket { lock_path, folder_made, _lock: lock, file: None, listener: None };
+        let (listener, file) =
+            unix::bind_at(path, SockType::Stream, mode).map_err(|error| named("cannot listen at", &error))?;
+        (socket.listener, socket.file) = (Some(listener.into()), Some(file));
         Ok(socket)
     }
 
@@ -75,10 +64,8 @@ impl DaemonSocket {
 
 impl Drop for DaemonSocket {
     fn drop(&mut self) {
-        // Under the lock both are ours; what somebody else removed need not be removed.
-        if self.bound && self.path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
-            let _ = fs::remove_file(&self.path);
-        }
+        // The lock goes last.
+        drop(self.file.take());
         let _ = fs::remove_file(&self.lock_path);
         if let Some(folder) = &self.folder_made {
             // Only when it is empty.
@@ -141,52 +128,9 @@ fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>, option: &str) ->
     Err(format!("cannot lock {}: it is replaced again and again", lock_path.display()))
 }
 
-/// Removes the socket of a daemon that is gone; refuses to remove anything else.
-fn remove_stale(path: &Path, option: &str) -> Result<(), String> {
-    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !meta.file_type().is_socket() {
-        return Err(format!(
-            "{} exists and is not a socket: remove it, or give another {option}",
-            path.display()
-        ));
-    }
-    if is_listened_at(path) {
-        return Err(format!(
-            "another program listens at {}: stop it, or give another {option}",
-            path.display()
-        ));
-    }
-    fs::remove_file(path)
-        .map_err(|error| format!("cannot remove the stale socket {}: {error}", path.display()))
-}
-
-/// Whether anybody is behind the socket: only a refused connection says that nobody is. Without blocking, because
-/// somebody whose queue is full would keep us waiting.
-fn is_listened_at(path: &Path) -> bool {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let tried = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(path)?));
-    tried != Err(Errno::ECONNREFUSED)
-}
-
-/// Listens with `mode` from the first moment: the mode of the unbound socket becomes the file's.
-fn listen_at(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    fchmod(&fd, Mode::from_bits_truncate(mode))?;
-    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    // A strict umask took bits away from it.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    listen(&fd, Backlog::new(128)?)?;
-    Ok(std::os::unix::net::UnixListener::from(fd))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
