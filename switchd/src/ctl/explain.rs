@@ -35,6 +35,12 @@ pub(super) fn port(port: &PortInfo) -> String {
             "vswitchd created the interface '{ifname}' as the host's own place on the bridge: its addresses are\n\
              the host's, and its MAC is a local entry in 'vswitchctl fdb show'."
         ),
+        "packet" if port.attached.is_some() => writeln!(
+            text,
+            "vswitchd made the TAP '{ifname}' for a guest that attached itself, and QEMU holds its other side. The port\n\
+             leaves with the guest; 'vswitchctl port del {}' takes it away from a guest that runs.",
+            port.name
+        ),
         "packet" => writeln!(
             text,
             "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
@@ -67,7 +73,7 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
-    if port.kind == "packet" {
+    if port.kind == "packet" && port.attached.is_none() {
         let mtu =
             port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
         let size = port

@@ -44,8 +44,11 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
     ("guests::behind_a_tap", GUESTS[0]),
+    ("attach::real_guests", GUESTS[0]),
     ("guests::behind_a_tap", GUESTS[1]),
+    ("attach::real_guests", GUESTS[1]),
     ("guests::behind_a_tap", GUESTS[2]),
+    ("attach::real_guests", GUESTS[2]),
 ];
 
 /// What a test with a guest may lack.
