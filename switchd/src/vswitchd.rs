@@ -101,6 +101,12 @@ fn run(options: Options) -> Result<(), String> {
             }
         }
     }
+    if let Some(socket) = settings.attach_socket() {
+        match attach::device::left(&socket) {
+            Ok(left) => daemon.take_over(left),
+            Err(error) => tracing::warn!("cannot look for guests that run: {error}"),
+        }
+    }
     serve(runtime, Arc::new(daemon), sockets, signals, &settings)
 }
 

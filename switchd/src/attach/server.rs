@@ -18,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use vswitch::sys::peer::Peer;
+use vswitch::sys::unix::is_hung_up;
 
 use super::device;
 use super::protocol::{Answer, LINE_MAX_BYTES, Request};
@@ -126,7 +127,7 @@ async fn converse(stream: UnixStream, daemon: Arc<Daemon>, peer: &Peer, place: &
     let outcome = match line {
         Err(_) => Err(format!("no request within {} s", READ_TIMEOUT.as_secs())),
         Ok(line) => match Request::parse(&line?) {
-            Ok(request) => attach(daemon, request, peer.clone(), place).await,
+            Ok(request) => attach(daemon, request, &stream, peer.clone(), place).await,
             Err(error) => Err(error),
         },
     };
@@ -167,13 +168,20 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
 async fn attach(
     daemon: Arc<Daemon>,
     request: Request,
+    stream: &UnixStream,
     peer: Peer,
     place: &Place,
 ) -> Result<(String, OwnedFd), String> {
     let turn = place.desk.turn(place.party).acquire().await;
-    let (uid, use_vnet) = (peer.uid, request.use_vnet);
-    let make = move |name: &str| device::make(name, use_vnet, uid);
-    let done = tokio::task::spawn_blocking(move || daemon.attach(&request.bridge, &peer, &make)).await;
+    if is_hung_up(stream) {
+        // Whoever comes after need not wait for a device that nobody will hold.
+        return Err("the client did not wait".to_owned());
+    }
+    let work = move || {
+        let make = |name: &str, purpose: &_| device::make(name, request.use_vnet, purpose);
+        daemon.attach(&request.bridge, &peer, &make)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
     drop(turn);
     match done {
         Ok(result) => result.map_err(|error| error.to_string()),

@@ -10,11 +10,11 @@ use vswitch::spec::{PacketSpec, PortKind, PortSettings, PortSpec};
 use vswitch::switch::{Error, Missing};
 use vswitch::sys::peer::Peer;
 
-use super::Daemon;
+use super::{Daemon, Record};
 use crate::api::{AttachRule, Holder, IFNAME_MAX};
+use crate::attach::device::Purpose;
 use crate::attach::rules::{self, Rules};
-use crate::config::DEFAULT_CONFIG;
-use crate::config::interface;
+use crate::config::{DEFAULT_CONFIG, interface};
 
 /// First part of the names of ports and their interfaces.
 const PREFIX: &str = "vtap";
@@ -38,7 +38,7 @@ impl Daemon {
         self.rules().written().to_vec()
     }
 
-    /// Makes a device by `make`, which is told its name, and a port of it, for `peer`. Returns the port's name and the device's fd.
+    /// Makes a device by `make`, which is told its name and purpose, and a port of it, for `peer`. Returns the port's name and the device's fd.
     ///
     /// # Errors
     /// There is no such bridge, no rule allows it, the user has too many, or the kernel refused. Nothing is left then.
@@ -46,7 +46,7 @@ impl Daemon {
         &self,
         bridge: &str,
         peer: &Peer,
-        make: &dyn Fn(&str) -> Result<OwnedFd, Error>,
+        make: &dyn Fn(&str, &Purpose) -> Result<OwnedFd, Error>,
     ) -> Result<(String, OwnedFd), Error> {
         self.find_bridge(bridge)?;
         if !self.rules().allow(peer, bridge) {
@@ -67,14 +67,37 @@ impl Daemon {
                 port.spec.name == name || interface(&port.spec).is_some_and(|(_, ifname)| ifname == name)
             })
         };
-        let (name, fd) = first_free(taken, make)?;
-        let kind = PortKind::Packet(PacketSpec { ifname: name.clone(), netns: None });
-        let settings = PortSettings::default();
-        let spec = PortSpec { name: name.clone(), bridge: bridge.to_owned(), kind, settings };
-        self.switch.add_port(spec, Missing::Leave)?;
-        record.attached.insert(name.clone(), Holder { uid: peer.uid, pid: peer.pid });
+        let holder = Holder { uid: peer.uid, pid: peer.pid };
+        let socket = self.attach_socket.clone().unwrap_or_default();
+        let purpose = Purpose { bridge: bridge.to_owned(), holder, socket };
+        let (name, fd) = first_free(taken, &|name| make(name, &purpose))?;
+        self.lend(&mut record, &name, &purpose)?;
         tracing::info!(port = name, bridge, uid = peer.uid, pid = peer.pid, "attached");
         Ok((name, fd))
+    }
+
+    /// Takes guests over that an earlier vswitchd, which was killed, had attached: they go on as if nothing had been. Those of bridges
+    /// that are not there any more stay as they are.
+    pub fn take_over(&self, left: Vec<(String, Purpose)>) {
+        let mut record = self.record();
+        for (name, purpose) in left {
+            match self.lend(&mut record, &name, &purpose) {
+                Ok(()) => tracing::info!(port = name, bridge = purpose.bridge, "taken over"),
+                Err(error) => {
+                    tracing::warn!("interface '{name}' of a guest that runs is not attached again: {error}");
+                }
+            }
+        }
+    }
+
+    /// Makes a device that is there a guest's port.
+    fn lend(&self, record: &mut Record, name: &str, purpose: &Purpose) -> Result<(), Error> {
+        let kind = PortKind::Packet(PacketSpec { ifname: name.to_owned(), netns: None });
+        let (name, bridge) = (name.to_owned(), purpose.bridge.clone());
+        let spec = PortSpec { name: name.clone(), bridge, kind, settings: PortSettings::default() };
+        self.switch.add_port(spec, Missing::Leave)?;
+        record.attached.insert(name, purpose.holder);
+        Ok(())
     }
 
     /// Says which rule is missing, and where.
