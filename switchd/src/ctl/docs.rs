@@ -45,15 +45,15 @@ struct Page {
     command: Command,
 }
 
-/// vswitchd(8), vswitch-bridge-helper(8), vswitchctl(1) and a page for each of its commands.
+/// vswitchd(8), vswitchctl(1), a page for each of its commands, and vswitch-bridge-helper(8).
 fn pages() -> Vec<Page> {
     let daemon = crate::vswitchd::Options::command();
     let mut pages = vec![Page { name: "vswitchd".to_owned(), section: "8", command: daemon }];
-    let helper = crate::attach::helper::Options::command();
-    pages.push(Page { name: "vswitch-bridge-helper".to_owned(), section: "8", command: helper });
     let mut root = Cli::command();
     root.build();
     collect("vswitchctl", &root, &mut pages);
+    let helper = crate::attach::helper::Options::command();
+    pages.push(Page { name: "vswitch-bridge-helper".to_owned(), section: "8", command: helper });
     pages
 }
 
