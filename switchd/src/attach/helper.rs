@@ -16,6 +16,7 @@ use nix::sys::socket::{
     recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use nix::unistd::{getegid, geteuid, getgid, getuid, setgid, setuid};
 
 use super::protocol::{Answer, LINE_MAX_BYTES, Request};
 
@@ -68,7 +69,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Where somebody made the program set-user-id, as qemu-bridge-helper is: whoever starts it stays who he is, or the rules
+/// would be for nobody.
+fn drop_privileges() -> Result<(), Errno> {
+    if getuid() != geteuid() || getgid() != getegid() {
+        setgid(getgid())?;
+        setuid(getuid())?;
+    }
+    Ok(())
+}
+
 fn run(options: &Options) -> Result<(), String> {
+    drop_privileges().map_err(|error| format!("cannot drop privileges: {error}"))?;
     let request = Request::new(&options.bridge, options.use_vnet)?;
     let path = &options.socket;
     let vswitchd = reach(path).map_err(|error| unreachable(path, error))?;

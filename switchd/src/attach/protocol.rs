@@ -6,8 +6,8 @@
 //! {"version":1,"error":"…"}                       or this, without
 //! ```
 //!
-//! Then the connection is closed. A client that closes its side before it has the answer gets none. Both sides are of one release, as a rule; where they are not, the version says so before
-//! anything else is looked at.
+//! Then the connection is closed. A client that closes its side before it has the answer gets none. Both sides are of one
+//! release, as a rule; where they are not, the version says so before anything else is looked at.
 
 use serde::{Deserialize, Serialize};
 

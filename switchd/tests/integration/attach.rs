@@ -283,6 +283,10 @@ pub fn by_rules() -> Outcome {
         )
     };
     assert_eq!(ask(&daemon, As::Nobody, "br0").unwrap_err(), told("br0"));
+    // Installed as qemu-bridge-helper is, it makes nobody root.
+    let copy = daemon.path("vswitch-bridge-helper");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).expect("ours");
+    assert_eq!(ask(&daemon, As::Nobody, "br0").unwrap_err(), told("br0"));
     drop(ask(&daemon, As::Root, "br0").expect("root always may"));
     let rules = |text: &str| {
         daemon.write_config(&format!("{bridges}{text}"));
