@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use crate::addr::{MacAddr, VlanId, VlanSet};
 
+mod socket;
 mod tunnel;
 
-pub use tunnel::{Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
+pub use socket::{DgramSpec, Role, StreamAddress, StreamSpec};
+pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
 /// One learning domain (or, with VLAN filtering, one per VLAN).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,6 +84,10 @@ pub enum PortKind {
     Internal(TapSpec),
     /// Frames inside packets to switches elsewhere.
     Tunnel(TunnelSpec),
+    /// Frames in a byte stream to one peer, such as QEMU's `-netdev stream`.
+    Stream(StreamSpec),
+    /// A frame a Unix datagram, to one peer, such as QEMU's `-netdev dgram`.
+    Dgram(DgramSpec),
     /// Two queues in memory: tests and benches.
     Mem(crate::port::mem::MemPort),
 }
@@ -95,7 +101,31 @@ impl PortKind {
             PortKind::Packet(_) => "packet",
             PortKind::Internal(_) => "internal",
             PortKind::Tunnel(spec) => spec.type_name(),
+            PortKind::Stream(_) => "stream",
+            PortKind::Dgram(_) => "dgram",
             PortKind::Mem(_) => "mem",
+        }
+    }
+}
+
+impl PortKind {
+    /// MTU in bytes of a port without an interface, if it has one of its own.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u32> {
+        match self {
+            PortKind::Stream(spec) => Some(spec.mtu),
+            PortKind::Dgram(spec) => Some(spec.mtu),
+            _ => None,
+        }
+    }
+
+    /// The file of the socket that the switch makes for it.
+    #[must_use]
+    pub fn socket_path(&self) -> Option<&std::path::Path> {
+        match self {
+            PortKind::Stream(spec) => spec.socket_path(),
+            PortKind::Dgram(spec) => Some(&spec.path),
+            _ => None,
         }
     }
 }

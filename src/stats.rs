@@ -69,6 +69,8 @@ drop_reasons! {
     RxTruncated = "rx_truncated",
     /// The receiving port could not hand the frame over.
     RxError = "rx_error",
+    /// A length in a stream that no frame has: the connection was closed.
+    BadLength = "bad_length",
     /// A datagram that is not of this tunnel: cut short, or flags set that nobody agreed on.
     BadTunnelHeader = "bad_tunnel_header",
     /// Fragments of a tunnel's outer packet of which some never came. The kernel counts them, for a whole namespace.

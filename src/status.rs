@@ -40,6 +40,8 @@ pub struct PortStatus {
     pub peer: Option<Peer>,
     /// The other ends of a tunnel.
     pub remotes: Vec<RemoteStatus>,
+    /// The peers of a stream port so far.
+    pub peers: Option<PeersStatus>,
     /// One line of what would be better, if anything.
     pub hint: Option<String>,
     /// Frames, bytes and drops.
@@ -51,7 +53,7 @@ pub struct PortStatus {
 pub enum PortState {
     /// It can.
     Up,
-    /// Its interface is administratively down or has no carrier.
+    /// Its interface is administratively down or has no carrier, or it waits for its peer.
     Down,
     /// Its interface does not exist (any more).
     Gone,
@@ -109,6 +111,15 @@ impl PortCounters {
             *self.drops.entry(reason).or_default() += frames;
         }
     }
+}
+
+/// The peers of a stream port so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PeersStatus {
+    /// Connections that were made or accepted.
+    pub connections: u64,
+    /// Peers that were turned away, because the port had one.
+    pub refused: u64,
 }
 
 /// The other end of a tunnel.

@@ -47,8 +47,8 @@ impl Topology {
 pub struct Endpoint {
     /// Whose they are.
     pub demux: Demux,
-    /// What is nobody's is counted here, one a worker.
-    pub counters: Arc<[Counters]>,
+    /// What is nobody's is counted here.
+    pub shared: Arc<PortShared>,
 }
 
 /// A bridge, as workers see it.

@@ -329,7 +329,7 @@ impl Worker {
             }
             None => match self.topology.endpoints.get(&id) {
                 Some(endpoint) => Inbound {
-                    counters: &endpoint.counters[self.index],
+                    counters: &endpoint.shared.counters[self.index],
                     demux: Some(&endpoint.demux),
                     worker: self.index,
                 },
@@ -478,8 +478,9 @@ impl Worker {
         let mut released = Vec::new();
         for id in remove {
             let Some(mut queue) = self.queues.get_mut(id.index()).and_then(Option::take) else { continue };
-            if let Some(port) = self.topology.port(*id) {
-                port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+            let endpoint = || self.topology.endpoints.get(id).map(|endpoint| &endpoint.shared);
+            if let Some(shared) = self.topology.port(*id).map(|port| &port.shared).or_else(endpoint) {
+                shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
             }
             deregister(&self.poll, &*queue);
             released.push(queue);
@@ -519,7 +520,8 @@ impl Worker {
         }
         for (id, endpoint) in &self.topology.endpoints {
             if let Some(Some(queue)) = self.queues.get_mut(id.index()) {
-                endpoint.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+                let counters = &endpoint.shared.counters[self.index];
+                counters.drop_frames(DropReason::RxMissed, queue.take_missed());
             }
         }
     }

@@ -121,7 +121,11 @@ impl Look<'_> {
         let mac = frame.source.mac();
         match self.neighbours.get(&(frame.vid, address)) {
             Some(known) if known.is_fixed() => {}
-            Some(known) if known.mac == mac && (router.is_none() || router == known.router) => {
+            Some(known)
+                if known.mac == mac
+                    && known.heard_by == Some(self.from.device)
+                    && (router.is_none() || router == known.router) =>
+            {
                 known.refresh(self.now);
             }
             Some(known) if known.mac != mac && !overrides => {}

@@ -8,7 +8,7 @@
 //! known stations get their frames alone, group addresses and unknown stations are flooded, and nothing is
 //! reflected unless the port is a hairpin.
 
-use super::{Context, Outbox};
+use super::{Context, Outbox, guard};
 use crate::addr::MacAddr;
 use crate::batch::Batch;
 use crate::bridge::fdb::Kind;
@@ -30,6 +30,11 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
     let (frames, _) = batch.split();
     for (index, frame) in frames.iter_mut().enumerate() {
         if !frame.live {
+            continue;
+        }
+        if from.guard_local && guard::is_local(topology, bridge, frame) {
+            frame.live = false;
+            counters.drop_frame(DropReason::Guarded);
             continue;
         }
         if learning && frame.destination.mac() != PAUSE {

@@ -16,8 +16,10 @@ use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::tunnel::Demux;
 
+mod dgram;
 pub mod mem;
 mod packet;
+pub mod stream;
 mod tap;
 pub mod tunnel;
 
@@ -96,12 +98,23 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::Dgram(spec) => dgram::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
         // Of endpoints and remotes, which the control side opens one by one.
         PortKind::Tunnel(_) => {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
         }
+        // Opened around each connection, see `stream::open`.
+        PortKind::Stream(_) => {
+            Err(sys::Error::refused(io::ErrorKind::Unsupported, "a stream port is its connection"))
+        }
     }
+}
+
+/// Refuses an MTU of which frames would not fit where they are received.
+fn check_mtu(mtu: u32) -> Result<(), sys::Error> {
+    let what = format!("an MTU of {mtu} bytes is more than 65535");
+    if mtu <= 65_535 { Ok(()) } else { Err(sys::Error::refused(io::ErrorKind::InvalidInput, what)) }
 }
 
 /// Why a frame was not sent, from what a socket said.

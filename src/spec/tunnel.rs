@@ -52,6 +52,15 @@ pub struct UdpSpec {
     pub csum: bool,
 }
 
+/// Why two tunnels cannot be there at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clash {
+    /// Both carry this network's frames. They may if both say whose they take, and nobody's twice.
+    Network(NetworkId),
+    /// One would be given what is for the other, or its address would be taken.
+    Sockets,
+}
+
 /// Type of service of outer packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tos {
@@ -141,6 +150,40 @@ impl TunnelSpec {
             Networks::One(_) => None,
             Networks::ByVlan(map) => Some(map.iter().map(|&(vlan, _)| vlan).collect()),
         }
+    }
+
+    /// Why this tunnel cannot be there together with another whose underlay is in the same namespace; `None` if it can.
+    #[must_use]
+    pub fn clash(
+        &self,
+        settings: &TunnelSettings,
+        other: &TunnelSpec,
+        theirs: &TunnelSettings,
+    ) -> Option<Clash> {
+        let port = |spec: &TunnelSpec| spec.udp.as_ref().map(|udp| udp.dstport);
+        if self.local != other.local || port(self) != port(other) {
+            return None;
+        }
+        if (self.header.encapsulation(), &self.dev) != (other.header.encapsulation(), &other.dev) {
+            // Two interfaces keep out of each other's way; one, and any, do not.
+            let apart = self.dev != other.dev && self.dev.is_some() && other.dev.is_some();
+            return (!apart).then_some(Clash::Sockets);
+        }
+        let apart = settings.strict_remotes
+            && theirs.strict_remotes
+            && !self.far_ends(settings).any(|end| other.far_ends(theirs).any(|other| other == end));
+        let taken = other.ids();
+        let mut ids = self.ids().into_iter().map(|(id, _)| id).filter(|_| !apart);
+        ids.find(|id| taken.iter().any(|(other, _)| other == id)).map(Clash::Network)
+    }
+
+    /// Whether it may send from the UDP port at which another tunnel's packets arrive.
+    #[must_use]
+    pub fn may_send_from_port_of(&self, other: &TunnelSpec) -> bool {
+        let range = self.udp.as_ref().and_then(|udp| udp.srcport_range);
+        let port = other.udp.as_ref().map(|udp| udp.dstport);
+        self.local == other.local
+            && range.zip(port).is_some_and(|((first, last), port)| (first..=last).contains(&port))
     }
 
     /// How many bytes longer a packet is than the payload of the frame in it.

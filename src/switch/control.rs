@@ -4,7 +4,7 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of stream ports. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod neighbours;
 mod stations;
+mod streams;
 mod tunnels;
 mod world;
 
@@ -25,10 +26,11 @@ use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
+use crate::port::stream::endpoint::Endpoint;
 use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
-use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
+use crate::status::{BridgeStatus, Peer, PeersStatus, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
@@ -75,6 +77,8 @@ struct Port {
     missed: u64,
     /// Why it did not come back, as last told to the operator.
     complaint: Option<String>,
+    /// Of a stream port: where its peers come from.
+    endpoint: Option<Endpoint>,
 }
 
 impl Port {
@@ -107,8 +111,11 @@ impl Port {
 
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
+            (PortKind::Stream(_), false, _) if self.endpoint.is_some() => PortState::Down,
             (_, false, _) => PortState::Gone,
-            (PortKind::Mem(_) | PortKind::Tunnel(_), true, _) => PortState::Up,
+            (PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::Stream(_) | PortKind::Dgram(_), true, _) => {
+                PortState::Up
+            }
             (_, true, Some(link)) if link.up && link.running => PortState::Up,
             (_, true, _) => PortState::Down,
         }
@@ -119,7 +126,7 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_) | PortKind::Tunnel(_) => None,
+        PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::Stream(_) | PortKind::Dgram(_) => None,
     }
 }
 
@@ -257,6 +264,7 @@ impl Control {
             link: None,
             missed: 0,
             complaint: None,
+            endpoint: None,
         };
         let add = match self.open(id, &mut port) {
             Ok(add) => add,
@@ -293,6 +301,9 @@ impl Control {
             port.complaint = None;
             return Ok(queues);
         }
+        if let PortKind::Stream(spec) = port.spec.kind.clone() {
+            return self.open_stream(id, port, &spec);
+        }
         let named = |error| Error::port(&port.spec.name, error);
         let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
         Ok(vec![(id, self.attach(port, opened)?)])
@@ -301,6 +312,15 @@ impl Control {
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
     /// packet port of another; on the same bridge its frames would go round for ever.
     fn check_interface(&self, spec: &PortSpec) -> Result<(), Error> {
+        let path = spec.kind.socket_path();
+        let holder = self.ports.values().find(|port| path.is_some() && port.spec.kind.socket_path() == path);
+        if let (Some(path), Some(port)) = (path, holder) {
+            return Err(Error::Exists(format!(
+                "socket {1} is port '{0}' already; remove that first with: vswitchctl port del {0}",
+                port.spec.name,
+                path.display()
+            )));
+        }
         let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
         let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
         let same = |port: &&Port| {
@@ -476,11 +496,15 @@ impl Control {
             ifname: port.interface().map(|(_, name)| link.map_or(name, |link| &link.name).to_owned()),
             ifindex: link.map(|link| link.index),
             mac: link.and_then(|link| link.mac),
-            mtu: link.map(|link| link.mtu).or_else(|| self.tunnels.mtu(id)),
+            mtu: link.map(|link| link.mtu).or_else(|| port.spec.kind.mtu()).or_else(|| self.tunnels.mtu(id)),
             state: port.state(),
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),
+            peers: port
+                .endpoint
+                .as_ref()
+                .map(|endpoint| PeersStatus { connections: endpoint.connections, refused: endpoint.refused }),
             hint: self.tunnels.hint(id, port),
             counters: {
                 let mut counters = counters(&port.shared);

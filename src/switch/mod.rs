@@ -349,7 +349,7 @@ impl Drop for Switch {
 }
 
 const BELL: Token = Token(0);
-/// How often namespaces are looked at, and packet ports that wait for their interface.
+/// How often namespaces are looked at, and packet ports that wait for their interface; peers of stream ports may be due sooner.
 const ROUND: Duration = Duration::from_millis(250);
 /// Events that are seen to in one go: operators wait meanwhile.
 const EVENTS: usize = 1024;
@@ -366,8 +366,9 @@ impl Caretaker {
     fn run(mut self) {
         let mut events = Events::with_capacity(64);
         let mut expired = Instant::now();
+        let mut wait = ROUND;
         while !self.end.load(Ordering::Relaxed) {
-            if let Err(error) = self.poll.poll(&mut events, Some(ROUND))
+            if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 tracing::error!(%error, "epoll failed");
@@ -384,6 +385,7 @@ impl Caretaker {
             }
             control.lose_if_gone(gone);
             control.catch_up();
+            wait = control.meet_peers().map_or(ROUND, |due| due.min(ROUND));
             control.publish_news();
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();

@@ -57,6 +57,11 @@ impl Namespaces {
         Namespaces { registry, open: HashMap::new() }
     }
 
+    /// What polls the subscriptions, for others to be polled with them.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// The connection into a namespace, opened and subscribed if need be.
     pub(super) fn enter(&mut self, place: &Place) -> Result<&Netlink, sys::Error> {
         if !self.open.contains_key(place) {

@@ -46,8 +46,6 @@ pub struct Sending {
     pub csum: bool,
     /// Time to live or hop limit, if not the kernel's choice.
     pub ttl: Option<u8>,
-    /// From a port that others send from, too.
-    pub shared: bool,
 }
 
 /// One socket.
@@ -155,7 +153,7 @@ impl UnderlaySocket {
         dev: Option<&str>,
     ) -> io::Result<UnderlaySocket> {
         let socket = UnderlaySocket::receiver(Transport::Udp, group, port, dev, true)?;
-        let index = dev.map(index_of).transpose()?;
+        let index = dev.map(index_of).transpose()?.or_else(|| index_with(local));
         match (group, local) {
             (IpAddr::V4(group), IpAddr::V4(local)) => {
                 set(&socket.fd, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, &0i32)?;
@@ -200,8 +198,8 @@ impl UnderlaySocket {
         if let (false, Some(dev)) = (socket.ipv4, dev) {
             socket.socket().set_multicast_if_v6(index_of(dev)?.get())?;
         }
-        // Whoever else sends from it drops what comes back, as this one does.
-        socket.socket().set_reuse_port(sending.shared)?;
+        // Whoever else of ours sends from the port drops what comes back, as this one does. A port that the kernel chooses is nobody's yet.
+        socket.socket().set_reuse_port(port != 0)?;
         if transport == Transport::Udp && !sending.csum {
             match socket.ipv4 {
                 true => set(&socket.fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, &1i32)?,
@@ -209,7 +207,18 @@ impl UnderlaySocket {
             }
         }
         socket.socket().bind(&SockAddr::from(SocketAddr::new(local, port)))?;
+        socket.socket().set_reuse_port(true)?;
         Ok(socket)
+    }
+
+    /// The UDP port that it is bound to; 0 with GRE.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn port(&self) -> io::Result<u16> {
+        let address = self.socket().local_addr()?;
+        let port = address.as_socket().map_or(0, |address| address.port());
+        Ok(if self.transport == Transport::Udp { port } else { 0 })
     }
 
     /// Datagrams that the kernel dropped for want of room since the socket was made, modulo 2^32.

@@ -197,6 +197,14 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize
     if n >= 0 { Ok(Some(n.cast_unsigned())) } else { super::would_block(io::Error::last_os_error()) }
 }
 
+/// Lets so many bytes wait to be sent, or as many as the kernel allows.
+pub fn set_send_buffer(fd: &OwnedFd, bytes: libc::c_int) {
+    use super::packet::set;
+    if set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &bytes).is_err() {
+        let _ = set(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &bytes);
+    }
+}
+
 /// Whether the peer of a connection has closed it, or it broke.
 #[must_use]
 pub fn is_hung_up(fd: &impl AsFd) -> bool {

@@ -66,10 +66,11 @@ impl Numbering {
     /// Waits for other workers, which have it for a batch.
     #[must_use]
     pub fn lock(&self) -> Stamps<'_> {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         // In units of 100 µs.
         #[allow(clippy::cast_possible_truncation, reason = "it comes round")]
         let timestamp = (self.epoch.elapsed().as_micros() / 100) as u32;
-        Stamps { next: self.next.lock().unwrap_or_else(PoisonError::into_inner), timestamp }
+        Stamps { next, timestamp }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
 
 use crate::api::values::{VlanList, on_off_text};
-use crate::api::{DfMode, TunnelInfo};
+use crate::api::{DfMode, SocketInfo, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -78,6 +78,9 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
         (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
             tunnels(&mut all, old, new);
         }
+        (PortKind::Stream(_), PortKind::Stream(_)) | (PortKind::Dgram(_), PortKind::Dgram(_)) => {
+            sockets(&mut all, &existing.kind, &asked.kind);
+        }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }
     let (old, new) = (&existing.settings, &asked.settings);
@@ -113,6 +116,17 @@ fn taps(all: &mut Differences, old: &TapSpec, new: &TapSpec) {
     all.add("gateway", &old.gateway, &new.gateway, or_default);
     all.add("queues", &old.queues, &new.queues, or_default);
     all.add("offload", &old.offload, &new.offload, switch);
+}
+
+fn sockets(all: &mut Differences, old: &PortKind, new: &PortKind) {
+    if let (Some(was), Some(is)) = (SocketInfo::new(old, None), SocketInfo::new(new, None)) {
+        all.add("role", &was.role, &is.role, or_default);
+        all.add("path", &was.path, &is.path, or_default);
+        all.add("address", &was.address, &is.address, or_default);
+        all.add("peer", &was.peer, &is.peer, or_default);
+        all.add("mode", &was.mode, &is.mode, or_default);
+    }
+    all.add("mtu", &old.mtu(), &new.mtu(), or_default);
 }
 
 /// By the fields that operators read, under their names.

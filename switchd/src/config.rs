@@ -390,7 +390,7 @@ impl Checker {
                 format!("{owner}: {}", none_such("bridge", &spec.bridge, names))
             });
         };
-        if port.has_vlan_options() && !bridge.vlan_filtering {
+        if (port.has_vlan_options() || port.vni_map.is_some()) && !bridge.vlan_filtering {
             return Err(format!(
                 "{owner} has VLAN options, but bridge '{}' does not filter VLANs: give it 'vlan_filtering = true'",
                 bridge.name
@@ -402,6 +402,17 @@ impl Checker {
         {
             return Err(format!(
                 "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
+            ));
+        }
+        let same = |other: &&PortSpec| other.kind.socket_path() == spec.kind.socket_path();
+        if let Some(path) = spec.kind.socket_path()
+            && let Some(other) = self.config.layout.ports.iter().find(same)
+            && other.name != spec.name
+        {
+            return Err(format!(
+                "{owner}: socket {} is that of port '{}' already: give another path",
+                path.display(),
+                other.name
             ));
         }
         self.place(owner, line)?;

@@ -335,7 +335,7 @@ impl Daemon {
             Some(name) => vec![self.find_port(name)?],
             None => self.switch.ports(),
         };
-        Ok(all.into_iter().map(|p| Stats { port: p.spec.name, counters: p.counters.into() }).collect())
+        Ok(all.into_iter().map(Stats::new).collect())
     }
 
     // ---- stations ----

@@ -9,12 +9,15 @@
 //! removed has lost its index, its address and what others set on it, even if it is made anew.
 //!
 //! 1. static neighbours and stations go;
-//! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware;
+//! 2. ports lose their VLAN options before their bridge becomes VLAN-unaware; those that map VLANs to networks, and so cannot, go;
 //! 3. bridges change, and come;
-//! 4. the other ports change (their bridge filters by now), and neighbours come, and ports come whose name and interface are free, and static
-//!    stations behind ports that are there;
+//! 4. the other ports change (their bridge filters by now), and neighbours come, and ports come whose name, interface and tunnel are free,
+//!    and static stations behind ports that are there;
 //! 5. ports go: first those in whose place others come, and these come, and the stations behind them; then the rest;
 //! 6. bridges go.
+//!
+//! A tunnel port that is given what another has now (see `tunnels.rs`) changes in two steps: in 2 or 4 it loses what it is to lose,
+//! and in 5, when others have lost theirs or are gone, it gets the rest. So two ports can swap their remotes.
 //!
 //! Rejected: tearing everything down and building it anew (loses frames on ports that did not change), and
 //! a transaction inside the switch (every step would need a second form there that only this uses).
@@ -25,11 +28,16 @@ use std::net::IpAddr;
 
 use vswitch::addr::MacAddr;
 use vswitch::bridge::vlan::{Leaves, VlanPolicy};
-use vswitch::spec::{BridgeSpec, PortSettings, PortSpec, VlanMode};
+use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use vswitch::switch::{Error, Missing, NeighSpec};
 
 use crate::config::interface;
 use crate::control::Control;
+
+mod tunnels;
+
+#[cfg(any(test, feature = "model"))]
+pub(crate) use tunnels::collide;
 
 /// Bridges, ports, static stations and neighbours as plain values, in the order of their creation.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +74,7 @@ pub struct Entry {
 /// native VLAN.
 pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16>) -> Result<u16, String> {
     let owner = &port.name;
-    match (bridge.vlan_filtering, asked, &port.settings.vlan) {
+    match (bridge.vlan_filtering, asked, &port.vlan_mode()) {
         (false, None | Some(0), _) => Ok(0),
         (false, Some(vlan), _) => Err(format!(
             "VLAN {vlan}: bridge '{0}' of port '{owner}' does not filter VLANs: leave the VLAN out, or 'bridge set {0} --vlan-filtering on'",
@@ -231,19 +239,39 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
         |name: &str| mode(&old_bridges, name) == Some(true) && mode(&new_bridges, name) == Some(false);
     let go: Vec<_> = now.entries.iter().filter(|e| !entry_stays(e)).cloned().map(Step::DelEntry).collect();
 
-    let (mut set_before, mut set_after) = (Vec::new(), Vec::new());
+    let (mut set_before, mut set_after, mut set_last) = (Vec::new(), Vec::new(), Vec::new());
+    // Those that change last, as they will be.
+    let mut grown = Vec::new();
     for new in &then.ports {
         let Some(old) =
             old_ports.get(new.name.as_str()).filter(|old| stays(old) && old.settings != new.settings)
         else {
             continue;
         };
-        let step =
-            Step::SetPort { name: new.name.clone(), from: old.settings.clone(), to: new.settings.clone() };
-        if becomes_unaware(&new.bridge) { set_before.push(step) } else { set_after.push(step) }
+        let set = |from: &PortSettings, to: &PortSettings| Step::SetPort {
+            name: new.name.clone(),
+            from: from.clone(),
+            to: to.clone(),
+        };
+        let in_the_way = |other: &PortSpec| other.name != new.name && tunnels::is_in_the_way(other, new);
+        let first = if now.ports.iter().any(in_the_way) {
+            let between = tunnels::shrunk(&old.settings, &new.settings);
+            set_last.push(set(&between, &new.settings));
+            grown.push(new);
+            between
+        } else {
+            new.settings.clone()
+        };
+        if first != old.settings {
+            let step = set(&old.settings, &first);
+            if becomes_unaware(&new.bridge) { set_before.push(step) } else { set_after.push(step) }
+        }
     }
+    let go_ports = now.ports.iter().rev().filter(|port| !stays(port)).cloned();
+    let maps = |port: &PortSpec| matches!(&port.kind, PortKind::Tunnel(tunnel) if tunnel.vlans().is_some());
+    let (go_first, mut go_ports): (Vec<PortSpec>, Vec<PortSpec>) =
+        go_ports.partition(|port| becomes_unaware(&port.bridge) && maps(port));
     // Those that go have to be removable afterwards as well, and to come back.
-    let mut go_ports: Vec<PortSpec> = now.ports.iter().rev().filter(|port| !stays(port)).cloned().collect();
     for port in go_ports.iter_mut().filter(|port| becomes_unaware(&port.bridge)) {
         let from = port.settings.clone();
         port.settings.vlan = VlanMode::Default;
@@ -256,6 +284,7 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let mut steps: Vec<_> = leave.map(Step::DelNeighbour).collect();
     steps.extend(go);
     steps.append(&mut set_before);
+    steps.extend(go_first.into_iter().map(Step::DelPort));
     for new in &then.bridges {
         if let Some(old) = old_bridges.get(new.name.as_str()).filter(|old| **old != new) {
             steps.push(Step::SetBridge { from: (*old).clone(), to: new.clone() });
@@ -269,18 +298,23 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
 
     let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
     let replaces = |new: &PortSpec, old: &PortSpec| {
-        new.name == old.name || interface(new).is_some_and(|new| interface(old) == Some(new))
+        let socket = new.kind.socket_path();
+        new.name == old.name
+            || interface(new).is_some_and(|new| interface(old) == Some(new))
+            || socket.is_some() && old.kind.socket_path() == socket
+            || tunnels::is_in_the_way(old, new)
     };
     let (in_place, free): (Vec<_>, Vec<_>) =
         come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));
     let (replaced, rest): (Vec<_>, Vec<_>) =
-        go_ports.into_iter().partition(|old| in_place.iter().any(|new| replaces(new, old)));
+        go_ports.into_iter().partition(|old| in_place.iter().chain(&grown).any(|new| replaces(new, old)));
     let new_entries = then.entries.iter().filter(|e| !entry_stays(e)).cloned();
     let (late, early): (Vec<_>, Vec<_>) =
-        new_entries.partition(|entry| in_place.iter().any(|port| port.name == entry.port));
+        new_entries.partition(|entry| in_place.iter().chain(&grown).any(|port| port.name == entry.port));
     steps.extend(free.into_iter().cloned().map(Step::AddPort));
     steps.extend(early.into_iter().map(Step::AddEntry));
     steps.extend(replaced.into_iter().map(Step::DelPort));
+    steps.append(&mut set_last);
     steps.extend(in_place.into_iter().cloned().map(Step::AddPort));
     steps.extend(late.into_iter().map(Step::AddEntry));
     steps.extend(rest.into_iter().map(Step::DelPort));

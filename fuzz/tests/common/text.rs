@@ -44,10 +44,11 @@ const BRIDGE: &[Field] = &[
     ("ageing_secs", &["0", "300", "4294967295"]),
     ("fdb_max", &["1", "65536", "4294967295"]),
 ];
+const PATHS: &[&str] = &[r#""/run/s""#, r#""/run/t""#, r#""s""#];
 const PORT: &[Field] = &[
     ("name", PORTS),
     ("bridge", BRIDGES),
-    ("type", &[r#""tap""#, r#""packet""#, r#""internal""#]),
+    ("type", &[r#""tap""#, r#""packet""#, r#""internal""#, r#""stream""#, r#""dgram""#]),
     ("ifname", &[r#""veth0""#, r#""veth1""#, r#""p0""#]),
     ("netns", &[r#""n1""#, r#""/run/netns/n1""#, r#""/proc/1/ns/net""#]),
     ("mac", MACS),
@@ -56,6 +57,13 @@ const PORT: &[Field] = &[
     ("gateway", &[r#""10.0.0.254""#, r#""fd00::2""#]),
     ("queues", &["1", "256"]),
     ("no_offload", FLAGS),
+    ("path", PATHS),
+    ("peer", PATHS),
+    ("mode", &[r#""660""#, r#""0600""#, r#""888""#]),
+    ("server", FLAGS),
+    ("client", FLAGS),
+    ("listen", &[r#""127.0.0.1:5000""#, r#""[::]:0""#]),
+    ("connect", &[r#""127.0.0.1:5000""#, r#""localhost:1""#]),
     ("access", VIDS),
     ("trunk", LISTS),
     ("native", VIDS),

@@ -60,7 +60,10 @@ fn lab(filtering: bool, vlan: &VlanMode, vid: u16, known: &[(IpAddr, u8, Option<
     }
     let mut table = Neighbours::default();
     for &(address, n, router) in known {
-        assert!(table.insert((vid, address), Neighbour::new(station(n), Some(PortId(1)), router, Tick(0))));
+        assert!(table.insert(
+            (vid, address),
+            Neighbour::new(station(n), Some(PortId(u16::from(n) - 1)), router, Tick(0))
+        ));
     }
     lab.topology.bridges[0].neighbours = Some(Arc::new(table));
     for n in 1..=3u8 {

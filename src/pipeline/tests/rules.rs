@@ -431,6 +431,7 @@ fn every_drop_reason_is_counted() {
         "unreachable",
         "congested",
         "outer_fragments",
+        "bad_length",
         "too_big",
     ];
     for reason in DropReason::ALL {

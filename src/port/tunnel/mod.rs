@@ -125,7 +125,7 @@ impl Place {
         Ok(receivers.into_iter().map(queue).collect())
     }
 
-    /// Opens what workers send from.
+    /// Opens what workers send from; not from the UDP ports in `taken`, at which tunnels arrive.
     ///
     /// # Errors
     /// As [`Place::open`].
@@ -152,16 +152,21 @@ impl Place {
             ));
         }
         let SendOptions { csum, ttl, .. } = *options;
-        let some = |whole, worker: usize| -> io::Result<Box<[UnderlaySocket]>> {
-            let sending = Sending { whole, csum, ttl, shared: options.ports.is_some() };
-            let port = |number| ports[(worker * count + number) % ports.len()];
-            let one = |number| UnderlaySocket::sender(transport, self.local, dev, port(number), &sending);
-            (0..count).map(one).collect()
+        let sender = |port: u16, whole| {
+            UnderlaySocket::sender(transport, self.local, dev, port, &Sending { whole, csum, ttl })
         };
-        let all = |worker| {
-            let whole = if self.local.is_ipv4() { some(true, worker)? } else { Box::default() };
+        let all = |worker: usize| {
+            let port = |number| ports[(worker * count + number) % ports.len()];
+            let divisible: Box<[_]> =
+                (0..count).map(|number| sender(port(number), false)).collect::<io::Result<_>>()?;
+            // From the same ports: a flow keeps to its own, whatever its packets are.
+            let whole = if self.local.is_ipv4() {
+                divisible.iter().map(|twin| sender(twin.port()?, true)).collect::<io::Result<_>>()?
+            } else {
+                Box::default()
+            };
             let segments = transport == Transport::Udp && csum;
-            Ok(Arc::new(Senders { divisible: some(false, worker)?, whole, segments }))
+            Ok(Arc::new(Senders { divisible, whole, segments }))
         };
         let opened = self.enter(|| (0..workers).map(all).collect::<io::Result<_>>())?;
         opened.map_err(|source| match (source.raw_os_error(), options.ports) {

@@ -17,6 +17,7 @@ use crate::port::{Health, Inbound, PortQueue, Received, refused};
 use crate::spec::{Df, TunnelSpec};
 use crate::stats::{Counters, DropReason};
 use crate::sys::underlay::PAYLOAD_MAX;
+use crate::topology::PortShared;
 use crate::tunnel::wrap::{Class, Headers, Numbering, Slices, Stamps, Wrapper};
 
 /// Frames sent singly before several at once are tried again.
@@ -28,7 +29,7 @@ pub fn queues(
     spec: &TunnelSpec,
     df: Df,
     to: IpAddr,
-    numbering: &Arc<Numbering>,
+    (numbering, shared): (&Arc<Numbering>, &Arc<PortShared>),
     senders: &[Arc<Senders>],
 ) -> Vec<Box<dyn PortQueue>> {
     let port = spec.udp.as_ref().map_or(0, |udp| udp.dstport);
@@ -38,6 +39,7 @@ pub fn queues(
         Box::new(RemoteQueue {
             wrapper: Arc::clone(&wrapper),
             numbering: Arc::clone(numbering),
+            shared: Arc::clone(shared),
             to: to.clone(),
             senders: Arc::clone(senders),
             too_big: usize::MAX,
@@ -52,6 +54,7 @@ pub fn queues(
 struct RemoteQueue {
     wrapper: Arc<Wrapper>,
     numbering: Arc<Numbering>,
+    shared: Arc<PortShared>,
     to: SockAddr,
     senders: Arc<Senders>,
     /// The shortest frame that the kernel would not take several of at once: longer than the path's MTU, mostly.
@@ -80,8 +83,9 @@ impl RemoteQueue {
         let (mut headers, mut slices) = (Headers::new(), Slices::new());
         let len = self.wrapper.wrap(frames, stamps, &mut headers, &mut slices);
         let size = u16::try_from(len).ok().filter(|_| frames.len() > 1);
-        // With IPv6 only the sender fragments, and it has decided.
-        let whole = class.whole && !self.senders.whole.is_empty();
+        // With IPv6 only the sender fragments. What does not fit is here because it may be fragmented.
+        let fits = frames[0].frame_len() <= self.shared.frame_max();
+        let whole = class.whole && fits && !self.senders.whole.is_empty();
         let sockets = if whole { &self.senders.whole } else { &self.senders.divisible };
         sockets[usize::from(class.flow) % sockets.len()].send(&slices, size, class.tos, &self.to)
     }
@@ -113,7 +117,7 @@ impl PortQueue for RemoteQueue {
                 && error.raw_os_error() == Some(libc::EMSGSIZE)
                 && self.wrapper.inherits_df()
             {
-                // It fitted a moment ago, or nobody could have been told: rather in fragments than not at all.
+                // It fitted a moment ago: rather in fragments than not at all.
                 sent = self.send(now, Class { whole: false, ..class }, stamps.as_mut());
                 counters.tx_fragmented.add(u64::from(sent.is_ok()));
             }

@@ -9,7 +9,7 @@ use super::{Bridge, Control, Port, is};
 use crate::addr::{MacAddr, PortId, VlanId};
 use crate::bridge::fdb::Key;
 use crate::bridge::neighbours::{Heard, NEIGHBOURS_MAX, Neighbour, Neighbours, Place, follow, is_host};
-use crate::spec::BridgeSpec;
+use crate::spec::{BridgeSpec, PortKind};
 use crate::status::{FdbState, NeighbourEntry};
 use crate::switch::{Error, NeighFilter, NeighSpec};
 
@@ -105,13 +105,28 @@ impl Control {
         if before.is_some_and(|known| known.is_fixed()) {
             return;
         }
-        // Where the frame does not say whether it is a router, what was known of the same station stays.
-        let router = router.or(before.filter(|known| known.mac == mac).and_then(|known| known.router));
-        if before.is_some_and(|known| (known.mac, known.router) == (mac, router)) {
+        // What a guarded tunnel says of a local station's address is not believed: workers see to that, but may not know the address yet.
+        let local = |mac| {
+            let station = self.station(index, mac, vid).and_then(|port| self.ports.get(&self.device(port).0));
+            station.is_some_and(|port| !matches!(port.spec.kind, PortKind::Tunnel(_)))
+        };
+        let guarded =
+            self.ports.get(&self.device(port).0).is_some_and(|port| port.spec.settings.tunnel.guard_local);
+        if guarded && before.is_some_and(|known| known.mac != mac && local(known.mac)) {
             return;
         }
-        let neighbour = Neighbour::new(mac, Some(self.device(port).0), router, self.crew.now());
-        self.news.waiting |= self.change(index).insert(place, neighbour);
+        // Where the frame does not say whether it is a router, what was known of the same station stays.
+        let router = router.or(before.filter(|known| known.mac == mac).and_then(|known| known.router));
+        let heard_by = Some(self.device(port).0);
+        if before.is_some_and(|known| (known.mac, known.router, known.heard_by) == (mac, router, heard_by)) {
+            return;
+        }
+        let neighbour = Neighbour::new(mac, heard_by, router, self.crew.now());
+        if !self.change(index).insert(place, neighbour) {
+            // No room: better nothing than what is not true any more.
+            self.change(index).forget(|known, _| *known == place);
+        }
+        self.news.waiting = true;
     }
 
     /// Has workers know what was heard, and who was met: at once, or a little later with what comes until then.

@@ -3,7 +3,8 @@
 //! `paths.rs`: what fits the ways to remotes. `strangers.rs`: remotes that nobody configured.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,11 +21,12 @@ use crate::bridge::vlan;
 use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::tunnel::{self, Place, SendOptions, Senders};
-use crate::spec::{PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
-use crate::stats::{Counters, DropReason};
+use crate::spec::{Clash, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
+use crate::stats::DropReason;
 use crate::status::{PortCounters, RemoteStatus};
 use crate::switch::Error;
 use crate::switch::namespaces::same_place;
+use crate::sys;
 use crate::topology::{self, PortShared};
 use crate::tunnel::wrap::Numbering;
 use crate::tunnel::{Demux, Network};
@@ -73,17 +75,16 @@ pub(super) struct Tunnels {
 #[derive(Debug)]
 struct Endpoint {
     place: Place,
-    counters: Arc<[Counters]>,
-    /// Packets that the kernel could not put together from fragments before this was opened.
+    /// What is nobody's is counted here.
+    shared: Arc<PortShared>,
+    /// Packets that the kernel could not put together from fragments before those that are counted here.
     failures_before: u64,
 }
 
 impl Endpoint {
-    /// Adds what was nobody's.
-    fn add_to(&self, sum: &mut PortCounters) {
-        for &reason in DropReason::ALL {
-            count(sum, reason, self.counters.iter().map(|worker| worker.drops(reason)).sum());
-        }
+    /// Packets that the kernel could not put together from fragments, for the whole namespace.
+    fn failures(&self) -> u64 {
+        self.place.reassembly_failures().saturating_sub(self.failures_before)
     }
 
     /// Whether the kernel counts the fragments of both as one.
@@ -129,22 +130,6 @@ fn same(one: &Place, other: &Place) -> bool {
         && (one.local, one.port, one.group) == (other.local, other.port, other.group)
         && one.dev == other.dev
         && same_place(&one.netns, &other.netns)
-}
-
-/// Whether the sockets of each would be given what arrives at the other, too: raw sockets are, with and without an interface.
-fn overhear(one: &Place, other: &Place) -> bool {
-    let raw = |place: &Place| place.encapsulation.port().is_none();
-    raw(one)
-        && raw(other)
-        && one.local == other.local
-        && one.dev.is_some() != other.dev.is_some()
-        && same_place(&one.netns, &other.netns)
-}
-
-/// Whether a port's tunnel arrives at `there`.
-fn arrives_at(port: &Port, there: &Place) -> bool {
-    let PortKind::Tunnel(spec) = &port.spec.kind else { return false };
-    same(&Place::of(spec), there) || Place::of_group(spec).is_some_and(|place| same(&place, there))
 }
 
 /// What of a packet of `mtu` bytes is left to the payload of a frame in it.
@@ -195,20 +180,33 @@ impl Tunnels {
         });
     }
 
-    /// Forgets what `port` sent from, and endpoints at which nothing but it arrived; it keeps what they have counted.
+    /// Forgets what `port` sent from, and endpoints at which nothing but it arrived; what they have counted stays with it.
     fn forget_endpoints(&mut self, port: PortId) -> Vec<PortId> {
         self.outlets.remove(&port);
-        let Tunnels { endpoints, outlets, folded, .. } = self;
-        let mut gone = Vec::new();
-        endpoints.retain(|id, endpoint| {
-            let used = outlets.values().any(|outlet| outlet.endpoints.contains(id));
-            if !used {
-                endpoint.add_to(folded.entry(port).or_default());
-                gone.push(*id);
+        let unused = |id: &PortId| !self.outlets.values().any(|outlet| outlet.endpoints.contains(id));
+        let gone: Vec<PortId> = self.endpoints.keys().copied().filter(unused).collect();
+        for id in &gone {
+            let counts = self.counts_fragments(*id);
+            let Some(endpoint) = self.endpoints.remove(id) else { continue };
+            if counts {
+                let folded = self.folded.entry(port).or_default();
+                count(folded, DropReason::OuterFragments, endpoint.failures());
+                // Another goes on where this one ended.
+                let next = self.endpoints.values_mut().find(|other| endpoint.fragments_with(other));
+                if let Some(next) = next {
+                    next.failures_before = next.place.reassembly_failures();
+                }
             }
-            used
-        });
+            self.departed.push((port, endpoint.shared));
+        }
         gone
+    }
+
+    /// Whether the fragments of a namespace are counted at this endpoint: it is one number for all of them.
+    fn counts_fragments(&self, id: PortId) -> bool {
+        let Some(endpoint) = self.endpoints.get(&id) else { return false };
+        let first = self.endpoints.iter().find(|(_, other)| endpoint.fragments_with(other));
+        first.is_some_and(|(&first, _)| first == id)
     }
 
     /// The ids of a port's remotes.
@@ -280,6 +278,8 @@ impl Control {
     /// Opens a tunnel port's endpoints and what it sends from.
     fn open_places(&mut self, port: PortId, whole: &PortSpec, spec: &TunnelSpec) -> Result<Queues, Error> {
         let named = |error| Error::port(&whole.name, error);
+        let bound = Place::of_group(spec).unwrap_or_else(|| Place::of(spec));
+        let ifindex = bound.ifindex().map_err(named)?;
         let (mut queues, mut endpoints) = (Queues::new(), Vec::new());
         for place in std::iter::once(Place::of(spec)).chain(Place::of_group(spec)) {
             let mut known = self.tunnels.endpoints.iter();
@@ -287,22 +287,11 @@ impl Control {
                 endpoints.push(id);
                 continue;
             }
-            let beside = |endpoint: &&Endpoint| overhear(&place, &endpoint.place);
-            if let Some(other) = self.tunnels.endpoints.values().find(beside) {
-                let device =
-                    |place: &Place| place.dev.clone().map_or("no --dev".into(), |dev| format!("--dev {dev}"));
-                return Err(Error::Invalid(format!(
-                    "port '{}': GRE to {} is received with {} by other ports, and each packet would come twice; give it the same",
-                    whole.name,
-                    place.local,
-                    device(&other.place)
-                )));
-            }
             let receivers = place.open(self.crew.len()).map_err(named)?;
             let id = self.free_id_beside(&[port])?;
-            let counters = (0..self.crew.len()).map(|_| Counters::default()).collect();
+            let shared = Arc::new(PortShared::new(self.crew.len(), 0, false));
             let failures_before = place.reassembly_failures();
-            self.tunnels.endpoints.insert(id, Endpoint { place, counters, failures_before });
+            self.tunnels.endpoints.insert(id, Endpoint { place, shared, failures_before });
             endpoints.push(id);
             queues.push((id, receivers));
         }
@@ -320,39 +309,42 @@ impl Control {
                 place.senders(&options, &taken, self.crew.len()).map_err(named)?
             }
         };
-        let bound = Place::of_group(spec).unwrap_or_else(|| place.clone());
-        let ifindex = bound.ifindex().map_err(named)?;
+        if bound.ifindex().map_err(named)? != ifindex {
+            return Err(named(sys::Error::refused(
+                io::ErrorKind::NotFound,
+                "its interface changed meanwhile",
+            )));
+        }
         self.tunnels.outlets.insert(port, Outlet { endpoints, place, options, senders, bound, ifindex });
         Ok(queues)
     }
 
-    /// Refuses a network that is another port's. Two may have one number if both say whose frames they take, and nobody's twice.
+    /// Refuses what cannot be there together with another port.
     fn check_taken(&self, name: &str, spec: &TunnelSpec, settings: &TunnelSettings) -> Result<(), Error> {
-        let place = Place::of(spec);
-        for other in self.ports.values().filter(|other| other.spec.name != name && arrives_at(other, &place))
-        {
+        for other in self.ports.values().filter(|other| other.spec.name != name) {
             let PortKind::Tunnel(there) = &other.spec.kind else { continue };
-            let taken = there.ids();
-            let id = spec
-                .ids()
-                .into_iter()
-                .map(|(id, _)| id)
-                .find(|id| taken.iter().any(|(other, _)| other == id));
-            let theirs = &other.spec.settings.tunnel;
-            let apart = settings.strict_remotes
-                && theirs.strict_remotes
-                && !there.far_ends(theirs).any(|end| spec.far_ends(settings).any(|other| other == end));
-            if let (Some(id), false) = (id, apart) {
-                let at = spec.udp.as_ref().map_or_else(
-                    || spec.local.to_string(),
-                    |udp| SocketAddr::new(spec.local, udp.dstport).to_string(),
-                );
-                return Err(Error::Exists(format!(
+            let Some(clash) = spec.clash(settings, there, &other.spec.settings.tunnel) else { continue };
+            if !same_place(&spec.netns, &there.netns) {
+                continue;
+            }
+            let at = spec.udp.as_ref().map_or_else(
+                || format!("GRE at {}", spec.local),
+                |udp| format!("UDP port {} of {}", udp.dstport, spec.local),
+            );
+            let what = match clash {
+                Clash::Network(id) => format!(
                     "{id} at {at} is port '{0}' already; remove that first with: vswitchctl port del {0} (or give both \
                      --strict-remotes on, and remotes of their own)",
                     other.spec.name
-                )));
-            }
+                ),
+                Clash::Sockets => format!(
+                    "{at} is port '{0}' already, of type {1} and {2}; give the same, or remove it first with: vswitchctl port del {0}",
+                    other.spec.name,
+                    there.type_name(),
+                    there.dev.as_ref().map_or("without --dev".to_owned(), |dev| format!("with --dev {dev}"))
+                ),
+            };
+            return Err(Error::Exists(what));
         }
         Ok(())
     }
@@ -404,9 +396,15 @@ impl Control {
         for bridge in &self.bridges {
             let used =
                 |(_, entry): &(Key, Entry)| entry.kind == Kind::Static && remotes.contains(&entry.port);
-            if let Some((key, _)) = bridge.fdb.iter().find(used) {
+            if let Some((key, entry)) = bridge.fdb.iter().find(used) {
+                let remote = self.tunnels.remotes.get(entry.port);
+                let port = remote.and_then(|remote| self.ports.get(&remote.port));
+                let vlan =
+                    if bridge.spec.vlan_filtering { format!(" --vlan {}", key.vid()) } else { String::new() };
                 return Err(Error::Invalid(format!(
-                    "static entry {0} is behind that remote; remove it first with: vswitchctl fdb del {0} --bridge {1}",
+                    "port '{0}': static entry {2} is behind remote {1}; remove it first with: vswitchctl fdb del {2} --bridge {3}{vlan}",
+                    port.map_or("", |port| &port.spec.name),
+                    remote.map_or(String::new(), |remote| remote.address.to_string()),
                     key.mac(),
                     bridge.spec.name
                 )));
@@ -427,10 +425,18 @@ impl Control {
             }
         };
         found.map(|&(id, _)| id).ok_or_else(|| {
-            let existing: Vec<String> = all.iter().map(|(_, remote)| remote.address.to_string()).collect();
-            let what = address
-                .map_or("say behind which remote with --remote".to_owned(), |ip| format!("no remote {ip}"));
-            Error::Invalid(format!("port '{name}': {what}; existing: {}", existing.join(", ")))
+            let mut existing: Vec<IpAddr> = all.iter().map(|(_, remote)| remote.address).collect();
+            existing.sort_unstable();
+            let existing: Vec<String> = existing.iter().map(IpAddr::to_string).collect();
+            let what = address.map_or_else(
+                || "give 'remote', the one that the station is behind".to_owned(),
+                |ip| format!("no remote {ip}"),
+            );
+            Error::Invalid(if existing.is_empty() {
+                format!("port '{name}' has no remote; add one with: vswitchctl port set {name} --remote IP")
+            } else {
+                format!("port '{name}': {what}; existing: {}", existing.join(", "))
+            })
         })
     }
 
@@ -458,7 +464,8 @@ impl Control {
     fn ways(&self, port: PortId, spec: &TunnelSpec, settings: &TunnelSettings) -> Queues {
         let Some(outlet) = self.tunnels.outlets.get(&port) else { return Queues::new() };
         let way = |remote: &Remote| {
-            tunnel::queues(spec, settings.df, remote.address, &remote.numbering, &outlet.senders)
+            let own = (&remote.numbering, &remote.shared);
+            tunnel::queues(spec, settings.df, remote.address, own, &outlet.senders)
         };
         self.tunnels.of(port).map(|(id, remote)| (id, way(remote))).collect()
     }
@@ -536,7 +543,7 @@ impl Control {
                 };
                 spec.ids().into_iter().for_each(|(id, vlan)| demux.insert(id, network(vlan)));
             }
-            (id, topology::Endpoint { demux, counters: Arc::clone(&endpoint.counters) })
+            (id, topology::Endpoint { demux, shared: Arc::clone(&endpoint.shared) })
         };
         self.tunnels.endpoints.iter().map(endpoint).collect()
     }
@@ -558,12 +565,9 @@ impl Control {
             let oldest = self.tunnels.outlets.keys().filter(|other| there(other));
             let oldest = oldest.min_by_key(|other| self.ports.get(other).map(|port| port.sequence));
             if let (Some(known), true) = (self.tunnels.endpoints.get(endpoint), oldest == Some(&id)) {
-                known.add_to(sum);
-                // It is one number for the whole namespace.
-                let first = self.tunnels.endpoints.iter().find(|(_, other)| known.fragments_with(other));
-                if first.is_some_and(|(first, _)| first == endpoint) {
-                    let failures = known.place.reassembly_failures().saturating_sub(known.failures_before);
-                    count(sum, DropReason::OuterFragments, failures);
+                sum.add(&counters(&known.shared));
+                if self.tunnels.counts_fragments(*endpoint) {
+                    count(sum, DropReason::OuterFragments, known.failures());
                 }
             }
         }

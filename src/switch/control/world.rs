@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::{Control, Port};
 use crate::addr::PortId;
@@ -41,10 +42,18 @@ impl Control {
         let mut keep = Vec::new();
         for id in ids {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            if port.leaves {
-                tracing::info!("port '{}' leaves with its interface", port.spec.name);
-            } else {
-                tracing::warn!("port '{}': its interface is gone", port.spec.name);
+            match (&mut port.endpoint, &port.spec.kind) {
+                (Some(endpoint), _) => {
+                    tracing::info!("port '{}' is down: its peer has gone", port.spec.name);
+                    endpoint.ended(Instant::now());
+                }
+                (None, PortKind::Tunnel(_)) => {
+                    tracing::warn!("port '{}': its underlay is gone", port.spec.name);
+                }
+                (None, _) if port.leaves => {
+                    tracing::info!("port '{}' leaves with its interface", port.spec.name);
+                }
+                (None, _) => tracing::warn!("port '{}': its interface is gone", port.spec.name),
             }
             port.shared.gone.store(true, Ordering::Relaxed);
             port.open = false;

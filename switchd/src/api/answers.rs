@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::socket::SocketInfo;
 use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
 
@@ -111,9 +112,9 @@ impl BridgeInfo {
 pub enum State {
     /// It can.
     Up,
-    /// Its interface is down.
+    /// Its interface is down, or its peer is not there.
     Down,
-    /// Its interface does not exist.
+    /// Its interface does not exist; of a tunnel: its local address, interface or namespace.
     Gone,
 }
 
@@ -292,6 +293,9 @@ pub struct PortInfo {
     pub peer: Option<PeerInfo>,
     /// Where a tunnel port leads.
     pub tunnel: Option<TunnelInfo>,
+    /// The socket of a port on one.
+    #[serde(default)]
+    pub socket: Option<SocketInfo>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -322,6 +326,7 @@ impl PortInfo {
             }
             _ => None,
         };
+        let socket = SocketInfo::new(&spec.kind, status.peers);
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
@@ -354,6 +359,7 @@ impl PortInfo {
                 netns: peer.netns.map(|netns| netns.0),
             }),
             tunnel,
+            socket,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             attached: None,
@@ -462,6 +468,36 @@ pub struct Stats {
     /// Name of the port.
     pub port: String,
     /// What it has seen.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// What of that came from and went to each other end of a tunnel that there is now; none of other ports.
+    #[serde(default)]
+    pub remotes: Vec<RemoteStats>,
+}
+
+impl Stats {
+    /// From the data plane's account.
+    #[must_use]
+    pub fn new(status: PortStatus) -> Self {
+        let remote = |remote: status::RemoteStatus| RemoteStats {
+            remote: remote.address,
+            counters: remote.counters.into(),
+        };
+        Stats {
+            port: status.spec.name,
+            counters: status.counters.into(),
+            remotes: status.remotes.into_iter().map(remote).collect(),
+        }
+    }
+}
+
+/// The counters of one other end of a tunnel.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct RemoteStats {
+    /// Its address in the underlay.
+    #[schema(value_type = String)]
+    pub remote: IpAddr,
+    /// What came from it and went to it.
     #[serde(flatten)]
     pub counters: Counters,
 }

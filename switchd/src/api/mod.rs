@@ -17,12 +17,14 @@ mod bridge;
 mod fdb;
 mod neigh;
 mod port;
+pub mod socket;
 pub mod tunnel;
 pub mod values;
 
 pub use answers::{
     BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Holder, NeighInfo, Origin, PeerInfo,
-    PortInfo, ReloadReport, RemoteInfo, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
+    PortInfo, ReloadReport, RemoteInfo, RemoteStats, State, Stats, StatusInfo, VlanInfo, VlanModeName,
+    WorkerInfo,
 };
 pub use attach::{ALL_BRIDGES, Account, AttachRule};
 pub use bridge::{BridgeAdd, BridgeSet};
@@ -30,6 +32,7 @@ pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub use neigh::{NeighAdd, NeighKey, NeighSelect};
 pub(crate) use port::check_netns;
 pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
+pub use socket::SocketInfo;
 pub use tunnel::TunnelInfo;
 
 /// Longest name of a bridge or port, in bytes.

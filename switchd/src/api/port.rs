@@ -1,6 +1,6 @@
 //! Ports as asked for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,8 @@ use vswitch::spec::{
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
-use super::tunnel::{self, ErspanDirection, PortRange, TosChoice, VniMap};
+use super::socket::{self, FileMode};
+use super::tunnel::{self, ErspanDirection, PortRange, RemoteChoice, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
 use super::{check_ifname, check_name};
 
@@ -37,6 +38,10 @@ pub enum PortType {
     Erspan,
     /// ERSPAN over IPv6
     Ip6erspan,
+    /// Frames in a byte stream over a Unix socket or TCP, to one peer, such as QEMU's -netdev stream
+    Stream,
+    /// Frames in Unix datagrams, to one peer, such as QEMU's -netdev dgram
+    Dgram,
 }
 
 impl PortType {
@@ -53,6 +58,8 @@ impl PortType {
             PortType::Ip6gretap => "ip6gretap",
             PortType::Erspan => "erspan",
             PortType::Ip6erspan => "ip6erspan",
+            PortType::Stream => "stream",
+            PortType::Dgram => "dgram",
         }
     }
 }
@@ -151,11 +158,12 @@ macro_rules! with_port_settings {
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Behaviour")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub hairpin: Option<bool>,
-            /// Address of another end, which gets a copy of what is flooded; may be repeated. On 'set', all of them
-            #[arg(long, value_name = "IP", help_heading = "Tunnels")]
+            /// Address of another end, which gets a copy of what is flooded; may be repeated. On 'set', all of them; 'none' takes
+            /// all away
+            #[arg(long, value_name = "IP|none", help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_or_many")]
             #[schema(value_type = Option<Vec<String>>)]
-            pub remote: Option<Vec<IpAddr>>,
+            pub remote: Option<Vec<RemoteChoice>>,
             /// Drop what comes from others than the remotes [default: off; on for gretap and erspan]
             #[arg(long, value_name = "on|off", value_parser = on_off(), hide_possible_values = true, help_heading = "Tunnels")]
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,6 +197,12 @@ macro_rules! with_port_settings {
                     native: self.native,
                     clear: self.vlan.is_some(),
                 };
+                let remotes = match &self.remote {
+                    Some(asked) => {
+                        tunnel::remotes(asked).map_err(|error| format!("port '{port}': {error}"))?
+                    }
+                    None => settings.tunnel.remotes.clone(),
+                };
                 Ok(PortSettings {
                     vlan: asked.over(port, &settings.vlan)?,
                     learning: self.learning.unwrap_or(settings.learning),
@@ -196,7 +210,7 @@ macro_rules! with_port_settings {
                     isolated: self.isolated.unwrap_or(settings.isolated),
                     hairpin: self.hairpin.unwrap_or(settings.hairpin),
                     tunnel: TunnelSettings {
-                        remotes: self.remote.clone().unwrap_or_else(|| settings.tunnel.remotes.clone()),
+                        remotes,
                         strict_remotes: self.strict_remotes.unwrap_or(settings.tunnel.strict_remotes),
                         guard_local: self.guard_local.unwrap_or(settings.tunnel.guard_local),
                         df: self.df.map_or(settings.tunnel.df, Df::from),
@@ -234,7 +248,7 @@ with_port_settings! {
         #[arg(long, value_name = "MAC")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,
-        /// MTU of the created interface, in bytes [default: 1500]; of a tunnel: longest payload taken to fit, where the way takes more
+        /// MTU of the created interface or socket, in bytes [default: 1500]; of a tunnel: longest payload taken to fit, where the way takes more
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(minimum = 68, maximum = 65521)]
@@ -257,6 +271,37 @@ with_port_settings! {
         #[arg(long)]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub no_offload: bool,
+        /// The Unix socket: vswitchd's own, or with --client the peer's
+        #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub path: Option<String>,
+        /// Listen at the socket and wait for the peer; the default
+        #[arg(long, conflicts_with = "client", help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub server: bool,
+        /// Connect to the peer's socket, again whenever the connection ends
+        #[arg(long, help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub client: bool,
+        /// Listen by TCP instead, unencrypted, for whoever reaches the address (stream)
+        #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["path", "connect", "server", "client"], help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub listen: Option<SocketAddr>,
+        /// Connect by TCP instead, unencrypted (stream)
+        #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["path", "server", "client"], help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub connect: Option<SocketAddr>,
+        /// The Unix socket of the other end (dgram)
+        #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub peer: Option<String>,
+        /// Permissions of vswitchd's own socket, in octal [default: 660]
+        #[arg(long, value_name = "MODE", help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        pub mode: Option<FileMode>,
         /// This host's address in the underlay
         #[arg(long, value_name = "IP", help_heading = "Tunnels")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -417,8 +462,8 @@ impl PortAdd {
         check_name("bridge", &self.bridge)?;
         let owner = format!("port '{}'", self.name);
         let ifname = self.ifname.clone().unwrap_or_else(|| self.name.clone());
-        let is_tunnel = tunnel::ALL.contains(&self.kind);
-        if !is_tunnel {
+        let has_no_interface = tunnel::ALL.contains(&self.kind) || socket::ALL.contains(&self.kind);
+        if !has_no_interface {
             check_ifname(&owner, &ifname)?;
         }
         self.check_fitting(&owner)?;
@@ -433,6 +478,8 @@ impl PortAdd {
             PortType::Packet => PortKind::Packet(PacketSpec { ifname, netns }),
             PortType::Tap => PortKind::Tap(self.tap(&owner, ifname, netns)?),
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
+            PortType::Stream => PortKind::Stream(socket::stream(self, &owner)?),
+            PortType::Dgram => PortKind::Dgram(socket::dgram(self, &owner)?),
             _ => PortKind::Tunnel(tunnel::spec(self, &owner, netns, &settings.tunnel)?),
         };
         Ok(PortSpec { name: self.name.clone(), bridge: self.bridge.clone(), kind, settings })
@@ -449,12 +496,20 @@ impl PortAdd {
         const VXLAN: &[PortType] = &[PortType::Vxlan];
         const TAP: &[PortType] = &[PortType::Tap];
         const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
+        const SIZED: &[PortType] = &[PortType::Tap, PortType::Internal, PortType::Stream, PortType::Dgram];
         let is_tunnel = tunnel::ALL.contains(&self.kind);
         let own = |fits: &'static [PortType]| if is_tunnel { tunnel::ALL } else { fits };
         let given = [
             ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[_]),
             ("netns", self.netns.is_some(), own(&[PortType::Tap, PortType::Packet])),
-            ("mtu", self.mtu.is_some(), own(DEVICE)),
+            ("mtu", self.mtu.is_some(), own(SIZED)),
+            ("path", self.path.is_some(), socket::ALL),
+            ("mode", self.mode.is_some(), socket::ALL),
+            ("server", self.server, socket::STREAM),
+            ("client", self.client, socket::STREAM),
+            ("listen", self.listen.is_some(), socket::STREAM),
+            ("connect", self.connect.is_some(), socket::STREAM),
+            ("peer", self.peer.is_some(), socket::DGRAM),
             ("local", self.local.is_some(), tunnel::ALL),
             ("remote", self.remote.is_some(), tunnel::ALL),
             ("strict-remotes", self.strict_remotes.is_some(), tunnel::ALL),

@@ -187,3 +187,67 @@ fn a_missing_object_is_named_with_those_there_are() {
     let many: Vec<String> = (0..25).map(|n| format!("p{n:02}")).collect();
     assert!(none_such("port", "x", many.iter().map(String::as_str)).ends_with("p19 and 5 more"));
 }
+
+fn vxlan(options: &str) -> PortAdd {
+    port(&format!(
+        r#"{{"name": "vx0", "bridge": "br0", "type": "vxlan", "vni": 7, "local": "10.9.0.1"{options}}}"#
+    ))
+}
+
+#[test]
+fn a_type_of_service_is_text_and_a_number_is_understood() {
+    use vswitch::spec::{Tos, TunnelSettings};
+    for (asked, text, tos) in [
+        (r#"184"#, "184", Tos::Fixed(184)),
+        (r#""184""#, "184", Tos::Fixed(184)),
+        (r#""0xb8""#, "184", Tos::Fixed(184)),
+        (r#"0"#, "0", Tos::Fixed(0)),
+        (r#""inherit""#, "inherit", Tos::Inherit),
+    ] {
+        let add = vxlan(&format!(r#", "tos": {asked}"#));
+        assert_eq!(serde_json::to_value(&add).unwrap()["tos"], text, "as it is sent");
+        let PortKind::Tunnel(spec) = add.to_spec().unwrap().kind else { panic!() };
+        assert_eq!(spec.tos, tos);
+        let shown = TunnelInfo::new(&spec, &TunnelSettings::default(), Vec::new());
+        let shown = serde_json::to_value(shown).unwrap();
+        assert_eq!(shown["tos"], text);
+        serde_json::from_value::<TunnelInfo>(shown).unwrap();
+        let toml = format!(
+            "name = \"vx0\"\nbridge = \"br0\"\ntype = \"vxlan\"\nvni = 7\nlocal = \"10.9.0.1\"\ntos = {asked}\n"
+        );
+        assert_eq!(toml::from_str::<PortAdd>(&toml).unwrap(), add, "{toml}");
+    }
+    for bad in ["256", "-1", r#""256""#, r#""none""#, "true"] {
+        let text = format!(r#"{{"name": "vx0", "bridge": "br0", "type": "vxlan", "tos": {bad}}}"#);
+        assert!(serde_json::from_str::<PortAdd>(&text).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn none_takes_all_remotes_away() {
+    use clap::Parser;
+    let typed = |line: &str| {
+        let crate::cli::Noun::Port(verb) = crate::cli::Cli::parse_from(line.split(' ')).noun else {
+            panic!()
+        };
+        let crate::cli::PortVerb::Set { settings, .. } = *verb else { panic!() };
+        // As it goes over the socket.
+        serde_json::from_value::<PortSet>(serde_json::to_value(settings).unwrap()).unwrap()
+    };
+    let mut two = PortSettings::default();
+    two.tunnel.remotes = vec![[10, 9, 0, 2].into(), [10, 9, 0, 3].into()];
+    let changed = |set: PortSet| set.change("vx0", &two).map(|settings| settings.tunnel.remotes);
+    assert_eq!(changed(typed("vswitchctl port set vx0 --remote none")), Ok(vec![]));
+    assert_eq!(changed(typed("vswitchctl port set vx0 --learning off")), Ok(two.tunnel.remotes.clone()));
+    assert_eq!(changed(typed("vswitchctl port set vx0 --remote 10.9.0.3")), Ok(vec![[10, 9, 0, 3].into()]));
+    let beside = typed("vswitchctl port set vx0 --remote none --remote 10.9.0.3");
+    assert!(changed(beside).unwrap_err().contains("port 'vx0': remote 'none'"));
+    let wrong = crate::cli::Cli::try_parse_from(["vswitchctl", "port", "set", "vx0", "--remote", "nobody"]);
+    assert!(wrong.unwrap_err().to_string().contains("neither an IP address nor 'none'"));
+    for same in [r#""none""#, r#"["none"]"#, "[]"] {
+        let set: PortSet = serde_json::from_str(&format!(r#"{{"remote": {same}}}"#)).unwrap();
+        assert_eq!(changed(set), Ok(vec![]), "{same}");
+        let spec = vxlan(&format!(r#", "remote": {same}"#)).to_spec().unwrap();
+        assert_eq!(spec.settings.tunnel.remotes, Vec::<std::net::IpAddr>::new());
+    }
+}

@@ -90,11 +90,47 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(VniMap, PortRange);
+as_text!(VniMap, PortRange, RemoteChoice);
 
-/// Type of service of outer packets.
+/// Another end of a tunnel; `none`, which stands alone, is the word that there is none.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, examples("172.16.0.2", "none"))]
+pub struct RemoteChoice(pub Option<IpAddr>);
+
+impl FromStr for RemoteChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("none", _) => Ok(RemoteChoice(None)),
+            (_, Ok(address)) => Ok(RemoteChoice(Some(address))),
+            (_, Err(_)) => Err(format!("'{}' is neither an IP address nor 'none'", text.escape_debug())),
+        }
+    }
+}
+
+impl fmt::Display for RemoteChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("none"),
+            Some(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The remotes that are asked for.
+pub(super) fn remotes(asked: &[RemoteChoice]) -> Result<Vec<IpAddr>, String> {
+    let alone = || "remote 'none' takes all remotes away: give none beside it".to_owned();
+    match asked {
+        [RemoteChoice(None)] => Ok(Vec::new()),
+        all => all.iter().map(|choice| choice.0.ok_or_else(alone)).collect(),
+    }
+}
+
+/// Type of service of outer packets: text, such as `"184"`; a number is understood as well.
 #[derive(ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
-#[schema(value_type = String, examples("inherit", 184))]
+#[schema(value_type = String, examples("inherit", "184"))]
 pub struct TosChoice(pub Tos);
 
 impl FromStr for TosChoice {
@@ -124,10 +160,7 @@ impl fmt::Display for TosChoice {
 
 impl Serialize for TosChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Tos::Inherit => serializer.serialize_str("inherit"),
-            Tos::Fixed(tos) => serializer.serialize_u8(tos),
-        }
+        serializer.collect_str(self)
     }
 }
 
@@ -199,6 +232,9 @@ pub struct TunnelInfo {
     /// Their type of service, or `inherit`.
     #[schema(value_type = String)]
     pub tos: TosChoice,
+    /// Longest payload that is taken to fit, in bytes, where the way would take more: the option `mtu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_max: Option<u32>,
     /// GRE key, or ERSPAN session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<u32>,
@@ -252,6 +288,7 @@ impl TunnelInfo {
             udp_csum: udp.map(|udp| udp.csum),
             ttl: spec.ttl,
             tos: TosChoice(spec.tos),
+            mtu_max: spec.mtu,
             key: None,
             csum: None,
             seq: None,
@@ -295,10 +332,10 @@ impl TunnelInfo {
 }
 
 impl TunnelInfo {
-    /// What it has, by the names of the command line, but for the other ends.
+    /// What it has, by the names of the command line, but for the MTU and the other ends.
     #[must_use]
     pub fn options(&self) -> BTreeMap<String, String> {
-        let options = TunnelInfo { hint: None, ..self.clone() };
+        let options = TunnelInfo { hint: None, mtu_max: None, ..self.clone() };
         let Ok(Value::Object(fields)) = serde_json::to_value(options) else { return BTreeMap::new() };
         let text = |value: Value| match value {
             Value::String(text) => Some(text),

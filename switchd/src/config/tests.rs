@@ -142,6 +142,10 @@ fn mistakes_are_told_with_their_line() {
             "F:3: port 'p' has VLAN options, but bridge 'br0' does not filter VLANs: give it 'vlan_filtering = true'",
         ),
         (
+            "[[port]]\nname = \"p\"\nbridge = \"br0\"\ntype = \"vxlan\"\nlocal = \"10.0.0.1\"\nvni_map = \"10:1010\"\n",
+            "F:3: port 'p' has VLAN options, but bridge 'br0' does not filter VLANs: give it 'vlan_filtering = true'",
+        ),
+        (
             "[[port]]\nname = \"p\"\nbridge = \"br0\"\ntype = \"bond\"\n",
             "F:6: unknown variant `bond`, expected one of `tap`",
         ),
@@ -167,6 +171,21 @@ fn mistakes_are_told_with_their_line() {
         let error = parse(&format!("{bridge}{ports}")).unwrap_err();
         assert!(error.contains(told) && !error.contains('\n'), "{ports:?}\n  {error}\n  {told}");
     }
+}
+
+#[test]
+fn stations_behind_a_mapped_tunnel_are_in_its_vlans() {
+    let text = |vlan: &str| {
+        format!(
+            "[[bridge]]\nname = \"b\"\nvlan_filtering = true\n[[port]]\nname = \"vx0\"\nbridge = \"b\"\ntype = \"vxlan\"\n\
+             local = \"10.0.0.1\"\nremote = \"10.0.0.2\"\nvni_map = \"20:1020,10:1010\"\n\
+             [[fdb]]\nmac = \"02:00:00:00:00:01\"\nport = \"vx0\"\n{vlan}\n"
+        )
+    };
+    let vlans = |text: &str| parse(text).map(|config| config.layout.entries.first().map(|entry| entry.vlan));
+    assert_eq!(vlans(&text("vlan = 10")), Ok(Some(10)));
+    assert!(vlans(&text("vlan = 30")).unwrap_err().contains("does not carry VLAN 30, but 10, 20"));
+    assert!(vlans(&text("")).unwrap_err().contains("say which VLAN"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! It refuses everything the switch refuses and is stricter in one place, so that a plan cannot lean on the
 //! switch's kindness: a bridge with static stations, or ports with VLAN options, does not change its VLAN mode, nor with stations its
-//! default PVID.
+//! default PVID. The addresses of tunnels are always there.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,15 +13,15 @@ use vswitch::addr::MacAddr;
 use vswitch::bridge::neighbours::follow;
 use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use vswitch::status::{
-    BridgeStatus, FdbEntry, FdbState, NeighbourEntry, PortCounters, PortState, PortStatus, SwitchStatus,
-    WorkerStatus,
+    BridgeStatus, FdbEntry, FdbState, NeighbourEntry, PortCounters, PortState, PortStatus, RemoteStatus,
+    SwitchStatus, WorkerStatus,
 };
 use vswitch::switch::{Error, FdbFilter, Missing, NeighFilter, NeighSpec};
 
 use super::Control;
 use crate::api::none_such;
 use crate::config::interface;
-use crate::plan::{Entry, Layout};
+use crate::plan::{Entry, Layout, collide};
 
 /// A switch without devices.
 #[derive(Debug, Default)]
@@ -46,6 +46,28 @@ pub struct Inner {
 
 fn unaware_refusal(port: &str, bridge: &str) -> Error {
     Error::Invalid(format!("port '{port}' has VLAN options, but bridge '{bridge}' does not filter VLANs"))
+}
+
+/// Refuses a tunnel whose packets are those of another port.
+fn check_taken(ports: &[PortSpec], asked: &PortSpec) -> Result<(), Error> {
+    let taken = |other: &&PortSpec| other.name != asked.name && collide(asked, other);
+    match ports.iter().find(taken) {
+        None => Ok(()),
+        Some(other) => {
+            Err(Error::Exists(format!("port '{}': its network is that of '{}'", asked.name, other.name)))
+        }
+    }
+}
+
+/// The remote of `port` that an entry is behind which asked for `remote`.
+fn remote_for(port: &PortSpec, remote: Option<IpAddr>) -> Result<Option<IpAddr>, Error> {
+    let wrong = || Error::Invalid(format!("port '{}': say which remote", port.name));
+    match (&port.kind, remote, port.settings.tunnel.remotes.as_slice()) {
+        (PortKind::Tunnel(_), None, &[only]) => Ok(Some(only)),
+        (PortKind::Tunnel(_), Some(remote), there) if there.contains(&remote) => Ok(Some(remote)),
+        (PortKind::Tunnel(_), ..) | (_, Some(_), _) => Err(wrong()),
+        (_, None, _) => Ok(None),
+    }
 }
 
 impl Inner {
@@ -80,6 +102,12 @@ impl Inner {
         self.learned.retain(|entry| entry.port != name);
         self.devices_touched.push(name.to_owned());
     }
+}
+
+fn remote_status(address: &IpAddr) -> RemoteStatus {
+    let counters =
+        PortCounters { tx_frames: 5, drops: [("unreachable", 4)].into(), ..PortCounters::default() };
+    RemoteStatus { address: *address, learned: false, mtu: 1450, counters }
 }
 
 impl Model {
@@ -117,7 +145,7 @@ impl Control for Model {
                 return Err(Error::Invalid(format!("bridge '{}' has static stations", spec.name)));
             }
             let has_options =
-                |port: &&PortSpec| port.bridge == spec.name && port.settings.vlan != VlanMode::Default;
+                |port: &&PortSpec| port.bridge == spec.name && port.vlan_mode() != VlanMode::Default;
             if let Some(port) =
                 inner.layout.ports.iter().find(has_options).filter(|_| mode != spec.vlan_filtering)
             {
@@ -175,9 +203,10 @@ impl Control for Model {
         if inner.port(&spec.name).is_ok() {
             return Err(Error::Exists(format!("port '{}' exists", spec.name)));
         }
-        if !inner.bridge(&spec.bridge)?.vlan_filtering && spec.settings.vlan != VlanMode::Default {
+        if !inner.bridge(&spec.bridge)?.vlan_filtering && spec.vlan_mode() != VlanMode::Default {
             return Err(unaware_refusal(&spec.name, &spec.bridge));
         }
+        check_taken(&inner.layout.ports, &spec)?;
         if let Some(other) = inner
             .layout
             .ports
@@ -204,10 +233,21 @@ impl Control for Model {
 
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
         let mut inner = self.inner();
-        let PortSpec { bridge, settings: now, .. } = inner.port(name)?.clone();
-        let given = settings.vlan != VlanMode::Default && settings.vlan != now.vlan;
-        if given && !inner.bridge(&bridge)?.vlan_filtering {
-            return Err(unaware_refusal(name, &bridge));
+        let now = inner.port(name)?.clone();
+        let given = settings.vlan != VlanMode::Default && settings.vlan != now.settings.vlan;
+        if given && !inner.bridge(&now.bridge)?.vlan_filtering {
+            return Err(unaware_refusal(name, &now.bridge));
+        }
+        let then = PortSpec { settings: settings.clone(), ..now.clone() };
+        check_taken(&inner.layout.ports, &then)?;
+        for entry in inner.layout.entries.iter().filter(|entry| entry.port == name) {
+            let remote = remote_for(&now, entry.remote)?;
+            if remote.is_some_and(|remote| !then.settings.tunnel.remotes.contains(&remote)) {
+                return Err(Error::Invalid(format!(
+                    "port '{name}': static entry {} is behind that",
+                    entry.mac
+                )));
+            }
         }
         inner.change("port")?;
         inner.port(name)?.settings = settings;
@@ -240,7 +280,8 @@ impl Control for Model {
             state: if inner.gone.contains(&spec.name) { PortState::Gone } else { PortState::Up },
             queues: 1,
             peer: None,
-            remotes: Vec::new(),
+            remotes: spec.settings.tunnel.remotes.iter().map(remote_status).collect(),
+            peers: None,
             hint: None,
             counters: PortCounters {
                 rx_frames: 3,
@@ -260,12 +301,16 @@ impl Control for Model {
                 && filter.port.as_ref().is_none_or(|port| *port == entry.port)
                 && filter.vlan.is_none_or(|vlan| vlan == entry.vlan)
         };
+        let remote = |entry: &Entry| {
+            let port = inner.layout.ports.iter().find(|port| port.name == entry.port);
+            port.and_then(|port| remote_for(port, entry.remote).ok()).flatten()
+        };
         let entry = |(entry, state): (&Entry, FdbState)| FdbEntry {
             mac: entry.mac,
             vlan: entry.vlan,
             bridge: entry.bridge.clone(),
             port: entry.port.clone(),
-            remote: entry.remote,
+            remote: remote(entry),
             state,
             age_secs: 0,
         };
@@ -281,6 +326,7 @@ impl Control for Model {
     ) -> Result<(), Error> {
         let mut inner = self.inner();
         let bridge = inner.port(port)?.bridge.clone();
+        remote_for(inner.port(port)?, remote)?;
         let vlan = vlan.filter(|&vlan| vlan != 0);
         if inner.bridge(&bridge)?.vlan_filtering != vlan.is_some() {
             return Err(Error::Invalid(format!("{mac}: a VLAN is for filtering bridges")));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{DfMode, PortInfo, RemoteInfo, State, TunnelInfo, VlanModeName};
+use crate::api::{DfMode, PortInfo, RemoteInfo, SocketInfo, State, TunnelInfo, VlanModeName};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -20,8 +20,7 @@ fn packets(kind: &str) -> Option<&'static str> {
 pub(super) fn port(port: &PortInfo) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
     let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
-    let mut text =
-        format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port.state));
+    let mut text = format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port));
     // Writing to a String cannot fail.
     let _ = match port.kind.as_str() {
         "tap" => writeln!(
@@ -46,6 +45,14 @@ pub(super) fn port(port: &PortInfo) -> String {
             "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
+        ),
+        "stream" => writeln!(text, "{}", stream(port)),
+        "dgram" => writeln!(
+            text,
+            "Each frame is a Unix datagram. vswitchd made its socket and sends to the peer's; whether anybody is\n\
+             there it only learns by sending (port_down counts). Whoever may write to the file may send into the\n\
+             port. The peer takes no more datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more\n\
+             is dropped (tx_full)."
         ),
         other => match packets(other) {
             Some(packets) => writeln!(
@@ -73,6 +80,9 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
+    if let Some(socket) = &port.socket {
+        text.push_str(&qemu(&port.kind, socket));
+    }
     if port.kind == "packet" && port.attached.is_none() {
         let mtu =
             port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
@@ -96,10 +106,60 @@ pub(super) fn port(port: &PortInfo) -> String {
     text
 }
 
-fn state(state: State) -> &'static str {
-    match state {
+fn stream(port: &PortInfo) -> &'static str {
+    if port.socket.as_ref().and_then(|socket| socket.role.as_deref()) == Some("client") {
+        "vswitchd connects to the peer, and again whenever the connection ends; meanwhile the port is down. Frames\n\
+         go both ways with their length before them. They are finished before: the peer knows no offloads."
+    } else {
+        "vswitchd listens for one peer; others are turned away while it is there, and the port is down while it is\n\
+         not. Frames go both ways with their length before them. They are finished before: the peer knows no\n\
+         offloads."
+    }
+}
+
+/// What to give QEMU as the other end of a socket.
+fn qemu(kind: &str, socket: &SocketInfo) -> String {
+    let place = |text: &Option<String>| text.clone().unwrap_or_default();
+    let server = if socket.role.as_deref() == Some("client") { "on" } else { "off" };
+    let address = match (&socket.path, &socket.address) {
+        (Some(path), _) => format!("addr.type=unix,addr.path={path}"),
+        (None, address) => {
+            let address = place(address);
+            let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
+            format!("addr.type=inet,addr.host={},addr.port={port}", host.trim_matches(['[', ']']))
+        }
+    };
+    let netdev = if kind == "dgram" {
+        let (ours, theirs) = (place(&socket.path), place(&socket.peer));
+        format!(
+            "dgram,id=net0,local.type=unix,local.path={theirs},\\\n\
+             \x20   remote.type=unix,remote.path={ours}"
+        )
+    } else {
+        format!("stream,id=net0,server={server},{address}")
+    };
+    let again = if server == "off" && kind == "stream" {
+        "Before QEMU 8.0 it connects once, when it starts; from then on ',reconnect=1' has it come back after vswitchd\n\
+         was restarted. (Here vswitchd may be the client instead: it always comes back.)\n"
+    } else {
+        ""
+    };
+    format!(
+        "\nThe other end may be a QEMU guest (7.2 or later):\n\
+         \x20 qemu-system-x86_64 … -netdev {netdev} \\\n\
+         \x20   -device virtio-net-pci,netdev=net0\n{again}"
+    )
+}
+
+fn state(port: &PortInfo) -> &'static str {
+    match port.state {
         State::Up => "up",
+        State::Down if port.socket.is_some() => "down (its peer is not there)",
+        State::Gone if port.socket.is_some() => "gone (its socket cannot be made)",
         State::Down => "down (its interface is switched off or has no carrier)",
+        State::Gone if port.tunnel.is_some() => {
+            "gone (its local address, the interface of --dev or the namespace is not there; it waits)"
+        }
         State::Gone => "gone (its interface does not exist)",
     }
 }

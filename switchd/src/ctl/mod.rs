@@ -271,7 +271,9 @@ impl Session {
         }
         match args.watch {
             Some(interval) => rates::watch(&self.client, &target, interval, args.count, self.json),
-            None => self.shown(&target, false, |answer| Ok(show::stats(&answer.parse::<Vec<_>>()?))),
+            None => self.shown(&target, false, |answer| {
+                Ok(show::stats(&answer.parse::<Vec<_>>()?, args.port.is_some()))
+            }),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Answers as tables.
 
+use std::net::IpAddr;
+
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    AttachRule, BridgeInfo, Counters, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats, StatusInfo,
-    TunnelInfo, VlanInfo, VlanModeName,
+    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
+    StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -120,13 +122,20 @@ pub(super) fn ports(ports: &[PortInfo]) -> String {
     table.render()
 }
 
-/// What of a port's behaviour is not the default.
+/// What of a port's behaviour is not plain.
 fn options(port: &PortInfo) -> String {
+    let tunnel = |is: fn(&TunnelInfo) -> bool| port.tunnel.as_ref().is_some_and(is);
     let unusual = [
         ("no-learning", !port.learning),
         ("no-flood", !port.flood),
         ("isolated", port.isolated),
         ("hairpin", port.hairpin),
+        ("strict", tunnel(|tunnel| tunnel.strict_remotes)),
+        ("guard", tunnel(|tunnel| tunnel.guard_local)),
+        ("suppress", tunnel(|tunnel| tunnel.neigh_suppress)),
+        ("clamp", tunnel(|tunnel| tunnel.mss_clamp)),
+        ("df-set", tunnel(|tunnel| tunnel.df == DfMode::Set)),
+        ("df-unset", tunnel(|tunnel| tunnel.df == DfMode::Unset)),
     ];
     unusual.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect::<Vec<_>>().join(",")
 }
@@ -156,6 +165,14 @@ fn origin(port: &PortInfo) -> String {
     }
 }
 
+/// What fits now, and what was asked for.
+fn mtu(port: &PortInfo) -> String {
+    match port.tunnel.as_ref().and_then(|tunnel| tunnel.mtu_max) {
+        Some(most) => format!("{} (--mtu {most})", port.mtu.map_or("-".to_owned(), |mtu| mtu.to_string())),
+        None => or_empty(&port.mtu),
+    }
+}
+
 pub(super) fn port(port: &PortInfo) -> String {
     let text = |value: bool| on_off_text(value).to_owned();
     let mut pairs = vec![
@@ -168,7 +185,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("ifindex", or_empty(&port.ifindex)),
         ("netns", or_empty(&port.netns)),
         ("mac", or_empty(&port.mac)),
-        ("mtu", or_empty(&port.mtu)),
+        ("mtu", mtu(port)),
         ("address", port.address.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("queues", port.queues.to_string()),
         ("vlan", vlan(&port.vlan)),
@@ -178,6 +195,14 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(socket) = &port.socket {
+        pairs.push(("socket", socket.summary()));
+        if socket.role.is_some() {
+            let refused = socket.refused_peers;
+            pairs.push(("connections", format!("{} so far, {refused} peers refused", socket.connections)));
+        }
+        pairs.push(("mode", or_empty(&socket.mode)));
+    }
     let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {
         pairs.extend(options.iter().map(|(name, text)| (name.as_str(), text.clone())));
@@ -220,6 +245,11 @@ pub(super) fn port(port: &PortInfo) -> String {
     details(&pairs)
 }
 
+/// The other end of a tunnel.
+fn via(port: &str, remote: IpAddr) -> String {
+    format!("{port} via {remote}")
+}
+
 pub(super) fn fdb(entries: &[FdbInfo]) -> String {
     let mut table = Table::new([
         ("MAC", Left),
@@ -234,10 +264,7 @@ pub(super) fn fdb(entries: &[FdbInfo]) -> String {
             entry.mac.to_string(),
             if entry.vlan == 0 { String::new() } else { entry.vlan.to_string() },
             entry.bridge.clone(),
-            match &entry.remote {
-                Some(remote) => format!("{} via {remote}", entry.port),
-                None => entry.port.clone(),
-            },
+            entry.remote.map_or_else(|| entry.port.clone(), |remote| via(&entry.port, remote)),
             entry.state.to_string(),
             if entry.state == crate::api::EntryState::Dynamic {
                 format!("{}s", entry.age_secs)
@@ -283,7 +310,8 @@ pub(super) fn attach(rules: &[AttachRule]) -> String {
     table.render()
 }
 
-pub(super) fn stats(stats: &[Stats]) -> String {
+/// Counters of ports; `with_remotes` also of the other ends of tunnels, whose frames are among those of their port.
+pub(super) fn stats(stats: &[Stats], with_remotes: bool) -> String {
     let mut table = Table::new([
         ("PORT", Left),
         ("RX-FRAMES", Right),
@@ -293,11 +321,11 @@ pub(super) fn stats(stats: &[Stats]) -> String {
         ("DROPS", Right),
         ("BY-REASON", Left),
     ]);
-    for Stats { port, counters } in stats {
+    let mut row = |name: String, counters: &Counters| {
         let by_reason: Vec<String> =
             counters.drops.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
         table.row([
-            port.clone(),
+            name,
             counters.rx_frames.to_string(),
             counters.rx_bytes.to_string(),
             counters.tx_frames.to_string(),
@@ -305,6 +333,12 @@ pub(super) fn stats(stats: &[Stats]) -> String {
             counters.drops.values().sum::<u64>().to_string(),
             by_reason.join(" "),
         ]);
+    };
+    for Stats { port, counters, remotes } in stats {
+        row(port.clone(), counters);
+        for remote in remotes.iter().filter(|_| with_remotes) {
+            row(via(port, remote.remote), &remote.counters);
+        }
     }
     table.render()
 }
@@ -317,5 +351,81 @@ fn duration(secs: u64) -> String {
         (0, 0, _) => format!("{minutes}m {secs}s"),
         (0, _, _) => format!("{hours}h {minutes}m"),
         _ => format!("{days}d {hours}h {minutes}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::DaemonSection;
+    use crate::control::model::Model;
+    use crate::ctl::explain;
+    use crate::daemon::Daemon;
+
+    /// A daemon with a tunnel port `vx0`, and the model of the switch.
+    fn with_tunnel(kind: &str, options: &serde_json::Value) -> (Daemon, Arc<Model>) {
+        let model = Arc::new(Model::default());
+        let daemon = Daemon::new(model.clone(), &DaemonSection::default());
+        let bridge = serde_json::json!({"name": "br0"});
+        daemon.add_bridge(&serde_json::from_value(bridge).unwrap(), false).unwrap();
+        let mut port = serde_json::json!({
+            "name": "vx0", "bridge": "br0", "type": kind, "local": "10.9.0.1", "remote": ["10.9.0.2", "10.9.0.3"]
+        });
+        port.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        daemon.add_port(&serde_json::from_value(port).unwrap(), false).unwrap();
+        (daemon, model)
+    }
+
+    #[test]
+    fn what_is_unusual_about_a_tunnel_is_in_the_table() {
+        let options = |options: serde_json::Value| {
+            let (daemon, _) = with_tunnel("vxlan", &options);
+            let table = ports(&daemon.ports());
+            table.lines().nth(1).unwrap().split_whitespace().last().unwrap().to_owned()
+        };
+        assert_eq!(options(serde_json::json!({"vni": 7})), "-");
+        assert_eq!(options(serde_json::json!({"vni": 7, "df": "unset"})), "df-unset");
+        let all = serde_json::json!({
+            "vni": 7, "hairpin": true, "strict_remotes": true, "guard_local": true, "neigh_suppress": true,
+            "mss_clamp": true, "df": "set"
+        });
+        assert_eq!(options(all), "hairpin,strict,guard,suppress,clamp,df-set");
+    }
+
+    #[test]
+    fn the_mtu_asked_for_is_beside_what_fits() {
+        let line = |options: serde_json::Value| {
+            let (daemon, _) = with_tunnel("vxlan", &options);
+            let text = port(&daemon.port("vx0").unwrap());
+            let lines: Vec<String> =
+                text.lines().filter(|line| line.starts_with("mtu")).map(str::to_owned).collect();
+            assert_eq!(lines.len(), 1, "{text}");
+            lines[0].split_once(':').unwrap().1.trim().to_owned()
+        };
+        assert_eq!(line(serde_json::json!({"vni": 7})), "1500");
+        assert_eq!(line(serde_json::json!({"vni": 7, "mtu": 1400})), "1500 (--mtu 1400)");
+    }
+
+    #[test]
+    fn other_ends_are_under_the_port_that_was_asked_for() {
+        let (daemon, _) = with_tunnel("gretap", &serde_json::json!({}));
+        let all = daemon.stats(Some("vx0")).unwrap();
+        let rows =
+            |with_remotes| stats(&all, with_remotes).lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(rows(false).len(), 1);
+        let rows = rows(true);
+        assert!(rows[0].starts_with("vx0 ") && rows[0].ends_with("no_destination=2"), "{rows:?}");
+        assert!(rows[1].starts_with("vx0 via 10.9.0.2  ") && rows[1].ends_with("unreachable=4"), "{rows:?}");
+        assert!(rows[2].starts_with("vx0 via 10.9.0.3  "), "{rows:?}");
+    }
+
+    #[test]
+    fn a_tunnel_that_waits_is_not_said_to_lack_an_interface() {
+        let (daemon, model) = with_tunnel("vxlan", &serde_json::json!({"vni": 7}));
+        model.inner().gone.insert("vx0".to_owned());
+        let text = explain::port(&daemon.port("vx0").unwrap());
+        assert!(text.contains("is gone (its local address, ") && !text.contains("does not exist"), "{text}");
     }
 }

@@ -226,6 +226,7 @@ fn report(steps: &[Step]) -> ReloadReport {
             Step::AddBridge(_) | Step::AddPort(_) | Step::AddEntry(_) | Step::AddNeighbour(_) => {
                 added.push(object);
             }
+            Step::SetBridge { .. } | Step::SetPort { .. } if changed.contains(&object) => {}
             Step::SetBridge { .. } | Step::SetPort { .. } => changed.push(object),
             Step::DelBridge(_) | Step::DelPort(_) | Step::DelEntry(_) | Step::DelNeighbour(_) => {
                 removed.push(object);

@@ -63,7 +63,7 @@ pub(super) fn carry_over(
         if same_vlans && (ours.is_none() || keeps_device(&old, &new, dead)) {
             continue;
         }
-        let untagged = VlanPolicy::new(&old.settings.vlan, old_bridge.default_pvid).classify(None);
+        let untagged = VlanPolicy::new(&old.vlan_mode(), old_bridge.default_pvid).classify(None);
         let followed = !old_bridge.vlan_filtering || untagged == Some(entry.vlan);
         let object = Step::AddEntry(entry.clone());
         let vlan = match (new_bridge.vlan_filtering, followed) {

@@ -561,3 +561,109 @@ fn a_user_has_so_many_guests_and_no_more() {
     model.inner().interfaces.remove("vtap9");
     assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), "vtap9");
 }
+
+/// A configuration of `ports` on a bridge, and what becomes of it by a reload to `others`, which may be refused at any step: all or
+/// nothing. Returns the report of the one that is not, and the ports whose device was touched.
+fn reloaded(ports: (&str, &str), others: (&str, &str)) -> (ReloadReport, Vec<String>) {
+    let text = |(bridge, ports): (&str, &str)| format!("[[bridge]]\nname = \"br0\"\n{bridge}\n{ports}");
+    for step in 0.. {
+        let (daemon, model, file) = configured(&text(ports));
+        let sorted = || {
+            let mut layout = model.inner().layout.clone();
+            layout.ports.sort_by(|a, b| a.name.cmp(&b.name));
+            format!("{layout:?}")
+        };
+        let before = sorted();
+        fs::write(file.path(), text(others)).unwrap();
+        model.inner().fails_after = Some(step);
+        match daemon.reload() {
+            Ok(report) => {
+                model.inner().fails_after = None;
+                assert!(step > 0, "nothing was done");
+                assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+                let touched = model.inner().devices_touched.clone();
+                return (report, touched);
+            }
+            Err(error) => {
+                assert!(!error.to_string().contains("taking back"), "{error}");
+                assert_eq!(sorted(), before, "refused at step {step}");
+            }
+        }
+    }
+    unreachable!("every reload has an end")
+}
+
+/// A tunnel port in TOML.
+fn tunnel(name: &str, options: &str) -> String {
+    format!("[[port]]\nname = \"{name}\"\nbridge = \"br0\"\nlocal = \"10.9.0.1\"\n{options}\n")
+}
+
+#[test]
+fn a_mapped_tunnel_comes_back_when_its_bridge_has_to_filter_again() {
+    let mapped = tunnel("vx0", "type = \"vxlan\"\nvni_map = \"20:1020,10:1010\"\nremote = \"10.9.0.2\"");
+    let mapped = format!("{mapped}[[fdb]]\nmac = \"02:00:00:00:00:01\"\nport = \"vx0\"\nvlan = 20\n");
+    let plain = tunnel("vx0", "type = \"vxlan\"\nvni = 1010\nremote = \"10.9.0.2\"");
+    let filtering = "vlan_filtering = true";
+    for other in ["", &plain] {
+        let (report, _) = reloaded((filtering, &mapped), ("", other));
+        assert!(report.changed.contains(&"bridge 'br0'".to_owned()), "{report:?}");
+        reloaded(("", other), (filtering, &mapped));
+    }
+}
+
+#[test]
+fn a_tunnel_is_renamed() {
+    let options = "type = \"vxlan\"\nvni = 100\nremote = \"10.9.0.2\"";
+    let (report, _) = reloaded(("", &tunnel("vx0", options)), ("", &tunnel("vxnew", options)));
+    assert_eq!(
+        (report.added, report.removed),
+        (vec!["port 'vxnew'".to_owned()], vec!["port 'vx0'".to_owned()])
+    );
+}
+
+#[test]
+fn tunnels_swap_their_remotes_while_they_run() {
+    let two = |a: &str, b: &str| {
+        let gre = |name: &str, remotes: &str| {
+            tunnel(name, &format!("type = \"gretap\"\nkey = 7\nremote = [{remotes}]"))
+        };
+        let station = |number: u8, port: &str, remotes: &str| {
+            let first = remotes.split(',').next().unwrap();
+            format!("[[fdb]]\nmac = \"02:00:00:00:00:0{number}\"\nport = \"{port}\"\nremote = {first}\n")
+        };
+        [gre("g1", a), gre("g2", b), station(1, "g1", a), station(2, "g2", b)].concat()
+    };
+    let (one, other) = ("\"10.9.0.2\"", "\"10.9.0.3\"");
+    let both = format!("{one}, {other}");
+    let (report, touched) = reloaded(("", &two(one, other)), ("", &two(other, one)));
+    assert_eq!(report.changed[..2], ["port 'g1'", "port 'g2'"], "each once: {report:?}");
+    assert_eq!(touched, Vec::<String>::new(), "no port is made anew");
+    // From one to the other, and to one whose other end goes.
+    let (_, touched) =
+        reloaded(("", &two(&both, "\"10.9.0.4\"")), ("", &two(one, "\"10.9.0.4\", \"10.9.0.3\"")));
+    assert_eq!(touched, Vec::<String>::new());
+    let alone = tunnel("g2", &format!("type = \"gretap\"\nkey = 7\nremote = [{one}]"));
+    let (report, touched) = reloaded(("", &two(one, other)), ("", &alone));
+    assert_eq!((report.changed, touched), (vec!["port 'g2'".to_owned()], vec!["g1".to_owned()]));
+}
+
+/// Its VLANs are those of its map: the bridge's default PVID is none of its business.
+#[test]
+fn stations_of_run_time_stay_in_the_vlans_of_a_mapped_tunnel() {
+    let ports = tunnel("vx0", "type = \"vxlan\"\nvni_map = \"1:1001,10:1010\"\nremote = \"10.9.0.2\"");
+    let text = |pvid: u16| {
+        format!("[[bridge]]\nname = \"br0\"\nvlan_filtering = true\ndefault_pvid = {pvid}\n{ports}")
+    };
+    let (daemon, model, file) = configured(&text(1));
+    let add = |number: u8, vlan: Option<u16>| {
+        let mac = format!("02:00:00:00:00:0{number}");
+        daemon.fdb_add(&request!({"mac": mac, "port": "vx0", "vlan": vlan}), false)
+    };
+    assert!(add(1, None).unwrap_err().to_string().contains("say which VLAN"));
+    assert!(add(1, Some(7)).unwrap_err().to_string().contains("but 1, 10"));
+    assert_eq!((add(1, Some(1)).unwrap().vlan, add(2, Some(10)).unwrap().vlan), (1, 10));
+    fs::write(file.path(), text(7)).unwrap();
+    daemon.reload().unwrap();
+    let vlans: Vec<u16> = model.inner().layout.entries.iter().map(|entry| entry.vlan).collect();
+    assert_eq!(vlans, [1, 10]);
+}

@@ -3,7 +3,8 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use vswitch::addr::VlanId;
-use vswitch::spec::{PacketSpec, PortKind, TapSpec};
+use vswitch::spec::{Networks, PacketSpec, PortKind, TapSpec, TunnelSettings, TunnelSpec};
+use vswitch::tunnel::encapsulation::Header;
 
 use super::*;
 use crate::control::model::Model;
@@ -30,9 +31,33 @@ fn vlan_mode() -> impl Strategy<Value = VlanMode> {
     ]
 }
 
+/// Tunnels of few numbers, addresses and remotes: a good part of them are in each other's way.
+fn tunnel() -> impl Strategy<Value = (TunnelSpec, TunnelSettings)> {
+    let number = 1..3u32;
+    let networks = prop_oneof![
+        2 => number.clone().prop_map(Networks::One),
+        1 => vec(number, 1..3).prop_map(|mut numbers| {
+            numbers.sort_unstable();
+            numbers.dedup();
+            let map = numbers.into_iter().zip(1..).map(|(number, vid)| (VlanId::new(vid).unwrap(), number));
+            Networks::ByVlan(map.collect())
+        }),
+    ];
+    let remotes = prop::sample::subsequence(vec![2u8, 3, 4], 0..=2);
+    (networks, prop::bool::weighted(0.1), remotes, prop::bool::weighted(0.9)).prop_map(
+        |(networks, other_port, remotes, strict_remotes)| {
+            let mut spec = TunnelSpec::new(Header::Vxlan, 0, [10, 9, 0, 1].into());
+            spec.networks = networks;
+            spec.udp.as_mut().unwrap().dstport += u16::from(other_port);
+            let remotes = remotes.into_iter().map(|last| [10, 9, 0, last].into()).collect();
+            (spec, TunnelSettings { remotes, strict_remotes, ..TunnelSettings::default() })
+        },
+    )
+}
+
 /// A valid layout: raw choices, made to fit.
 fn layout() -> impl Strategy<Value = Layout> {
-    let port = (any::<prop::sample::Index>(), any::<bool>(), vlan_mode(), any::<bool>(), 0..2u32);
+    let port = (any::<prop::sample::Index>(), 0..4u8, vlan_mode(), any::<bool>(), 0..2u32, tunnel());
     let ports = btree_map(0..5usize, port, 0..=5);
     let interfaces = Just(vec!["i0", "i1", "i2", "i3", "i4"]).prop_shuffle();
     let entries = vec((0..3u8, any::<prop::sample::Index>(), prop::option::of(1..5u16)), 0..4);
@@ -43,22 +68,28 @@ fn layout() -> impl Strategy<Value = Layout> {
             if layout.bridges.is_empty() {
                 return layout;
             }
-            for (number, (bridge, packet, vlan, hairpin, mtu)) in raw {
+            for (number, (bridge, kind, vlan, hairpin, mtu, tunnel)) in raw {
                 let bridge = bridge.get(&layout.bridges);
                 let ifname = interfaces[number].to_owned();
-                let kind = if packet {
-                    PortKind::Packet(PacketSpec { ifname, netns: None })
-                } else {
-                    PortKind::Tap(TapSpec { mtu: Some(1500 + mtu), ..TapSpec::new(ifname) })
+                let mut settings = PortSettings { hairpin, ..PortSettings::default() };
+                let kind = match kind {
+                    0 => PortKind::Packet(PacketSpec { ifname, netns: None }),
+                    1 => PortKind::Tap(TapSpec { mtu: Some(1500 + mtu), ..TapSpec::new(ifname) }),
+                    _ => {
+                        settings.tunnel = tunnel.1;
+                        PortKind::Tunnel(tunnel.0)
+                    }
                 };
-                let vlan = if bridge.vlan_filtering { vlan } else { VlanMode::Default };
-                let settings = PortSettings { vlan, hairpin, ..PortSettings::default() };
-                layout.ports.push(PortSpec {
-                    name: format!("p{number}"),
-                    bridge: bridge.name.clone(),
-                    kind,
-                    settings,
-                });
+                let mut port =
+                    PortSpec { name: format!("p{number}"), bridge: bridge.name.clone(), kind, settings };
+                let mapped = port.vlan_mode() != VlanMode::Default;
+                if bridge.vlan_filtering && !mapped {
+                    port.settings.vlan = vlan;
+                }
+                let taken = layout.ports.iter().any(|other| collide(&port, other));
+                if !taken && (bridge.vlan_filtering || !mapped) {
+                    layout.ports.push(port);
+                }
             }
             for (last, mac, bridge, vlan) in neighbours {
                 let bridge = bridge.get(&layout.bridges);
@@ -78,12 +109,18 @@ fn layout() -> impl Strategy<Value = Layout> {
             for (mac, port, vlan) in entries.into_iter().filter(|_| !layout.ports.is_empty()) {
                 let port = port.get(&layout.ports);
                 let bridge = layout.bridges.iter().find(|bridge| bridge.name == port.bridge).unwrap();
+                let remotes = &port.settings.tunnel.remotes;
+                let is_tunnel = matches!(port.kind, PortKind::Tunnel(_));
+                if is_tunnel && remotes.is_empty() {
+                    continue;
+                }
                 let entry = Entry {
                     bridge: bridge.name.clone(),
                     vlan: if bridge.vlan_filtering { vlan.unwrap_or(1) } else { 0 },
                     mac: MacAddr([2, 0, 0, 0, 0, mac]),
                     port: port.name.clone(),
-                    remote: None,
+                    // Where there is one alone, it need not be named.
+                    remote: remotes.get(usize::from(mac)).or(remotes.get(1)).copied(),
                 };
                 let same = |e: &Entry| (&e.bridge, e.vlan, e.mac) == (&entry.bridge, entry.vlan, entry.mac);
                 if !layout.entries.iter().any(same) {
@@ -147,15 +184,31 @@ proptest! {
     #[test]
     fn devices_go_only_when_nothing_else_can_be_refused(a in layout(), b in layout()) {
         let steps = plan(&a, &b, &BTreeSet::new());
-        let Some(first) = steps.iter().position(|step| matches!(step, Step::DelPort(_))) else { return Ok(()) };
+        let aware = |layout: &Layout, name: &str| {
+            layout.bridges.iter().find(|bridge| bridge.name == name).map(|bridge| bridge.vlan_filtering)
+        };
+        // Its bridge could not change while it is there.
+        let in_the_way = |port: &PortSpec| {
+            let maps = port.settings.vlan == VlanMode::Default && port.vlan_mode() != VlanMode::Default;
+            maps && aware(&b, &port.bridge) == Some(false)
+        };
+        let removes = |step: &Step| matches!(step, Step::DelPort(port) if !in_the_way(port));
+        let Some(first) = steps.iter().position(removes) else { return Ok(()) };
         for step in &steps[first..] {
             let allowed = match step {
                 Step::AddPort(new) => a.ports.iter().any(|old| {
-                    old.name == new.name || interface(old) == interface(new)
+                    let same_interface = interface(new).is_some() && interface(old) == interface(new);
+                    old.name == new.name || same_interface || collide(new, old)
+                }),
+                Step::SetPort { name, to, .. } => b.ports.iter().any(|new| {
+                    new.name == *name && new.settings == *to && a.ports.iter().any(|old| collide(new, old))
                 }),
                 Step::AddEntry(entry) => {
                     steps.iter().any(|step| matches!(step, Step::DelPort(port) if port.name == entry.port))
-                        || steps[first..].iter().any(|step| matches!(step, Step::AddPort(port) if port.name == entry.port))
+                        || steps[first..].iter().any(|step| match step {
+                            Step::AddPort(PortSpec { name, .. }) | Step::SetPort { name, .. } => *name == entry.port,
+                            _ => false,
+                        })
                 }
                 Step::DelPort(_) | Step::DelBridge(_) => true,
                 _ => false,

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::{BridgeInfo, PortInfo, State, WorkerInfo};
+use crate::api::{BridgeInfo, Counters, PortInfo, State, WorkerInfo};
 use crate::daemon::Daemon;
 
 /// One exposition of everything.
@@ -45,6 +45,7 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
     page.families(&bridge_families, &bridges, |bridge| vec![("bridge", &bridge.name)]);
 
     page.ports(&ports);
+    page.remotes(&ports);
 
     let worker_families: [Family<(String, WorkerInfo)>; 3] = [
         ("vswitch_worker_busy_turns_total", "Loop turns that found a frame.", |(_, w)| w.busy_turns),
@@ -61,6 +62,19 @@ pub(super) fn exposition(daemon: &Daemon) -> String {
 
 /// Name, help and where to find the value.
 type Family<T> = (&'static str, &'static str, fn(&T) -> u64);
+
+/// One other end of a tunnel port.
+struct Remote<'a> {
+    port: &'a PortInfo,
+    address: String,
+    counters: &'a Counters,
+}
+
+impl Remote<'_> {
+    fn labels(&self) -> [(&str, &str); 3] {
+        [("bridge", &self.port.bridge), ("port", &self.port.name), ("remote", &self.address)]
+    }
+}
 
 #[derive(Default)]
 struct Page(String);
@@ -147,6 +161,38 @@ impl Page {
             if let Some(mtu) = port.mtu {
                 let labels = [("bridge", port.bridge.as_str()), ("port", &port.name)];
                 self.sample("vswitch_port_mtu_bytes", &labels, mtu.into());
+            }
+        }
+    }
+
+    /// The other ends of tunnels.
+    fn remotes(&mut self, ports: &[PortInfo]) {
+        let mut remotes = Vec::new();
+        for port in ports {
+            for remote in port.tunnel.iter().flat_map(|tunnel| &tunnel.remotes) {
+                remotes.push(Remote {
+                    port,
+                    address: remote.address.to_string(),
+                    counters: &remote.counters,
+                });
+            }
+        }
+        let counters: [Family<Remote<'_>>; 4] = [
+            ("vswitch_remote_receive_frames_total", "Frames from a tunnel's other end.", |r| {
+                r.counters.rx_frames
+            }),
+            ("vswitch_remote_receive_bytes_total", "Bytes of these, without FCS.", |r| r.counters.rx_bytes),
+            ("vswitch_remote_transmit_frames_total", "Frames to a tunnel's other end.", |r| {
+                r.counters.tx_frames
+            }),
+            ("vswitch_remote_transmit_bytes_total", "Bytes of these, without FCS.", |r| r.counters.tx_bytes),
+        ];
+        self.families(&counters, &remotes, |remote| remote.labels().to_vec());
+        self.family("vswitch_remote_drops_total", "counter", "Frames dropped, by reason.");
+        for remote in &remotes {
+            for (reason, count) in &remote.counters.drops {
+                let labels = [&remote.labels()[..], &[("reason", reason)]].concat();
+                self.sample("vswitch_remote_drops_total", &labels, *count);
             }
         }
     }

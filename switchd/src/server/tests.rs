@@ -223,6 +223,11 @@ fn metrics_are_in_prometheus_format() {
     let server = Server::start();
     server.ask("POST", "/v1/bridges", r#"{"name": "br0"}"#);
     server.ask("POST", "/v1/ports", r#"{"name": "p1", "bridge": "br0", "type": "tap"}"#);
+    server.ask(
+        "POST",
+        "/v1/ports",
+        r#"{"name": "vx0", "bridge": "br0", "type": "vxlan", "vni": 7, "local": "10.9.0.1", "remote": "10.9.0.2"}"#,
+    );
     let answer = server.raw(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     let (head, text) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
@@ -232,6 +237,11 @@ fn metrics_are_in_prometheus_format() {
         "vswitch_port_up{bridge=\"br0\",port=\"p1\",type=\"tap\"} 1",
         "vswitch_bridge_fdb_entries_max{bridge=\"br0\"} 65536",
         "vswitch_worker_sleeps_total{worker=\"0\"} 2",
+        "vswitch_remote_receive_frames_total{bridge=\"br0\",port=\"vx0\",remote=\"10.9.0.2\"} 0",
+        "vswitch_remote_receive_bytes_total{bridge=\"br0\",port=\"vx0\",remote=\"10.9.0.2\"} 0",
+        "vswitch_remote_transmit_frames_total{bridge=\"br0\",port=\"vx0\",remote=\"10.9.0.2\"} 5",
+        "vswitch_remote_transmit_bytes_total{bridge=\"br0\",port=\"vx0\",remote=\"10.9.0.2\"} 0",
+        "vswitch_remote_drops_total{bridge=\"br0\",port=\"vx0\",remote=\"10.9.0.2\",reason=\"unreachable\"} 4",
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");
     }
@@ -245,6 +255,39 @@ fn metrics_are_in_prometheus_format() {
             assert!(line.rsplit(' ').next().unwrap().parse::<u64>().is_ok(), "{line}");
         }
     }
+}
+
+#[test]
+fn a_tunnel_tells_of_its_other_ends() {
+    let server = Server::start();
+    server.ask("POST", "/v1/bridges", r#"{"name": "br0"}"#);
+    let (status, port) = server.ask(
+        "POST",
+        "/v1/ports",
+        r#"{"name": "vx0", "bridge": "br0", "type": "vxlan", "vni": 7, "local": "10.9.0.1", "remote": "10.9.0.2",
+            "mtu": 1400, "tos": 184}"#,
+    );
+    assert_eq!(
+        (status, &port["tunnel"]["mtu_max"], &port["tunnel"]["tos"]),
+        (201, &json!(1400), &json!("184"))
+    );
+    let (_, stats) = server.ask("GET", "/v1/stats?port=vx0", "");
+    let remotes = &stats[0]["remotes"];
+    assert_eq!(remotes.as_array().map(Vec::len), Some(1), "{stats}");
+    assert_eq!(
+        (&remotes[0]["remote"], &remotes[0]["tx_frames"], &remotes[0]["drops"]),
+        (&json!("10.9.0.2"), &json!(5), &json!({"unreachable": 4}))
+    );
+    // What is described as text is text.
+    let (_, description) = server.ask("GET", "/openapi.json", "");
+    let tos = &description["components"]["schemas"]["TunnelInfo"]["properties"]["tos"];
+    assert_eq!(tos["type"], "string", "{tos}");
+    assert_eq!(
+        server.ask("PATCH", "/v1/ports/vx0", r#"{"remote": "none"}"#).1["tunnel"]["remotes"],
+        json!([])
+    );
+    server.ask("POST", "/v1/ports", r#"{"name": "p1", "bridge": "br0", "type": "tap"}"#);
+    assert_eq!(server.ask("GET", "/v1/stats?port=p1", "").1[0]["remotes"], json!([]));
 }
 
 #[test]

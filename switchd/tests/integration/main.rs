@@ -20,6 +20,7 @@ mod overlays;
 mod path_mtu;
 mod ports;
 mod settings;
+mod sockets;
 mod traffic;
 mod tunnels;
 mod vlan;
@@ -98,6 +99,9 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
+    ("tunnels::mapped_by_reload", tunnels::mapped_by_reload),
+    ("tunnels::in_place_by_reload", tunnels::in_place_by_reload),
+    ("tunnels::counted_by_remote", tunnels::counted_by_remote),
     ("overlays::every_kind", overlays::every_kind),
     ("overlays::outer_packets", overlays::outer_packets),
     ("overlays::groups", overlays::groups),
@@ -145,6 +149,13 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
+    ("sockets::as_asked", sockets::as_asked),
+    ("sockets::peers_come_and_go", sockets::peers_come_and_go),
+    ("sockets::hostile_peers", sockets::hostile_peers),
+    ("sockets::restarted", sockets::restarted),
+    ("sockets::datagrams", sockets::datagrams),
+    ("sockets::guests", sockets::guests),
+    ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

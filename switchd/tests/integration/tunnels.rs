@@ -179,10 +179,18 @@ pub fn remotes_change() -> Outcome {
     assert_eq!(remotes(), ["172.16.0.2 false", "172.16.0.3 false"]);
     let fixed = mac_text(station(9));
     let refused = near.refused(&format!("fdb add {fixed} --port vx0"));
-    assert!(refused.contains("--remote") && refused.contains("172.16.0.3"), "{refused}");
+    assert!(
+        refused.contains("give 'remote'") && refused.ends_with("existing: 172.16.0.2, 172.16.0.3"),
+        "{refused}"
+    );
     near.ctl(&format!("fdb add {fixed} --port vx0 --remote 172.16.0.3"));
     let refused = near.refused("port set vx0 --remote 172.16.0.2");
-    assert!(refused.contains(&fixed) && refused.contains("fdb del"), "{refused}");
+    assert!(
+        refused.contains("port 'vx0'")
+            && refused.contains("behind remote 172.16.0.3")
+            && refused.ends_with(&format!("fdb del {fixed} --bridge br0")),
+        "{refused}"
+    );
     near.ctl(&format!("fdb del {fixed} --bridge br0"));
     near.ctl("port set vx0 --remote 172.16.0.3 --strict-remotes on");
     assert_eq!(remotes(), ["172.16.0.3 false"]);
@@ -345,5 +353,134 @@ pub fn by_reload() -> Outcome {
     assert_eq!((&nothing["added"], &nothing["changed"]), (&serde_json::json!([]), &serde_json::json!([])));
     let refused = daemon.refused("fdb add 02:00:00:00:00:77 --port vx0 --remote 172.16.0.3 --may-exist");
     assert!(refused.contains("02:00:00:00:00:77"), "{refused}");
+    Ok(())
+}
+
+/// A tunnel port in a configuration with a bridge `br0`.
+fn in_file(name: &str, options: &str) -> String {
+    format!("[[port]]\nname = \"{name}\"\nbridge = \"br0\"\nlocal = \"172.16.0.1\"\n{options}\n")
+}
+
+/// A mapped port, whose bridge stops to filter, and a refusal after that: it is there again. Static stations behind one are in its
+/// VLANs.
+pub fn mapped_by_reload() -> Outcome {
+    let underlay = Underlay::new(2);
+    let station = "[[fdb]]\nmac = \"02:00:00:00:00:77\"\nport = \"vx0\"\n";
+    let mapped = in_file(
+        "vx0",
+        "type = \"vxlan\"\nvni_map = \"20:1020,10:1010\"\nremote = [\"172.16.0.2\", \"172.16.0.3\"]",
+    );
+    let mapped = format!(
+        "[[bridge]]\nname = \"br0\"\nvlan_filtering = true\n{mapped}{station}vlan = 20\nremote = \"172.16.0.3\"\n"
+    );
+    let plain = in_file("vx0", "type = \"vxlan\"\nvni = 1010\nremote = \"172.16.0.2\"");
+    let plain = format!("[[bridge]]\nname = \"br0\"\n{plain}{station}");
+    let daemon = Start::new(&underlay.hosts[0]).config(&mapped).ready();
+    let vlans = || daemon.port("vx0")["vlan"]["trunk"].clone();
+    let stations = || daemon.fdb("--port vx0").into_iter().map(|entry| entry.1).collect::<Vec<_>>();
+    daemon.ctl("fdb add 02:00:00:00:00:78 --port vx0 --vlan 10 --remote 172.16.0.2");
+    assert_eq!(stations(), [10, 20]);
+    let refused = daemon.refused("fdb add 02:00:00:00:00:79 --port vx0 --vlan 30 --remote 172.16.0.2");
+    assert!(refused.contains("but 10, 20"), "{refused}");
+    let refused = daemon.refused("port set vx0 --remote 172.16.0.2");
+    assert!(refused.ends_with("fdb del 02:00:00:00:00:77 --bridge br0 --vlan 20"), "{refused}");
+
+    daemon.write_config(&format!("{plain}remote = \"172.16.0.9\"\n"));
+    let refused = daemon.refused("reload");
+    assert!(refused.contains("172.16.0.9") && !refused.contains("taking back"), "{refused}");
+    assert_eq!((vlans(), stations()), (serde_json::json!([10, 20]), vec![10, 20]));
+
+    daemon.ctl("fdb del 02:00:00:00:00:78 --bridge br0 --vlan 10");
+    for (text, trunk, vlan) in
+        [(&plain, serde_json::json!([]), 0), (&mapped, serde_json::json!([10, 20]), 20)]
+    {
+        daemon.write_config(text);
+        daemon.ctl("reload");
+        assert_eq!((vlans(), stations()), (trunk, vec![vlan]));
+        assert_eq!(daemon.json("reload")["changed"], serde_json::json!([]));
+    }
+    Ok(())
+}
+
+/// A tunnel gets another name, and two swap their other ends: neither is in the way of the other.
+pub fn in_place_by_reload() -> Outcome {
+    let underlay = Underlay::new(3);
+    let vxlan = "type = \"vxlan\"\nvni = 100\nremote = \"172.16.0.2\"";
+    let text = |name: &str, first: &str, second: &str| {
+        let gre = |name: &str, remote: &str| {
+            in_file(name, &format!("type = \"gretap\"\nkey = 7\nremote = \"{remote}\""))
+        };
+        let all = [in_file(name, vxlan), gre("g1", first), gre("g2", second)].concat();
+        format!("[[bridge]]\nname = \"br0\"\n{all}")
+    };
+    let (two, three) = ("172.16.0.2", "172.16.0.3");
+    let daemon = Start::new(&underlay.hosts[0]).config(&text("vx0", two, three)).ready();
+    let remote = |port: &str| daemon.port(port)["tunnel"]["remotes"][0]["address"].clone();
+    daemon.write_config(&text("vxnew", two, three));
+    let report = daemon.json("reload");
+    assert_eq!(report["added"], serde_json::json!(["port 'vxnew'"]));
+    assert_eq!(report["removed"], serde_json::json!(["port 'vx0'"]));
+    assert_eq!((remote("vxnew"), daemon.port_state("vxnew")), (two.into(), "up".to_owned()));
+
+    daemon.write_config(&text("vxnew", three, two));
+    assert_eq!(daemon.json("reload")["changed"], serde_json::json!(["port 'g1'", "port 'g2'"]));
+    assert_eq!((remote("g1"), remote("g2")), (three.into(), two.into()));
+    // What is refused at the end leaves them as they are.
+    let bad = "[[fdb]]\nmac = \"02:00:00:00:00:77\"\nport = \"g1\"\nremote = \"172.16.0.9\"\n";
+    daemon.write_config(&format!("{}{bad}", text("vx0", two, three)));
+    let refused = daemon.refused("reload");
+    assert!(refused.contains("172.16.0.9") && !refused.contains("taking back"), "{refused}");
+    assert_eq!((remote("g1"), remote("g2"), remote("vxnew")), (three.into(), two.into(), two.into()));
+
+    // One that needs the sockets of another comes when that has gone, whatever their networks.
+    for (name, kind) in [
+        ("a", "type = \"vxlan\"\nvni = 1\ndstport = 5000\nsrcport_range = \"5001-5009\""),
+        ("b", "type = \"vxlan\"\nvni = 2\ndstport = 5000\ndev = \"wire\""),
+        ("c", "type = \"geneve\"\nvni = 2\ndstport = 5000\nsrcport_range = \"5001-5009\""),
+        ("d", "type = \"vxlan\"\nvni = 3\ndstport = 5005"),
+        ("e", "type = \"gretap\"\nkey = 1\nremote = \"172.16.0.2\""),
+        ("f", "type = \"gretap\"\nkey = 2\nremote = \"172.16.0.2\"\ndev = \"wire\""),
+    ] {
+        daemon.write_config(&format!("[[bridge]]\nname = \"br0\"\n{}", in_file(name, kind)));
+        daemon.ctl("reload");
+        assert_eq!(daemon.port_state(name), "up");
+    }
+    Ok(())
+}
+
+/// Each other end is counted by itself, in JSON, in tables and for Prometheus.
+pub fn counted_by_remote() -> Outcome {
+    let underlay = Underlay::new(3);
+    let daemon = underlay.switch(1, false);
+    let wire = Ns::new("s");
+    daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", wire.name));
+    daemon.ctl(&format!("fdb add {} --port vx0 --remote 172.16.0.3", mac_text(station(3))));
+    let raw = Raw::open(&wire, "t0");
+    let sent = |remote: usize| {
+        let stats = daemon.stats("vx0");
+        let all = stats["remotes"].as_array().expect("a list").clone();
+        let one = all.iter().find(|one| one["remote"] == at(remote, false)).expect("there");
+        one["tx_frames"].as_u64().expect("a number")
+    };
+    let before = (sent(2), sent(3));
+    raw.send(&test_frame(station(3), station(1), "to the third alone")).expect("sent");
+    eventually("it is counted", || sent(3) > before.1);
+    assert_eq!(sent(2), before.0);
+    let table = daemon.ctl("stats vx0");
+    assert!(table.contains("vx0 via 172.16.0.3") && !daemon.ctl("stats").contains("via"), "{table}");
+    let (_, _, page) = daemon.http("GET", "/metrics", "");
+    let sample = "vswitch_remote_transmit_frames_total{bridge=\"br0\",port=\"vx0\",remote=\"172.16.0.3\"} ";
+    let value = page.lines().find_map(|line| line.strip_prefix(sample)).unwrap_or_else(|| panic!("{page}"));
+    assert_ne!(value, "0");
+
+    let refused = daemon.refused("port set vx0 --remote none");
+    assert!(refused.contains("behind remote 172.16.0.3"), "{refused}");
+    daemon.ctl(&format!("fdb del {} --bridge br0", mac_text(station(3))));
+    let refused = daemon.refused("port set vx0 --remote none --remote 172.16.0.2");
+    assert!(refused.contains("'none'"), "{refused}");
+    daemon.ctl("port set vx0 --remote none");
+    assert_eq!(daemon.port("vx0")["tunnel"]["remotes"], serde_json::json!([]));
+    let refused = daemon.refused(&format!("fdb add {} --port vx0", mac_text(station(3))));
+    assert!(refused.ends_with("vswitchctl port set vx0 --remote IP"), "{refused}");
     Ok(())
 }

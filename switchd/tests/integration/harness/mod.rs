@@ -46,7 +46,12 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 ];
 
 /// Tests with guests, and what they may lack.
-const WITH_GUESTS: &[&str] = &["attach::real_guests", "guests::behind_a_tap"];
+const WITH_GUESTS: &[&str] = &[
+    "attach::real_guests",
+    "guests::behind_a_tap",
+    "sockets::guests",
+    "sockets::a_guest_outlives_the_switch",
+];
 const GUESTS_NEED: &[&str] = &["QEMU", "busybox", "guest kernel"];
 
 /// Whether this test may be skipped for want of this.

@@ -1,0 +1,255 @@
+//! Where the peers of a stream port come from: a socket that listens, or one that connects. Only the control side has one; nothing here waits.
+//!
+//! A port has one peer at a time. Others are refused while it is there: their connection is closed at once. After a connection
+//! that did not last, the next is not made or accepted for a while, longer each time: a peer that comes and goes must not keep the
+//! whole switch busy with handing over ports.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use super::Connection;
+use crate::port::check_mtu;
+use crate::spec::{Role, StreamAddress, StreamSpec};
+use crate::sys::Error;
+use crate::sys::unix::{self, SockType, SocketFile};
+
+/// Time between two tries, at first.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// And at most.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A connection that lasted so long was a good one.
+const GOOD: Duration = Duration::from_secs(2);
+/// Time to wait for the other host to answer a TCP connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Peers refused in one go, at most.
+const REFUSALS: usize = 16;
+
+/// Where the peers of one port come from.
+#[derive(Debug)]
+pub struct Endpoint {
+    way: Way,
+    /// The connection there is, as long as workers have it.
+    current: Weak<Connection>,
+    since: Option<Instant>,
+    backoff: Duration,
+    not_before: Option<Instant>,
+    /// Connections made or accepted.
+    pub connections: u64,
+    /// Peers that were turned away, because there was one.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+enum Way {
+    Listen { listener: OwnedFd, tcp: bool, _file: Option<SocketFile> },
+    Connect { to: StreamAddress, under_way: Option<(Socket, Instant)> },
+}
+
+impl Endpoint {
+    /// Listens, or gets ready to connect. Whoever polls `registry` is told under `token` when it is worth a look.
+    ///
+    /// # Errors
+    /// The address is not one, somebody else has it, or the kernel refused.
+    pub fn open(spec: &StreamSpec, registry: &Registry, token: Token) -> Result<Endpoint, Error> {
+        check_mtu(spec.mtu)?;
+        let way = match (spec.role, &spec.address) {
+            (Role::Client, address) => {
+                if let StreamAddress::Unix(path) = address {
+                    unix::check_path(path)?;
+                }
+                Way::Connect { to: address.clone(), under_way: None }
+            }
+            (Role::Server, StreamAddress::Unix(path)) => {
+                let (listener, file) = unix::bind_at(path, SockType::Stream, spec.mode)?;
+                Way::Listen { listener, tcp: false, _file: Some(file) }
+            }
+            (Role::Server, StreamAddress::Tcp(address)) => {
+                let listener = listen(*address)
+                    .map_err(|error| Error::new(format!("cannot listen at {address}"), error))?;
+                Way::Listen { listener: listener.into(), tcp: true, _file: None }
+            }
+        };
+        if let Way::Listen { listener, .. } = &way {
+            registry
+                .register(&mut SourceFd(&listener.as_raw_fd()), token, Interest::READABLE)
+                .map_err(|error| Error::new("cannot watch a socket", error))?;
+        }
+        Ok(Endpoint {
+            way,
+            current: Weak::new(),
+            since: None,
+            backoff: BACKOFF_MIN,
+            not_before: None,
+            connections: 0,
+            refused: 0,
+        })
+    }
+
+    /// When to look again without having been told, if at all.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.not_before
+    }
+
+    /// The connection has ended.
+    pub fn ended(&mut self, now: Instant) {
+        let good = self.since.take().is_some_and(|since| now.duration_since(since) >= GOOD);
+        self.hold_off(now, good);
+    }
+
+    fn hold_off(&mut self, now: Instant, good: bool) {
+        self.backoff = if good { BACKOFF_MIN } else { self.backoff };
+        self.not_before = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    /// The next connection, for a port that has none.
+    ///
+    /// # Errors
+    /// Why there is none, for the operator; it is tried again.
+    pub fn next(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        now: Instant,
+    ) -> Result<Option<Arc<Connection>>, Error> {
+        if self.not_before.is_some_and(|then| now < then) {
+            return Ok(None);
+        }
+        self.not_before = None;
+        let (peer, what) = match &mut self.way {
+            Way::Listen { listener, .. } => (accept(listener), "cannot accept a peer".to_owned()),
+            Way::Connect { to, under_way } => {
+                (connect(to, under_way, registry, token, now), format!("cannot connect to {to}"))
+            }
+        };
+        let tcp = self.is_tcp();
+        let connection = peer.and_then(|peer| {
+            let Some(peer) = peer else { return Ok(None) };
+            if tcp {
+                set_up_tcp(&peer)?;
+            }
+            Connection::new(peer).map(Some)
+        });
+        match connection {
+            Ok(Some(connection)) => {
+                let connection = Arc::new(connection);
+                self.current = Arc::downgrade(&connection);
+                self.since = Some(now);
+                self.connections += 1;
+                Ok(Some(connection))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                self.hold_off(now, false);
+                Err(Error::new(what, error))
+            }
+        }
+    }
+
+    /// Turns away whoever else comes while the port has a peer. One that comes because that peer has gone waits until workers have
+    /// read the last of it.
+    pub fn refuse_others(&mut self) {
+        let Way::Listen { listener, .. } = &self.way else { return };
+        for _ in 0..REFUSALS {
+            if self.current.upgrade().is_none_or(|current| current.is_hung_up()) {
+                return;
+            }
+            let Ok(Some(other)) = accept(listener) else { return };
+            drop(other);
+            self.refused += 1;
+        }
+    }
+
+    fn is_tcp(&self) -> bool {
+        match &self.way {
+            Way::Listen { tcp, .. } => *tcp,
+            Way::Connect { to, .. } => matches!(to, StreamAddress::Tcp(_)),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = tcp_socket(address)?;
+    // Not kept from starting again by connections of before.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(16)?;
+    Ok(socket)
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+/// A peer that waits to be accepted, if there is one.
+fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    match SockRef::from(listener).accept() {
+        Ok((socket, _)) => Ok(Some(socket.into())),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A connection, if it is made; else it may be under way.
+fn connect(
+    to: &StreamAddress,
+    under_way: &mut Option<(Socket, Instant)>,
+    registry: &Registry,
+    token: Token,
+    now: Instant,
+) -> io::Result<Option<OwnedFd>> {
+    let address = match to {
+        StreamAddress::Unix(path) => return unix::connect_to(path).map(Some),
+        StreamAddress::Tcp(address) => *address,
+    };
+    let Some((socket, since)) = under_way.take() else {
+        let socket = tcp_socket(address)?;
+        match socket.connect(&SockAddr::from(address)) {
+            Ok(()) => return Ok(Some(socket.into())),
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::WRITABLE)?;
+        *under_way = Some((socket, now));
+        return Ok(None);
+    };
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    if socket.peer_addr().is_ok() {
+        registry.deregister(&mut SourceFd(&socket.as_raw_fd()))?;
+        return Ok(Some(socket.into()));
+    }
+    if now.duration_since(since) > CONNECT_MAX {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    *under_way = Some((socket, since));
+    Ok(None)
+}
+
+/// Frames leave at once, and a host that vanished is found out within half a minute.
+fn set_up_tcp(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    let probes = TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+    socket.set_tcp_keepalive(&probes.with_retries(3))?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))
+}

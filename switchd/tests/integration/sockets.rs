@@ -1,0 +1,380 @@
+//! Ports on sockets of other programs: peers that come and go, stall and flood, and QEMU guests.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::harness::daemon::{Daemon, Start, folder};
+use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
+use crate::harness::net::Ns;
+use crate::harness::qemu::{CARD, Qemu, can_boot};
+use crate::harness::raw::Raw;
+use crate::harness::{Outcome, PATIENCE, eventually};
+
+/// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
+fn switch(ns: &Ns, host: &Ns) -> Daemon {
+    let daemon = Start::new(ns).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
+    daemon
+}
+
+fn send(peer: &mut UnixStream, frame: &[u8]) {
+    let encoded = [&(frame.len() as u32).to_be_bytes()[..], frame].concat();
+    peer.write_all(&encoded).expect("the switch takes it");
+}
+
+/// The next test frame.
+fn next(peer: &mut UnixStream) -> Vec<u8> {
+    peer.set_read_timeout(Some(PATIENCE)).expect("a time");
+    loop {
+        let mut len = [0; 4];
+        peer.read_exact(&mut len).expect("a length");
+        let mut bytes = vec![0; u32::from_be_bytes(len) as usize];
+        peer.read_exact(&mut bytes).expect("a frame");
+        if is_test(&bytes) {
+            return bytes;
+        }
+    }
+}
+
+/// Frames between a peer and a station in a namespace, both ways.
+#[track_caller]
+fn talk(peer: &mut UnixStream, host: &Raw, number: u32) {
+    let (me, to) = (station(number), station(0x70));
+    send(peer, &test_frame(BROADCAST, me, "from the peer"));
+    assert_eq!(host.collect(1, PATIENCE, is_test).len(), 1);
+    host.send(&test_frame(me, to, "to the peer")).expect("sent");
+    // Behind what others have flooded.
+    while next(peer) != test_frame(me, to, "to the peer") {}
+}
+
+#[track_caller]
+fn connect(path: &Path) -> UnixStream {
+    let mut peer = UnixStream::connect(path);
+    eventually("the switch listens", || {
+        if peer.is_err() {
+            peer = UnixStream::connect(path);
+        }
+        peer.is_ok()
+    });
+    peer.expect("just seen")
+}
+
+/// Options, what is shown, what is refused, and what is left behind.
+pub fn as_asked() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let (path, theirs) = (daemon.path("vm1.sock"), daemon.path("theirs.sock"));
+    let (text, other) = (path.display().to_string(), theirs.display().to_string());
+    let add = format!("port add vm1 --bridge br0 --type stream --path {text}");
+    daemon.ctl(&add);
+    daemon.ctl(&format!("{add} --server --may-exist"));
+    let error = daemon.refused(&format!("{add} --mtu 9000 --may-exist"));
+    assert!(error.contains("mtu is 1500, not 9000"), "{error}");
+    let shown = daemon.port("vm1");
+    assert_eq!(
+        (&shown["type"], &shown["state"], &shown["mtu"]),
+        (&"stream".into(), &"down".into(), &1500.into())
+    );
+    assert_eq!(shown["socket"]["role"], "server");
+    assert_eq!(shown["socket"]["path"], text.as_str());
+    assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o660);
+    let words = daemon.ctl("port explain vm1");
+    let netdev = format!("-netdev stream,id=net0,server=off,addr.type=unix,addr.path={text}");
+    assert!(words.contains(&netdev) && words.contains("its peer is not there"), "{words}");
+
+    let refused = |line: &str, word: &str| {
+        let error = daemon.refused(&format!("port add p --bridge br0 --type {line}"));
+        assert!(error.contains(word), "{word}: {error}");
+    };
+    refused("stream", "needs 'path'");
+    refused("stream --path here.sock", "absolute path");
+    refused(&format!("stream --path {text}"), "port del vm1");
+    refused(&format!("stream --path /tmp/{}", "x".repeat(120)), "longer than 107 bytes");
+    refused("stream --path /tmp/none --client --mode 600", "'mode'");
+    refused("stream --connect 127.0.0.1:0", "port 0");
+    refused("stream --listen 127.0.0.1:0", "port 0");
+    refused("stream --path /tmp/none --netns x", "'netns'");
+    refused(&format!("dgram --path {text}2"), "needs 'peer'");
+    refused(&format!("dgram --path {text}2 --peer {text}2"), "give two");
+    refused(&format!("tap --path {text}2"), "'path' is for stream and dgram");
+    let folder = daemon.path("nowhere").join("s").display().to_string();
+    refused(&format!("stream --path {folder}"), "No such file");
+    let listener = UnixListener::bind(&theirs).expect("bound");
+    refused(&format!("stream --path {other}"), "another program");
+    drop(listener);
+    fs::remove_file(&theirs).expect("removed");
+
+    daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {text}.d --peer {other} --mode 600"));
+    let words = daemon.ctl("port explain d");
+    assert!(
+        words.contains(&format!("local.path={other}")) && words.contains(&format!("remote.path={text}.d")),
+        "{words}"
+    );
+    assert_eq!(daemon.port("d")["socket"]["peer"], other.as_str());
+    daemon.ctl("port add t --bridge br0 --type stream --listen 127.0.0.1:5000");
+    assert!(daemon.ctl("port explain t").contains("addr.type=inet,addr.host=127.0.0.1,addr.port=5000"));
+    daemon.ctl(&format!("port add c --bridge br0 --type stream --path {other} --client"));
+    assert!(daemon.ctl("port explain c").contains("server=on"));
+    assert!(daemon.ctl("port show c").contains(&format!("client {other}")));
+    daemon.ctl("port del vm1");
+    assert!(!path.exists());
+    let folder = daemon.terminate();
+    let left: Vec<_> =
+        fs::read_dir(folder.path()).expect("there").flatten().map(|file| file.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("sock")), "{left:?}");
+    Ok(())
+}
+
+/// A peer that connects, leaves and comes again; the station behind it is forgotten meanwhile.
+pub fn peers_come_and_go() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let path = daemon.path("p.sock");
+    daemon.ctl(&format!("port add p --bridge br0 --type stream --path {} --isolated on", path.display()));
+    let raw = Raw::open(&host, "host");
+    for round in 0..3 {
+        let mut peer = connect(&path);
+        daemon.wait_port_state("p", "up");
+        talk(&mut peer, &raw, 0x71);
+        assert_eq!(daemon.whereabouts(station(0x71)).as_deref(), Some("p"));
+        let mut second = connect(&path);
+        assert_eq!(second.read(&mut [0; 1]).unwrap_or(0), 0, "one at a time");
+        drop(peer);
+        daemon.wait_port_state("p", "down");
+        assert_eq!(daemon.whereabouts(station(0x71)), None);
+        eventually("it is counted", || daemon.port("p")["socket"]["refused_peers"] == round + 1);
+    }
+    assert_eq!(daemon.port("p")["socket"]["connections"], 3);
+    assert!(daemon.port("p")["isolated"].as_bool().expect("a flag"));
+    Ok(())
+}
+
+/// Garbage, half a frame and then nothing, a reader that stops, and a flood: all of it harms only who does it.
+pub fn hostile_peers() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let paths = ["bad", "good"].map(|name| {
+        let path = daemon.path(&format!("{name}.sock"));
+        daemon.ctl(&format!("port add {name} --bridge br0 --type stream --path {}", path.display()));
+        path
+    });
+    let raw = Raw::open(&host, "host");
+    let mut good = connect(&paths[1]);
+    talk(&mut good, &raw, 0x72);
+    for garbage in [&[0; 64][..], &[0xff; 64], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut bad = connect(&paths[0]);
+        bad.write_all(garbage).expect("sent");
+        bad.set_read_timeout(Some(PATIENCE)).expect("a time");
+        eventually("it is closed", || match bad.read(&mut [0; 4096]) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        });
+        talk(&mut good, &raw, 0x72);
+    }
+    assert_eq!(daemon.drops("bad", "bad_length"), 3);
+
+    // Half a frame, and nothing for a while.
+    let mut bad = connect(&paths[0]);
+    let whole = test_frame(BROADCAST, station(0x73), "in two halves");
+    let encoded = [&(whole.len() as u32).to_be_bytes()[..], &whole].concat();
+    bad.write_all(&encoded[..10]).expect("sent");
+    talk(&mut good, &raw, 0x72);
+    bad.write_all(&encoded[10..]).expect("sent");
+    assert_eq!(raw.collect(1, PATIENCE, is_test).len(), 1);
+
+    // It floods and never reads, for a second.
+    bad.set_nonblocking(true).expect("set");
+    let flood: Vec<u8> = encoded.repeat(1000);
+    let began = Instant::now();
+    let mut sent = 0;
+    while began.elapsed() < Duration::from_secs(1) {
+        match bad.write(&flood[sent % encoded.len()..]) {
+            Ok(len) => sent += len,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    assert!(sent > encoded.len() * 1000);
+    raw.drain();
+    drop(good);
+    daemon.wait_port_state("good", "down");
+    drop(bad);
+    daemon.wait_port_state("bad", "down");
+    let mut good = connect(&paths[1]);
+    talk(&mut good, &raw, 0x74);
+    // A reader that stopped: what does not fit is dropped and counted, and the station in the namespace does not notice.
+    let full = test_frame(station(0x74), station(0x70), &"x".repeat(1400));
+    eventually("its queue is full", || {
+        (0..200).for_each(|_| drop(raw.send(&full)));
+        daemon.drops("good", "tx_full") > 0
+    });
+    good.set_nonblocking(false).expect("set");
+    let taken = daemon.stats("good")["tx_frames"].as_u64().expect("a number");
+    assert!(taken > 100, "{taken}");
+    for _ in 0..100 {
+        assert_eq!(next(&mut good).len(), full.len());
+    }
+    Ok(())
+}
+
+/// The switch is killed and started again under peers that connect again, and under one that listens.
+pub fn restarted() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let sockets = folder();
+    let at = |name: &str| sockets.path().join(name);
+    let config = format!(
+        "[[bridge]]\nname = \"br0\"\n\
+         [[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\n\
+         [[port]]\nname = \"s\"\nbridge = \"br0\"\ntype = \"stream\"\npath = \"{}\"\nmode = \"600\"\n\
+         [[port]]\nname = \"c\"\nbridge = \"br0\"\ntype = \"stream\"\npath = \"{}\"\nclient = true\n",
+        host.name,
+        at("s").display(),
+        at("c").display()
+    );
+    let listener = UnixListener::bind(at("c")).expect("bound");
+    let mut left = None;
+    for round in 0..3 {
+        let mut start = Start::new(&ns).config(&config);
+        if let Some(folder) = left.take() {
+            start = start.folder(folder);
+        }
+        let daemon = start.ready();
+        let raw = Raw::open(&host, "host");
+        let mut server_side = connect(&at("s"));
+        let (mut client_side, _) = listener.accept().expect("the switch connects");
+        daemon.wait_port_state("s", "up");
+        daemon.wait_port_state("c", "up");
+        talk(&mut server_side, &raw, 0x75);
+        talk(&mut client_side, &raw, 0x76);
+        // The same configuration again: nobody notices.
+        daemon.ctl("reload");
+        talk(&mut server_side, &raw, 0x75);
+        // Another path for one port; the other keeps its peer.
+        daemon.write_config(&config.replace("mode = \"600\"", "mode = \"660\""));
+        daemon.ctl("reload");
+        talk(&mut client_side, &raw, 0x76);
+        assert_eq!(server_side.read(&mut [0; 4096]).map(|len| len.min(1)).unwrap_or(0), 0, "made anew");
+        left = Some(if round == 1 { daemon.terminate() } else { daemon.kill() });
+        assert_eq!(at("s").exists(), round != 1, "a clean end removes it");
+        eventually("the peer sees it", || !matches!(client_side.read(&mut [0; 4096]), Ok(1..)));
+    }
+    Ok(())
+}
+
+/// Datagrams to and from a peer that comes later and goes before.
+pub fn datagrams() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let (ours, theirs) = (daemon.path("ours"), daemon.path("theirs"));
+    daemon.ctl(&format!(
+        "port add d --bridge br0 --type dgram --path {} --peer {}",
+        ours.display(),
+        theirs.display()
+    ));
+    assert_eq!(daemon.port_state("d"), "up");
+    let raw = Raw::open(&host, "host");
+    let (me, to) = (station(0x77), station(0x70));
+    raw.send(&test_frame(me, to, "to nobody")).expect("sent");
+    eventually("it is counted", || daemon.drops("d", "port_down") > 0);
+    for _ in 0..2 {
+        let peer = UnixDatagram::bind(&theirs).expect("bound");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a time");
+        peer.send_to(&test_frame(BROADCAST, me, "hello"), &ours).expect("the switch takes it");
+        assert_eq!(raw.collect(1, PATIENCE, is_test).len(), 1);
+        raw.send(&test_frame(me, to, "and back")).expect("sent");
+        let mut buffer = [0; 2000];
+        let mut len = 0;
+        eventually("it arrives", || {
+            len = peer.recv(&mut buffer).expect("a datagram");
+            buffer[..len] == test_frame(me, to, "and back")
+        });
+        fs::remove_file(&theirs).expect("removed");
+    }
+    Ok(())
+}
+
+/// QEMU as client of the switch, as its server, by TCP and by datagrams, with the command lines that are explained.
+pub fn guests() -> Outcome {
+    can_boot()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    ns.sysctl("net/unix/max_dgram_qlen", "512");
+    let daemon = switch(&ns, &host);
+    let at = |name: &str| daemon.path(name).display().to_string();
+    daemon.ctl(&format!("port add s --bridge br0 --type stream --path {}", at("s")));
+    daemon.ctl(&format!("port add c --bridge br0 --type stream --path {} --client", at("c")));
+    daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {} --peer {}", at("d"), at("q")));
+    daemon.ctl("port add t --bridge br0 --type stream --listen 127.0.0.1:5000");
+    for port in ["s", "c", "t", "d"] {
+        let words = daemon.ctl(&format!("port explain {port}"));
+        let netdev =
+            words.split_once("-netdev ").expect("a command line").1.split(" \\\n  ").next().expect("some");
+        let netdev = netdev.replace("\\\n", "").replace(' ', "").replace("id=net0", "id=net");
+        let mut guest = Qemu::boot(&ns, &format!("-netdev {netdev} {CARD}"));
+        daemon.wait_port_state(port, "up");
+        guest.address("10.9.0.2/24");
+        guest.talk("10.9.0.2", &host, "10.9.0.1");
+        if port == "s" {
+            guest.reboot();
+            guest.address("10.9.0.2/24");
+            guest.talk("10.9.0.2", &host, "10.9.0.1");
+        }
+        guest.kill();
+        if port == "d" {
+            // It left its socket's file behind.
+            let mut guest = Qemu::boot(&ns, &format!("-netdev {netdev} {CARD}"));
+            guest.address("10.9.0.2/24");
+            guest.talk("10.9.0.2", &host, "10.9.0.1");
+        } else {
+            daemon.wait_port_state(port, "down");
+        }
+        daemon.ctl("fdb flush");
+        host.ip("neigh flush all");
+    }
+    Ok(())
+}
+
+/// A guest whose switch is killed and started again: QEMU listens and the new one connects, or finds its socket at the same path.
+pub fn a_guest_outlives_the_switch() -> Outcome {
+    can_boot()?;
+    let sockets = folder();
+    let at = |name: &str| sockets.path().join(name).display().to_string();
+    for (port, netdev) in [
+        (
+            format!("type = \"stream\"\npath = \"{}\"\nclient = true\n", at("q")),
+            format!("stream,id=net,server=on,addr.type=unix,addr.path={}", at("q")),
+        ),
+        (
+            format!("type = \"dgram\"\npath = \"{}\"\npeer = \"{}\"\n", at("s"), at("g")),
+            format!(
+                "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                at("g"),
+                at("s")
+            ),
+        ),
+    ] {
+        let (ns, host) = (Ns::new("v"), Ns::new("h"));
+        ns.sysctl("net/unix/max_dgram_qlen", "512");
+        let config = format!(
+            "[[bridge]]\nname = \"br0\"\n\
+             [[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\n\
+             address = \"10.9.0.1/24\"\nmac = \"02:00:00:00:09:01\"\n\
+             [[port]]\nname = \"g\"\nbridge = \"br0\"\n{port}",
+            host.name
+        );
+        let daemon = Start::new(&ns).config(&config).ready();
+        let mut guest = Qemu::boot(&ns, &format!("-netdev {netdev} {CARD}"));
+        guest.address("10.9.0.2/24");
+        daemon.wait_port_state("g", "up");
+        guest.talk("10.9.0.2", &host, "10.9.0.1");
+        let left = daemon.kill();
+        let daemon = Start::new(&ns).config(&config).folder(left).ready();
+        daemon.wait_port_state("g", "up");
+        guest.talk("10.9.0.2", &host, "10.9.0.1");
+    }
+    Ok(())
+}
