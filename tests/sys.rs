@@ -345,6 +345,7 @@ fn one_message_moves_renames_and_sets() {
         name: Some("uplink"),
         txqlen: Some(4321),
         group: Some(7),
+        alias: Some("a note"),
         netns: b.fd(),
     };
     a.netlink().set_link(va.index, &change).expect("moved");
@@ -352,6 +353,7 @@ fn one_message_moves_renames_and_sets() {
     let link = get(&b, "uplink");
     let is = (link.up, link.mtu, link.mac, link.txqlen, link.group);
     assert_eq!(is, (true, 9000, Some(mac), 4321, 7));
+    assert_eq!(link.alias.as_deref(), Some("a note"));
     assert!(b.netlink().link("va").expect("asked").is_none());
 
     let netlink = b.netlink();

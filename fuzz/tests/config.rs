@@ -35,9 +35,17 @@ fn any_text_is_harmless() {
 /// The inputs above are worth something only if good ones are among them.
 #[test]
 fn good_tables_are_accepted() {
-    let tables =
-        [(0, 0, vec![]), (1, 0, vec![]), (2, 0, vec![]), (2, 1, vec![]), (3, 0, vec![]), (4, 0, vec![])];
+    let tables = [
+        (0, 0, vec![]),
+        (1, 0, vec![]),
+        (2, 0, vec![]),
+        (2, 1, vec![]),
+        (3, 0, vec![]),
+        (4, 0, vec![]),
+        (5, 0, vec![]),
+    ];
     let config = parse(&file(&tables)).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.attach.len(), 1);
     let layout = config.layout;
     assert_eq!((layout.bridges.len(), layout.ports.len()), (1, 2));
     assert_eq!((layout.entries.len(), layout.neighbours.len()), (1, 1));
@@ -53,6 +61,7 @@ fn file(tables: &[(u8, u8, Fields)]) -> String {
             Kind::Port => "[[port]]\n",
             Kind::Station => "[[fdb]]\n",
             Kind::Neighbour => "[[neigh]]\n",
+            Kind::Attach => "[[attach]]\n",
         };
         for (key, value) in kind.object(*variant, fields, false) {
             text += &format!("{key} = {value}\n");
@@ -72,7 +81,8 @@ fn try_text(text: &str) {
             assert!(error.starts_with("F:") && !error.contains(char::is_control), "{text:?}: {error:?}");
         }
         (Ok(config), Ok(again)) => {
-            let all = |config: &Config| format!("{:?} {:?}", config.daemon, config.layout);
+            let all =
+                |config: &Config| format!("{:?} {:?} {:?}", config.daemon, config.layout, config.attach);
             assert_eq!(all(&config), all(&again), "{text:?}");
             consistent(&config);
         }
@@ -93,6 +103,7 @@ fn consistent(config: &Config) {
     }
     let on_a_bridge = |known: &vswitch::switch::NeighSpec| bridges.contains(known.bridge.as_str());
     assert!(layout.neighbours.iter().all(on_a_bridge), "{layout:?}");
+    assert!(config.attach.iter().all(|rule| rule.check().is_ok()), "{:?}", config.attach);
     for name in ports {
         assert!(config.place_of(&format!("port '{name}'")).starts_with("F:"), "{name} has no line");
     }

@@ -69,6 +69,8 @@ struct Port {
     keep: Vec<std::os::fd::OwnedFd>,
     /// Whether workers hold queues of it.
     open: bool,
+    /// Whether its interface was made for it ([`Missing::Leave`]), so that neither stays without the other.
+    leaves: bool,
     /// The interface, as last heard of.
     link: Option<Link>,
     /// Frames that overflowed a TAP's queue towards us, as last read.
@@ -258,6 +260,7 @@ impl Control {
             queues: 0,
             keep: Vec::new(),
             open: false,
+            leaves: missing == Missing::Leave,
             link: None,
             missed: 0,
             complaint: None,
@@ -422,19 +425,26 @@ impl Control {
     }
 
     /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many in one namespace go at once when
-    /// the kernel is told so before.
+    /// the kernel is told so before. One whose fd somebody else holds goes only when the kernel is told.
     fn delete_devices(&self, ports: &[Port]) {
         let mut devices: HashMap<Place, Vec<&Link>> = HashMap::new();
-        for port in ports.iter().filter(|port| port.open && port.is_tap()) {
+        let mut lent: HashSet<Place> = HashSet::new();
+        for port in ports.iter().filter(|port| port.open && (port.is_tap() || port.leaves)) {
             if let (Some((place, _)), Some(link)) = (port.interface(), &port.link) {
+                if port.leaves {
+                    lent.insert(place.clone());
+                }
                 devices.entry(place).or_default().push(link);
             }
         }
-        for (place, links) in devices.iter().filter(|(_, links)| links.len() > 1) {
+        for (place, links) in devices.iter().filter(|(place, links)| links.len() > 1 || lent.contains(place))
+        {
             let Some(netlink) = self.namespaces.get(place) else { continue };
-            if let Err(error) = netlink.del_links(links) {
+            match netlink.del_links(links) {
+                Err(error) if lent.contains(place) => tracing::warn!("{error}"),
                 // They go all the same, only slower.
-                tracing::debug!("{error}");
+                Err(error) => tracing::debug!("{error}"),
+                Ok(()) => {}
             }
         }
     }

@@ -70,13 +70,15 @@ pub enum Error {
     },
 }
 
-/// What to do when a packet port's interface does not exist.
+/// What to do when a packet port's interface does not exist, or no longer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Missing {
     /// Refuse the port.
     Refuse,
     /// Add it as `gone`; it comes up when the interface appears.
     Wait,
+    /// Refuse the port. The interface was made for it: the port leaves when the interface goes, and takes it along when it is removed.
+    Leave,
 }
 
 /// Which stations to show or flush; `None` is any.

@@ -21,6 +21,7 @@ pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;
 pub mod packet;
+pub mod peer;
 mod steering;
 pub mod thread;
 pub mod tun;

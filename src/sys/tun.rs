@@ -18,6 +18,7 @@ mod ioctl {
     //! The TUN driver's ioctls (linux/if_tun.h).
     #![allow(missing_docs)]
     nix::ioctl_write_int!(tun_set_iff, b'T', 202);
+    nix::ioctl_write_int!(tun_set_owner, b'T', 204);
     nix::ioctl_write_int!(tun_set_offload, b'T', 208);
     // Declared with the size of an int, though it fills an ifreq.
     nix::ioctl_read_bad!(
@@ -32,7 +33,9 @@ mod ioctl {
     );
     nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
 }
-use ioctl::{tun_get_iff, tun_set_iff, tun_set_offload, tun_set_steering, tun_set_vnet_hdr_size};
+use ioctl::{
+    tun_get_iff, tun_set_iff, tun_set_offload, tun_set_owner, tun_set_steering, tun_set_vnet_hdr_size,
+};
 
 const TUN: &str = "/dev/net/tun";
 
@@ -77,6 +80,20 @@ pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
     Ok((tap, name))
 }
 
+/// Creates a single-queue TAP device for somebody else, the user `owner`, to hold: as QEMU expects it, blocking, with a
+/// `virtio_net_hdr` if `vnet_hdr`, and without offloads until the holder offers them. It lives as long as the fd and its copies.
+///
+/// # Errors
+/// What the kernel refused, `EBUSY` when the name exists.
+pub fn lend(name: &str, vnet_hdr: bool, owner: u32) -> io::Result<OwnedFd> {
+    let fd = OwnedFd::from(File::options().read(true).write(true).open(TUN).map_err(no_driver)?);
+    let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
+    attach(&fd, name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL | header)?;
+    // SAFETY: the ioctl takes a user id by value.
+    unsafe { tun_set_owner(fd.as_raw_fd(), u64::from(owner) as _) }?;
+    Ok(fd)
+}
+
 /// A bare "not found" would be taken for an interface or namespace that is yet to come.
 fn no_driver(error: io::Error) -> io::Error {
     match error.kind() {
@@ -109,7 +126,8 @@ fn attach(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<String> {
     unsafe { tun_get_iff(fd.as_raw_fd(), &raw mut request) }?;
     // SAFETY: TUNGETIFF wrote the flags member.
     let got = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16);
-    if got & libc::IFF_VNET_HDR == 0 || got & libc::IFF_TAP == 0 {
+    let wanted = flags & (libc::IFF_VNET_HDR | libc::IFF_TAP);
+    if got & wanted != wanted {
         return Err(io::Error::other("the kernel ignored IFF_VNET_HDR"));
     }
     let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.cast_unsigned()).collect();

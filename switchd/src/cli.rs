@@ -58,6 +58,9 @@ pub enum Noun {
     /// Neighbours: which station has which IP address, for tunnels with --neigh-suppress
     #[command(subcommand)]
     Neigh(NeighVerb),
+    /// Guests that attach themselves: who may
+    #[command(subcommand)]
+    Attach(AttachVerb),
     /// Show counters, and drops by reason
     Stats(StatsArgs),
     /// Make vswitchd read its configuration again and apply the difference
@@ -241,6 +244,13 @@ pub enum NeighVerb {
     },
 }
 
+/// What to do with the rules of the attach socket.
+#[derive(Subcommand, Debug)]
+pub enum AttachVerb {
+    /// Show the rules: which users and groups may attach guests, and to which bridges; root always may
+    Show,
+}
+
 /// How to show counters.
 #[derive(Args, Debug)]
 pub struct StatsArgs {
@@ -354,6 +364,7 @@ mod tests {
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
         crate::vswitchd::Options::command().debug_assert();
+        crate::attach::helper::Options::command().debug_assert();
     }
 
     #[test]
@@ -386,6 +397,7 @@ mod tests {
             "neigh add fe80::1 --mac 02:00:00:00:00:05 --bridge br0 --router",
             "neigh del 10.0.0.1 --bridge br0 --vlan 10 --if-exists",
             "neigh flush --bridge br0",
+            "attach show --json",
             "stats p1 --watch",
             "stats --watch 0.5 --count 3",
             "--socket /tmp/s reload",

@@ -22,7 +22,8 @@ use vswitch::bridge::neighbours::NEIGHBOURS_MAX;
 use vswitch::spec::{PortKind, PortSpec};
 use vswitch::switch::{Options, PollMode};
 
-use crate::api::{BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
+use crate::api::{AttachRule, BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
+use crate::attach;
 use crate::plan::{Entry, Layout, entry_vlan};
 
 /// Where the configuration is looked for.
@@ -39,6 +40,9 @@ pub struct DaemonSection {
     /// Control socket [default: /run/vswitchd/ctl.sock]
     #[arg(long, value_name = "S")]
     pub socket: Option<PathBuf>,
+    /// Socket for guests that attach themselves, or 'none' [default: attach.sock beside the control socket]
+    #[arg(long, value_name = "S")]
+    pub attach_socket: Option<PathBuf>,
     /// Worker threads [default: auto, one a core]
     #[arg(long, value_name = "N|auto")]
     pub workers: Option<Workers>,
@@ -59,6 +63,7 @@ impl DaemonSection {
     pub fn or(self, other: DaemonSection) -> DaemonSection {
         DaemonSection {
             socket: self.socket.or(other.socket),
+            attach_socket: self.attach_socket.or(other.attach_socket),
             workers: self.workers.or(other.workers),
             cpus: self.cpus.or(other.cpus),
             poll: self.poll.or(other.poll),
@@ -71,6 +76,7 @@ impl DaemonSection {
     pub fn differing(&self, other: &DaemonSection) -> Vec<&'static str> {
         let differs = [
             ("socket", self.socket != other.socket),
+            ("attach_socket", self.attach_socket != other.attach_socket),
             ("workers", self.workers != other.workers),
             ("cpus", self.cpus != other.cpus),
             ("poll", self.poll != other.poll),
@@ -96,6 +102,16 @@ impl DaemonSection {
     #[must_use]
     pub fn socket(&self) -> &Path {
         self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET))
+    }
+
+    /// The attach socket's path, if there shall be one.
+    #[must_use]
+    pub fn attach_socket(&self) -> Option<PathBuf> {
+        match &self.attach_socket {
+            None => Some(attach::beside(self.socket())),
+            Some(off) if off.as_os_str().is_empty() || off.as_os_str() == "none" => None,
+            Some(path) => Some(path.clone()),
+        }
     }
 }
 
@@ -238,6 +254,8 @@ struct File {
     fdb: Vec<Spanned<FdbAdd>>,
     #[serde(default)]
     neigh: Vec<Spanned<NeighAdd>>,
+    #[serde(default)]
+    attach: Vec<Spanned<AttachRule>>,
 }
 
 /// A configuration that was read and checked.
@@ -249,6 +267,8 @@ pub struct Config {
     pub daemon: DaemonSection,
     /// What shall be.
     pub layout: Layout,
+    /// Who may attach guests.
+    pub attach: Vec<AttachRule>,
     /// Line of each object, by its name in messages ([`crate::plan::Step`]'s `Display`).
     lines: HashMap<String, usize>,
 }
@@ -315,6 +335,12 @@ impl Config {
         for neighbour in file.neigh {
             let line = line_of(neighbour.span().start);
             checker.neighbour(&neighbour.into_inner(), line).map_err(located(line))?;
+        }
+        for rule in file.attach {
+            let line = line_of(rule.span().start);
+            let rule = rule.into_inner();
+            rule.check().map_err(located(line))?;
+            checker.config.attach.push(rule);
         }
         Ok(checker.config)
     }

@@ -7,20 +7,21 @@
 //!
 //! Nothing here is fast or needs to be: a request costs a few system calls anyway.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use vswitch::spec::PortSpec;
+use vswitch::spec::{BridgeSpec, PortSpec};
 use vswitch::status::{BridgeStatus, FdbEntry, FdbState, PortStatus};
 use vswitch::switch::{Error, FdbFilter, Missing, NeighSpec};
 
 use crate::api::values::Mac;
 use crate::api::{
-    BridgeAdd, BridgeInfo, BridgeSet, FdbAdd, FdbInfo, FdbKey, FdbSelect, Origin, PortAdd, PortInfo, PortSet,
-    ReloadReport, Stats, StatusInfo, WorkerInfo, none_such,
+    BridgeAdd, BridgeInfo, BridgeSet, FdbAdd, FdbInfo, FdbKey, FdbSelect, Holder, Origin, PortAdd, PortInfo,
+    PortSet, ReloadReport, Stats, StatusInfo, WorkerInfo, none_such,
 };
+use crate::attach::rules::Rules;
 use crate::compare;
 use crate::config::{Config, DaemonSection};
 use crate::control::Control;
@@ -30,7 +31,10 @@ use crate::plan::{Entry, Step, entry_vlan};
 pub struct Daemon {
     switch: Arc<dyn Control>,
     record: Mutex<Record>,
+    /// Who may attach guests. Apart from the record, because every connection looks at it, and changes may take a while.
+    rules: Mutex<Arc<Rules>>,
     socket: PathBuf,
+    attach_socket: Option<PathBuf>,
     poll: String,
     started: Instant,
 }
@@ -52,6 +56,8 @@ struct Record {
     ports: BTreeSet<String>,
     entries: BTreeSet<Entry>,
     neighbours: BTreeSet<NeighSpec>,
+    /// Ports that guests attached, and who holds them. One that has left may still be here.
+    attached: BTreeMap<String, Holder>,
 }
 
 impl Record {
@@ -60,7 +66,21 @@ impl Record {
     }
 
     fn port(&self, name: &str) -> Origin {
-        if self.ports.contains(name) { Origin::Configuration } else { Origin::Runtime }
+        if self.ports.contains(name) {
+            Origin::Configuration
+        } else if self.attached.contains_key(name) {
+            Origin::Attached
+        } else {
+            Origin::Runtime
+        }
+    }
+
+    /// What is told of a port.
+    fn port_info(&self, status: PortStatus, bridge: Option<&BridgeSpec>) -> PortInfo {
+        let name = status.spec.name.clone();
+        let mut info = PortInfo::new(status, bridge, self.port(&name));
+        info.attached = self.attached.get(&name).copied().filter(|_| info.origin == Origin::Attached);
+        info
     }
 
     fn fdb_info(&self, entry: FdbEntry) -> FdbInfo {
@@ -76,6 +96,7 @@ impl Record {
 
     fn forget_port(&mut self, name: &str) {
         self.ports.remove(name);
+        self.attached.remove(name);
         self.entries.retain(|entry| entry.port != name);
     }
 }
@@ -87,7 +108,9 @@ impl Daemon {
         Daemon {
             switch,
             record: Mutex::default(),
+            rules: Mutex::default(),
             socket: section.socket().to_owned(),
+            attach_socket: section.attach_socket(),
             poll: section.poll.unwrap_or_default().to_string(),
             started: Instant::now(),
         }
@@ -122,6 +145,7 @@ impl Daemon {
             pid: std::process::id(),
             uptime_secs: self.started.elapsed().as_secs(),
             socket: self.socket.display().to_string(),
+            attach_socket: self.attach_socket.as_ref().map(|path| path.display().to_string()),
             config,
             poll: self.poll.clone(),
             bridges: self.switch.bridges().len(),
@@ -228,8 +252,7 @@ impl Daemon {
         let record = self.record();
         let info = |status: PortStatus| {
             let bridge = bridges.iter().map(|b| &b.spec).find(|b| b.name == status.spec.bridge);
-            let origin = record.port(&status.spec.name);
-            PortInfo::new(status, bridge, origin)
+            record.port_info(status, bridge)
         };
         ports.into_iter().map(info).collect()
     }
@@ -241,7 +264,7 @@ impl Daemon {
     pub fn port(&self, name: &str) -> Result<PortInfo, Error> {
         let status = self.find_port(name)?;
         let bridge = self.find_bridge(&status.spec.bridge).ok();
-        Ok(PortInfo::new(status, bridge.as_ref().map(|b| &b.spec), self.record().port(name)))
+        Ok(self.record().port_info(status, bridge.as_ref().map(|b| &b.spec)))
     }
 
     fn find_port(&self, name: &str) -> Result<PortStatus, Error> {
@@ -254,12 +277,14 @@ impl Daemon {
     /// It exists (with `may_exist`: and differs), an option is impossible, or the kernel refuses.
     pub fn add_port(&self, request: &PortAdd, may_exist: bool) -> Result<PortInfo, Error> {
         let spec = request.to_spec().map_err(Error::Invalid)?;
-        let record = self.record();
+        let mut record = self.record();
         if let Ok(existing) = self.find_port(&spec.name) {
             compare::same_port(&existing.spec, &spec, may_exist).map_err(Error::Exists)?;
         } else {
             self.find_bridge(&spec.bridge)?;
             self.switch.add_port(spec, Missing::Refuse)?;
+            // An attached one of that name has left.
+            record.attached.remove(&request.name);
         }
         drop(record);
         self.port(&request.name)
@@ -430,6 +455,7 @@ impl Daemon {
     }
 }
 
+mod attach;
 mod neighbours;
 mod reload;
 mod stations;

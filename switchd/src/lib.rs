@@ -6,22 +6,23 @@
 //! | module | what |
 //! |---|---|
 //! | [`api`] | the interface once: command-line options, JSON, TOML and schema are the same types |
+//! | [`attach`] | guests that attach themselves: rules, socket, and the helper that QEMU starts |
 //! | [`config`] | the configuration file, checked as a whole |
 //! | [`plan`] | the steps between two layouts, all or none |
 //! | [`daemon`] | the switch, who asked for what, requests |
 //! | [`server`] | HTTP and JSON over the control socket |
-//! | [`socket`] | the control socket's file and lock |
+//! | [`socket`] | a socket's file and lock |
 //! | [`vswitchd`] | start, signals, end |
 //! | [`client`] | the other end of the socket |
 //! | [`cli`] | the definitions of vswitchctl: parser, help, completions, man pages |
 //! | [`ctl`] | what its commands do |
 //!
-//! Other ways in (a helper that QEMU starts, personalities with other programs' command lines) belong beside
-//! [`ctl`], as further clients of the same socket.
+//! Other ways in (personalities with other programs' command lines) belong beside [`ctl`], as further clients of the same socket.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod attach;
 pub mod cli;
 pub mod client;
 mod compare;

@@ -1,4 +1,4 @@
-//! The control socket's file: one daemon a socket, nothing stale in the way.
+//! The file of a socket of the daemon's: one daemon a socket, nothing stale in the way.
 //!
 //! Whether a daemon runs is decided by a lock (`flock`) on `<socket>.lock`, which the kernel releases however
 //! the daemon ends. So a socket file found while holding the lock is a leftover and is removed; a crash or
@@ -18,12 +18,12 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use vswitch::sys::unix::{self, SockType, SocketFile};
 
-/// Mode of the socket: its owner and its group.
-const SOCKET_MODE: u32 = 0o660;
+/// Mode of the control socket: its owner and its group.
+pub const CONTROL_MODE: u32 = 0o660;
 
-/// The control socket, listening; both files go when it is dropped.
+/// A socket, listening; both files go when it is dropped.
 #[derive(Debug)]
-pub struct ControlSocket {
+pub struct DaemonSocket {
     lock_path: PathBuf,
     /// The folder of both, if it was not there before.
     folder_made: Option<PathBuf>,
@@ -32,23 +32,23 @@ pub struct ControlSocket {
     listener: Option<std::os::unix::net::UnixListener>,
 }
 
-impl ControlSocket {
-    /// Takes the lock, removes what a dead daemon left, and listens.
+impl DaemonSocket {
+    /// Takes the lock, removes what a dead daemon left, and listens; the file has `mode`. `option` is what gives another path.
     ///
     /// # Errors
     /// One line: another daemon has the socket, or the files cannot be made.
-    pub fn open(path: &Path) -> Result<ControlSocket, String> {
+    pub fn open(path: &Path, mode: u32, option: &str) -> Result<DaemonSocket, String> {
         let named = |what: &str, error: &dyn std::fmt::Display| format!("{what} {}: {error}", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder_made = folder.filter(|folder| !folder.exists()).map(Path::to_owned);
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock_path = PathBuf::from(lock_path);
-        let lock = lock(path, &lock_path, folder)?;
+        let lock = lock(path, &lock_path, folder, option)?;
         // From here on the lock's file is ours to remove, also when the rest fails.
-        let mut socket = ControlSocket { lock_path, folder_made, _lock: lock, file: None, listener: None };
-        let (listener, file) = unix::bind_at(path, SockType::Stream, SOCKET_MODE)
-            .map_err(|error| named("cannot listen at", &error))?;
+        let mut socket = DaemonSocket { lock_path, folder_made, _lock: lock, file: None, listener: None };
+        let (listener, file) =
+            unix::bind_at(path, SockType::Stream, mode).map_err(|error| named("cannot listen at", &error))?;
         (socket.listener, socket.file) = (Some(listener.into()), Some(file));
         Ok(socket)
     }
@@ -62,7 +62,7 @@ impl ControlSocket {
     }
 }
 
-impl Drop for ControlSocket {
+impl Drop for DaemonSocket {
     fn drop(&mut self) {
         // The lock goes last.
         drop(self.file.take());
@@ -75,14 +75,13 @@ impl Drop for ControlSocket {
 }
 
 /// Locks the file at `lock_path` for the daemon of `socket` and writes the process id into it.
-fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>) -> Result<Flock<File>, String> {
+fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>, option: &str) -> Result<Flock<File>, String> {
     let failed = |error: io::Error| format!("cannot lock {}: {error}", lock_path.display());
     // Each turn somebody else ended in between; nobody can do that forever.
     for _ in 0..100 {
         if let Some(folder) = folder {
-            fs::create_dir_all(folder).map_err(|error| {
-                format!("cannot create {} for the control socket: {error}", folder.display())
-            })?;
+            fs::create_dir_all(folder)
+                .map_err(|error| format!("cannot create {} for the socket: {error}", folder.display()))?;
         }
         let opened = OpenOptions::new()
             .read(true)
@@ -108,7 +107,7 @@ fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>) -> Result<Flock<
                     _ => String::new(),
                 };
                 return Err(format!(
-                    "vswitchd{holder} is running already on {}: stop it first, or give this one another --socket",
+                    "vswitchd{holder} is running already on {}: stop it first, or give this one another {option}",
                     socket.display()
                 ));
             }
@@ -136,18 +135,22 @@ mod tests {
 
     use super::*;
 
+    fn open(path: &Path) -> Result<DaemonSocket, String> {
+        DaemonSocket::open(path, CONTROL_MODE, "--socket")
+    }
+
     #[test]
     fn one_daemon_a_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/ctl.sock");
-        let first = ControlSocket::open(&path).unwrap();
+        let first = open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
-        let refused = ControlSocket::open(&path).unwrap_err();
+        let refused = open(&path).unwrap_err();
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         assert!(UnixStream::connect(&path).is_ok(), "the second try must not take the first one's socket");
         drop(first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
-        drop(ControlSocket::open(&path).unwrap());
+        drop(open(&path).unwrap());
     }
 
     #[test]
@@ -156,7 +159,7 @@ mod tests {
         let path = folder.path().join("ctl.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         fs::write(folder.path().join("ctl.sock.lock"), "4194304\n").unwrap();
-        let mut socket = ControlSocket::open(&path).unwrap();
+        let mut socket = open(&path).unwrap();
         let _listener = socket.take_listener().unwrap();
         assert!(UnixStream::connect(&path).is_ok());
     }
@@ -166,12 +169,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         fs::write(&path, "text").unwrap();
-        assert!(ControlSocket::open(&path).unwrap_err().contains("is not a socket"));
+        assert!(open(&path).unwrap_err().contains("is not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
 
         let path = folder.path().join("theirs.sock");
         let _theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(ControlSocket::open(&path).unwrap_err().contains("another program"));
+        assert!(open(&path).unwrap_err().contains("another program"));
         assert!(UnixStream::connect(&path).is_ok(), "still theirs");
     }
 
@@ -179,6 +182,6 @@ mod tests {
     fn a_path_too_long_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x".repeat(120));
-        assert!(ControlSocket::open(&path).unwrap_err().starts_with("cannot listen at"));
+        assert!(open(&path).unwrap_err().starts_with("cannot listen at"));
     }
 }

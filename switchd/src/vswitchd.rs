@@ -20,10 +20,11 @@ use vswitch::spec::{PortKind, TapSpec};
 use vswitch::switch::{Error, Switch};
 
 use crate::api::ReloadReport;
+use crate::attach;
 use crate::config::{Config, CpuList, DEFAULT_CONFIG, DaemonSection};
 use crate::daemon::Daemon;
 use crate::server;
-use crate::socket::ControlSocket;
+use crate::socket::{CONTROL_MODE, DaemonSocket};
 
 /// Userspace virtual Ethernet switch
 ///
@@ -66,7 +67,7 @@ fn run(options: Options) -> Result<(), String> {
         None => None,
     };
     let from_file = config.as_ref().map(|config| config.daemon.clone()).unwrap_or_default();
-    let settings = options.daemon.or(from_file);
+    let mut settings = options.daemon.or(from_file);
     let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
     if options.check {
         return check(config.as_ref(), &settings);
@@ -75,7 +76,10 @@ fn run(options: Options) -> Result<(), String> {
     tell_missing_capabilities();
     check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
-    let socket = ControlSocket::open(settings.socket())?;
+    let sockets = Sockets::open(&settings)?;
+    if sockets.attach.is_none() {
+        settings.attach_socket = Some("none".into());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -97,7 +101,13 @@ fn run(options: Options) -> Result<(), String> {
             }
         }
     }
-    serve(runtime, Arc::new(daemon), socket, signals, &settings)
+    if let Some(socket) = settings.attach_socket() {
+        match attach::device::left(&socket) {
+            Ok(left) => daemon.take_over(left),
+            Err(error) => tracing::warn!("cannot look for guests that run: {error}"),
+        }
+    }
+    serve(runtime, Arc::new(daemon), sockets, signals, &settings)
 }
 
 fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String> {
@@ -161,17 +171,45 @@ impl Signals {
     }
 }
 
+/// Where clients come in. The attach socket goes first, because both may be in a folder that the control socket's made.
+struct Sockets {
+    attach: Option<DaemonSocket>,
+    control: DaemonSocket,
+}
+
+impl Sockets {
+    fn open(settings: &DaemonSection) -> Result<Sockets, String> {
+        let control = DaemonSocket::open(settings.socket(), CONTROL_MODE, "--socket")?;
+        let attach = settings
+            .attach_socket()
+            .map(|path| DaemonSocket::open(&path, attach::SOCKET_MODE, "--attach-socket"));
+        let attach = match attach {
+            // Nobody asked for it: a second daemon beside this one does without.
+            Some(Err(error)) if settings.attach_socket.is_none() => {
+                tracing::warn!("guests cannot attach themselves: {error}");
+                None
+            }
+            other => other.transpose()?,
+        };
+        Ok(Sockets { attach, control })
+    }
+}
+
 fn serve(
     runtime: tokio::runtime::Runtime,
     daemon: Arc<Daemon>,
-    mut socket: ControlSocket,
+    mut sockets: Sockets,
     signals: Signals,
     settings: &DaemonSection,
 ) -> Result<(), String> {
     let router = server::router(Arc::clone(&daemon));
     let end = signals.until_end(Arc::clone(&daemon));
     let served = runtime.block_on(async {
-        let listener = tokio::net::UnixListener::from_std(socket.take_listener()?)?;
+        let listener = tokio::net::UnixListener::from_std(sockets.control.take_listener()?)?;
+        if let Some(socket) = &mut sockets.attach {
+            let listener = tokio::net::UnixListener::from_std(socket.take_listener()?)?;
+            tokio::spawn(attach::server::serve(listener, Arc::clone(&daemon)));
+        }
         notify(&[NotifyState::Ready, NotifyState::Status("switching")]);
         tracing::info!(socket = %settings.socket().display(), "ready");
         server::serve(listener, router, end).await;
@@ -183,7 +221,7 @@ fn serve(
         Ok(daemon) => daemon.stop(),
         Err(_) => return Err("a change did not finish; what it created may be left".to_owned()),
     }
-    drop(socket);
+    drop(sockets);
     served.map_err(|error: std::io::Error| format!("cannot serve the control socket: {error}"))
 }
 

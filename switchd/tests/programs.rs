@@ -62,6 +62,25 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn the_bridge_helper_fails_as_qemus_does() {
+    let helper = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_vswitch-bridge-helper")).args(arguments).output().unwrap()
+    };
+    assert_eq!(helper(&["--help"]).status.code(), Some(0));
+    let wrong = helper(&["--br=br0", "--fd=3", "--mtu=9000"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("Usage: vswitch-bridge-helper"));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("attach.sock");
+    let (code, line) = refused(&helper(&["--br=br0", "--fd=3", "--socket", socket.to_str().unwrap()]));
+    assert_eq!(code, 1);
+    assert!(
+        line.starts_with("vswitch-bridge-helper: nobody listens at ") && line.contains("start vswitchd"),
+        "{line}"
+    );
+}
+
+#[test]
 fn a_set_without_settings_is_refused() {
     let (code, line) = refused(&ctl(&["port", "set", "p1"]));
     assert_eq!(
@@ -96,7 +115,7 @@ fn documents_are_made_for_every_command() {
     }
     let folder = tempfile::tempdir().unwrap();
     assert!(ctl(&["man", folder.path().to_str().unwrap()]).status.success());
-    for page in ["vswitchd.8", "vswitchctl.1", "vswitchctl-bridge-set.1"] {
+    for page in ["vswitchd.8", "vswitch-bridge-helper.8", "vswitchctl.1", "vswitchctl-bridge-set.1"] {
         assert!(fs::read_to_string(folder.path().join(page)).unwrap().contains(".SH OPTIONS"), "{page}");
     }
     let (code, line) = refused(&ctl(&["man", "nothing-of-that-name"]));

@@ -16,9 +16,11 @@ pub(crate) enum Kind {
     Port,
     Station,
     Neighbour,
+    Attach,
 }
 
-pub(crate) const KINDS: [Kind; 5] = [Kind::Daemon, Kind::Bridge, Kind::Port, Kind::Station, Kind::Neighbour];
+pub(crate) const KINDS: [Kind; 6] =
+    [Kind::Daemon, Kind::Bridge, Kind::Port, Kind::Station, Kind::Neighbour, Kind::Attach];
 
 const BRIDGES: &[&str] = &[r#""br0""#, r#""br1""#, r#""br2""#];
 const PORTS: &[&str] = &[r#""p0""#, r#""p1""#, r#""p2""#, r#""veth0""#];
@@ -33,6 +35,7 @@ const DAEMON: &[Field] = &[
     ("poll", &[r#""adaptive""#, r#""busy""#, r#""wait""#]),
     ("log", &[r#""info""#, r#""info,vswitch=debug""#]),
     ("socket", &[r#""/run/s""#]),
+    ("attach_socket", &[r#""/run/a""#, r#""none""#, r#""""#]),
 ];
 const BRIDGE: &[Field] = &[
     ("name", BRIDGES),
@@ -79,6 +82,12 @@ const NEIGHBOUR: &[Field] = &[
     ("router", FLAGS),
 ];
 
+const ATTACH: &[Field] = &[
+    ("bridge", &[r#""br0""#, r#""br1""#, r#""all""#]),
+    ("user", &[r#""root""#, "0", r#""54321""#]),
+    ("group", &[r#""kvm""#, "36", "4294967295"]),
+];
+
 /// Values that hardly any field takes.
 const NOISE: &[&str] = &[
     "-1",
@@ -119,6 +128,7 @@ impl Kind {
             Kind::Port => PORT,
             Kind::Station => STATION,
             Kind::Neighbour => NEIGHBOUR,
+            Kind::Attach => ATTACH,
         }
     }
 
@@ -128,7 +138,7 @@ impl Kind {
             Kind::Daemon => 0,
             Kind::Bridge => 1,
             Kind::Port | Kind::Neighbour => 3,
-            Kind::Station => 2,
+            Kind::Station | Kind::Attach => 2,
         }
     }
 

@@ -50,6 +50,9 @@ impl Control {
                 (None, PortKind::Tunnel(_)) => {
                     tracing::warn!("port '{}': its underlay is gone", port.spec.name);
                 }
+                (None, _) if port.leaves => {
+                    tracing::info!("port '{}' leaves with its interface", port.spec.name);
+                }
                 (None, _) => tracing::warn!("port '{}': its interface is gone", port.spec.name),
             }
             port.shared.gone.store(true, Ordering::Relaxed);
@@ -57,6 +60,10 @@ impl Control {
             port.link = None;
             keep.append(&mut port.keep);
             lost.push(id);
+        }
+        let leaving: Vec<PortId> = lost.extract_if(.., |id| self.ports[id].leaves).collect();
+        if !leaving.is_empty() {
+            self.close(&leaving);
         }
         if lost.is_empty() {
             return;

@@ -46,6 +46,8 @@ pub struct Link {
     pub txqlen: u32,
     /// Its group, by which interfaces are dealt with together; 0 unless somebody gave it another.
     pub group: u32,
+    /// What somebody wrote on it (IFLA_IFALIAS).
+    pub alias: Option<String>,
 }
 
 /// What to change about an interface; what is `None` stays.
@@ -63,6 +65,8 @@ pub struct LinkChange<'a> {
     pub txqlen: Option<u32>,
     /// Group.
     pub group: Option<u32>,
+    /// A note on it, at most 255 bytes.
+    pub alias: Option<&'a str>,
     /// Namespace to move to.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -307,6 +311,7 @@ impl Link {
             link_netnsid: None,
             txqlen: 0,
             group: 0,
+            alias: None,
         };
         each_attribute(attributes, |kind, value| link.take(kind, value));
         Some(link)
@@ -321,6 +326,7 @@ impl Link {
             libc::IFLA_MASTER => self.master = number(value).filter(|&index| index != 0),
             libc::IFLA_LINK_NETNSID => self.link_netnsid = number(value).map(u32::cast_signed),
             libc::IFLA_GROUP => self.group = number(value).unwrap_or_default(),
+            libc::IFLA_IFALIAS => self.alias = text(value),
             libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),
             libc::IFLA_LINKINFO => each_attribute(value, |kind, value| {
                 if kind == libc::IFLA_INFO_KIND {
@@ -348,6 +354,7 @@ impl LinkChange<'_> {
                 self.mtu.map(LinkAttribute::Mtu),
                 self.txqlen.map(LinkAttribute::TxQueueLen),
                 self.group.map(LinkAttribute::Group),
+                self.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())),
             ]
             .into_iter()
             .flatten(),
@@ -366,6 +373,7 @@ impl fmt::Display for LinkChange<'_> {
             self.up.map(|up| if up { "up".to_owned() } else { "down".to_owned() }),
             self.txqlen.map(|len| format!("txqueuelen {len}")),
             self.group.map(|group| format!("group {group}")),
+            self.alias.map(|alias| format!("alias '{alias}'")),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
@@ -380,6 +388,7 @@ impl VethEnd<'_> {
             name: Some(self.name),
             txqlen: None,
             group: None,
+            alias: None,
             netns: Some(self.netns.unwrap_or_else(|| here.as_fd())),
         };
         change.message(0)

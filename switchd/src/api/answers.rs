@@ -24,6 +24,8 @@ pub enum Origin {
     Configuration,
     /// A request; a reload leaves it alone.
     Runtime,
+    /// A guest, over the attach socket; it goes with the guest.
+    Attached,
 }
 
 /// Enums whose JSON word is also what tables show.
@@ -36,7 +38,7 @@ macro_rules! shown_as_word {
         }
     };
 }
-shown_as_word!(Origin { Configuration => "configuration", Runtime => "runtime" });
+shown_as_word!(Origin { Configuration => "configuration", Runtime => "runtime", Attached => "attached" });
 shown_as_word!(State { Up => "up", Down => "down", Gone => "gone" });
 shown_as_word!(EntryState { Dynamic => "dynamic", Static => "static", Local => "local" });
 
@@ -243,6 +245,15 @@ pub struct RemoteInfo {
     pub counters: Counters,
 }
 
+/// Who asked for an attached port.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// User id.
+    pub uid: u32,
+    /// Process id: of the helper, which ends when its work is done.
+    pub pid: u32,
+}
+
 /// A port as it is now.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct PortInfo {
@@ -290,6 +301,8 @@ pub struct PortInfo {
     pub address: Vec<Cidr>,
     /// Who asked for it.
     pub origin: Origin,
+    /// Of an attached port, who that is.
+    pub attached: Option<Holder>,
     /// What it has seen.
     pub counters: Counters,
 }
@@ -349,6 +362,7 @@ impl PortInfo {
             socket,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
+            attached: None,
             counters: status.counters.into(),
         }
     }
@@ -499,6 +513,9 @@ pub struct StatusInfo {
     pub uptime_secs: u64,
     /// The control socket.
     pub socket: String,
+    /// The attach socket; null when there is none.
+    #[serde(default)]
+    pub attach_socket: Option<String>,
     /// The configuration file in use.
     pub config: Option<String>,
     /// How workers wait: `adaptive`, `busy` or `wait`.

@@ -12,6 +12,7 @@
 //! `set` are therefore written once in a macro. Answers carry no such promise: fields may be added.
 
 mod answers;
+mod attach;
 mod bridge;
 mod fdb;
 mod neigh;
@@ -21,9 +22,11 @@ pub mod tunnel;
 pub mod values;
 
 pub use answers::{
-    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, NeighInfo, Origin, PeerInfo, PortInfo,
-    ReloadReport, RemoteInfo, RemoteStats, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
+    BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Holder, NeighInfo, Origin, PeerInfo,
+    PortInfo, ReloadReport, RemoteInfo, RemoteStats, State, Stats, StatusInfo, VlanInfo, VlanModeName,
+    WorkerInfo,
 };
+pub use attach::{ALL_BRIDGES, Account, AttachRule};
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub use neigh::{NeighAdd, NeighKey, NeighSelect};

@@ -65,7 +65,34 @@ fn the_packaged_sample_is_valid() {
         .collect();
     let config = parse(&uncommented.join("\n")).unwrap();
     assert!(!config.layout.ports.is_empty() && !config.layout.entries.is_empty());
-    assert!(!config.layout.neighbours.is_empty());
+    assert!(!config.layout.neighbours.is_empty() && config.attach.len() == 2);
+}
+
+#[test]
+fn who_may_attach() {
+    let parsed = |rule: &str| parse(&format!("\n[[attach]]\n{rule}\n"));
+    for (rule, user, group) in [
+        ("user = \"alice\"\nbridge = \"br0\"", Some("alice"), None),
+        ("group = 36\nbridge = \"all\"", None, Some("36")),
+        ("user = \"1000\"\ngroup = \"kvm\"\nbridge = \"br0\"", Some("1000"), Some("kvm")),
+    ] {
+        let rule = parsed(rule).unwrap().attach.remove(0);
+        assert_eq!(rule.user.map(|user| user.to_string()).as_deref(), user);
+        assert_eq!(rule.group.map(|group| group.to_string()).as_deref(), group);
+    }
+    for (rule, told) in [
+        ("bridge = \"br0\"", "F:2: an attach rule needs 'user' or 'group'"),
+        ("user = \"alice\"", "missing field `bridge`"),
+        ("user = \"alice\"\nbridge = \"a/b\"", "F:2: 'a/b' cannot name a bridge"),
+        ("user = \"a b\"\nbridge = \"br0\"", "'a b' is not the name of a user or group"),
+        ("user = -1\nbridge = \"br0\"", "F:3:"),
+        ("user = 4294967296\nbridge = \"br0\"", "F:3:"),
+        ("user = [1]\nbridge = \"br0\"", "a user or group, by name or number"),
+        ("user = 1\nbridge = \"br0\"\ndeny = true", "unknown field `deny`"),
+    ] {
+        let error = parsed(rule).unwrap_err();
+        assert!(error.contains(told), "{rule}: {error}");
+    }
 }
 
 #[test]

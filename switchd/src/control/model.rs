@@ -218,7 +218,8 @@ impl Control for Model {
                 spec.name, other.name
             )));
         }
-        if let (PortKind::Packet(packet), Missing::Refuse) = (&spec.kind, missing)
+        if let PortKind::Packet(packet) = &spec.kind
+            && missing != Missing::Wait
             && !inner.interfaces.contains(&packet.ifname)
         {
             return Err(Error::NotFound(format!("port '{}': no interface '{}'", spec.name, packet.ifname)));

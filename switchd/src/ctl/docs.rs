@@ -45,13 +45,15 @@ struct Page {
     command: Command,
 }
 
-/// vswitchd(8), vswitchctl(1) and a page for each of its commands.
+/// vswitchd(8), vswitchctl(1), a page for each of its commands, and vswitch-bridge-helper(8).
 fn pages() -> Vec<Page> {
     let daemon = crate::vswitchd::Options::command();
     let mut pages = vec![Page { name: "vswitchd".to_owned(), section: "8", command: daemon }];
     let mut root = Cli::command();
     root.build();
     collect("vswitchctl", &root, &mut pages);
+    let helper = crate::attach::helper::Options::command();
+    pages.push(Page { name: "vswitch-bridge-helper".to_owned(), section: "8", command: helper });
     pages
 }
 
@@ -80,9 +82,14 @@ mod tests {
     fn there_is_a_page_for_every_command() {
         let pages = pages();
         let names: Vec<&str> = pages.iter().map(|page| page.name.as_str()).collect();
-        for name in
-            ["vswitchd", "vswitchctl", "vswitchctl-port-add", "vswitchctl-veth-add", "vswitchctl-stats"]
-        {
+        for name in [
+            "vswitchd",
+            "vswitch-bridge-helper",
+            "vswitchctl",
+            "vswitchctl-port-add",
+            "vswitchctl-veth-add",
+            "vswitchctl-stats",
+        ] {
             assert!(names.contains(&name), "{names:?}");
         }
         let port_add = pages.iter().find(|page| page.name == "vswitchctl-port-add").unwrap();

@@ -34,6 +34,12 @@ pub(super) fn port(port: &PortInfo) -> String {
             "vswitchd created the interface '{ifname}' as the host's own place on the bridge: its addresses are\n\
              the host's, and its MAC is a local entry in 'vswitchctl fdb show'."
         ),
+        "packet" if port.attached.is_some() => writeln!(
+            text,
+            "vswitchd made the TAP '{ifname}' for a guest that attached itself, and QEMU holds its other side. The port\n\
+             leaves with the guest; 'vswitchctl port del {}' takes it away from a guest that runs.",
+            port.name
+        ),
         "packet" => writeln!(
             text,
             "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
@@ -77,7 +83,7 @@ pub(super) fn port(port: &PortInfo) -> String {
     if let Some(socket) = &port.socket {
         text.push_str(&qemu(port, socket));
     }
-    if port.kind == "packet" {
+    if port.kind == "packet" && port.attached.is_none() {
         let mtu = host_mtu(port);
         let size = port
             .mtu

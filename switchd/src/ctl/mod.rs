@@ -18,7 +18,7 @@ use clap::Parser;
 use hyper::Method;
 
 use crate::api::{PortInfo, ReloadReport};
-use crate::cli::{BridgeVerb, Cli, FdbVerb, NeighVerb, Noun, PortVerb, StatsArgs};
+use crate::cli::{AttachVerb, BridgeVerb, Cli, FdbVerb, NeighVerb, Noun, PortVerb, StatsArgs};
 use crate::client::{Answer, Client, Refused, Target};
 
 /// The program.
@@ -108,6 +108,7 @@ fn run(cli: Cli) -> Outcome {
         Noun::Port(verb) => session()?.port(*verb),
         Noun::Fdb(verb) => session()?.fdb(verb),
         Noun::Neigh(verb) => session()?.neigh(verb),
+        Noun::Attach(AttachVerb::Show) => session()?.attach(),
         Noun::Stats(args) => session()?.stats(&args),
         Noun::Reload => session()?.reload(),
         Noun::Netns(verb) => local::netns(verb, json),
@@ -257,6 +258,10 @@ impl Session {
                 self.done(&self.client.act(Method::POST, &Target::new(["neigh", "flush"]).query(&select)?)?)
             }
         }
+    }
+
+    fn attach(&self) -> Outcome {
+        self.shown(&Target::new(["attach"]), false, |answer| Ok(show::attach(&answer.parse::<Vec<_>>()?)))
     }
 
     fn stats(&self, args: &StatsArgs) -> Outcome {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    BridgeInfo, Counters, DfMode, FdbInfo, NeighInfo, PeerInfo, PortInfo, Stats, StatusInfo, TunnelInfo,
-    VlanInfo, VlanModeName,
+    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
+    StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -22,6 +22,7 @@ pub(super) fn status(status: &StatusInfo) -> String {
         ("pid", status.pid.to_string()),
         ("uptime", duration(status.uptime_secs)),
         ("socket", status.socket.clone()),
+        ("attach-socket", or_empty(&status.attach_socket)),
         ("configuration", or_empty(&status.config)),
         ("poll", status.poll.clone()),
         ("bridges", status.bridges.to_string()),
@@ -156,6 +157,14 @@ fn peer(peer: &PeerInfo) -> String {
     }
 }
 
+/// Who asked for a port; of an attached one, who that is.
+fn origin(port: &PortInfo) -> String {
+    match &port.attached {
+        Some(Holder { uid, pid }) => format!("{}, by process {pid} of user {uid}", port.origin),
+        None => port.origin.to_string(),
+    }
+}
+
 /// What fits now, and what was asked for.
 fn mtu(port: &PortInfo) -> String {
     match port.tunnel.as_ref().and_then(|tunnel| tunnel.mtu_max) {
@@ -171,7 +180,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("bridge", port.bridge.clone()),
         ("type", port.kind.clone()),
         ("state", port.state.to_string()),
-        ("origin", port.origin.to_string()),
+        ("origin", origin(port)),
         ("ifname", or_empty(&port.ifname)),
         ("ifindex", or_empty(&port.ifindex)),
         ("netns", or_empty(&port.netns)),
@@ -289,6 +298,14 @@ pub(super) fn neigh(neighbours: &[NeighInfo]) -> String {
                 String::new()
             },
         ]);
+    }
+    table.render()
+}
+
+pub(super) fn attach(rules: &[AttachRule]) -> String {
+    let mut table = Table::new([("USER", Left), ("GROUP", Left), ("BRIDGE", Left)]);
+    for AttachRule { user, group, bridge } in rules {
+        table.row([or_empty(user), or_empty(group), bridge.clone()]);
     }
     table.render()
 }

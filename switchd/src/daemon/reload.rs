@@ -12,6 +12,7 @@ use vswitch::switch::{Error, FdbFilter, NeighSpec};
 use super::stations::{carry_over, current, has, is_entry};
 use super::{Daemon, Record, neighbours};
 use crate::api::ReloadReport;
+use crate::attach::rules::Rules;
 use crate::compare;
 use crate::config::{Config, DEFAULT_CONFIG};
 use crate::plan::{self, Entry, Layout, Step};
@@ -75,6 +76,13 @@ impl Daemon {
         for port in ports {
             match config.layout.ports.iter().find(|p| p.name == port.name) {
                 _ if record.ports.contains(&port.name) => now.ports.push(port),
+                Some(other) if record.attached.contains_key(&port.name) => {
+                    return Err(Error::Exists(format!(
+                        "{}port '{}' is a guest's: give this one another name",
+                        config.place_of(&format!("port '{}'", other.name)),
+                        port.name
+                    )));
+                }
                 Some(same) if *same == port => {
                     adopted.push(format!("port '{}'", port.name));
                     now.ports.push(port);
@@ -162,6 +170,9 @@ impl Daemon {
                 differing.join(", ")
             ));
         }
+        let (rules, warnings) = Rules::resolve(&config.attach);
+        report.warnings.extend(warnings);
+        self.set_rules(rules);
         (record.bridges, record.ports) = wanted;
         record.entries.clone_from(&config.layout.entries);
         record.neighbours.clone_from(&config.layout.neighbours);

@@ -488,6 +488,80 @@ fn neighbours_belong_to_the_configuration_or_to_run_time() {
     assert!(model.inner().layout.neighbours.is_empty(), "they go with their bridge");
 }
 
+/// Attaches as `uid`, with devices of the model.
+fn attach(daemon: &Daemon, model: &Model, uid: u32, bridge: &str) -> Result<String, String> {
+    let peer = vswitch::sys::peer::Peer { pid: 42, uid, gid: uid, groups: Vec::new() };
+    let make = |name: &str, purpose: &crate::attach::device::Purpose| {
+        assert_eq!((purpose.bridge.as_str(), purpose.holder.uid), (bridge, uid));
+        if !model.inner().interfaces.insert(name.to_owned()) {
+            return Err(Error::Exists(name.to_owned()));
+        }
+        Ok(fs::File::open("/dev/null").unwrap().into())
+    };
+    daemon.attach(bridge, &peer, &make).map(|(name, _)| name).map_err(|error| error.to_string())
+}
+
+#[test]
+fn guests_attach_by_the_rules_of_the_configuration() {
+    let (daemon, model) = daemon();
+    let configure = |rules: &str| {
+        let text = format!("[[bridge]]\nname = \"br0\"\n{rules}");
+        daemon.configure(&Config::parse(Path::new("/F"), &text).unwrap()).unwrap()
+    };
+    configure("");
+    assert_eq!(attach(&daemon, &model, 0, "br0").unwrap(), "vtap0");
+    let refused = attach(&daemon, &model, 3_999_999_999, "br0").unwrap_err();
+    assert_eq!(
+        refused,
+        "user 3999999999 may not attach to bridge 'br0': add to /F: [[attach]] user = 3999999999 bridge = \"br0\"; \
+         then: vswitchctl reload"
+    );
+    let refused = attach(&daemon, &model, 0, "br9").unwrap_err();
+    assert_eq!(refused, "no bridge 'br9'; existing: br0");
+    // The reload leaves the guest alone, and its rule is in force.
+    let report = configure("[[attach]]\nuser = 3999999999\nbridge = \"all\"\n");
+    assert!(report.removed.is_empty() && report.warnings.is_empty(), "{report:?}");
+    assert_eq!(attach(&daemon, &model, 3_999_999_999, "br0").unwrap(), "vtap1");
+    let port = daemon.port("vtap1").unwrap();
+    assert_eq!(
+        (port.origin, port.attached.map(|holder| holder.uid)),
+        (Origin::Attached, Some(3_999_999_999))
+    );
+
+    // Its name cannot become the configuration's meanwhile.
+    let text =
+        "[[bridge]]\nname = \"br0\"\n[[port]]\nname = \"vtap1\"\nbridge = \"br0\"\ntype = \"packet\"\n";
+    let refused = daemon.configure(&Config::parse(Path::new("/F"), text).unwrap()).unwrap_err();
+    assert_eq!(refused.to_string(), "/F:3: port 'vtap1' is a guest's: give this one another name");
+
+    // It leaves by itself, and what then has its name is not a guest's.
+    model.inner().layout.ports.retain(|port| port.name != "vtap1");
+    daemon.add_port(&request!({"name": "vtap1", "bridge": "br0", "type": "packet"}), false).unwrap();
+    assert_eq!(daemon.port("vtap1").unwrap().origin, Origin::Runtime);
+    assert_eq!(
+        attach(&daemon, &model, 0, "br0").unwrap(),
+        "vtap2",
+        "a name that is free as port and interface"
+    );
+}
+
+#[test]
+fn a_user_has_so_many_guests_and_no_more() {
+    let (daemon, model) = daemon();
+    let text = "[[bridge]]\nname = \"br0\"\n[[attach]]\ngroup = 7\nbridge = \"br0\"\n";
+    daemon.configure(&Config::parse(Path::new("/F"), text).unwrap()).unwrap();
+    for number in 0..256 {
+        assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), format!("vtap{number}"));
+    }
+    assert!(
+        attach(&daemon, &model, 7, "br0").unwrap_err().contains("256 guests attached, the most for one user")
+    );
+    attach(&daemon, &model, 0, "br0").unwrap();
+    daemon.del_port("vtap9", false).unwrap();
+    model.inner().interfaces.remove("vtap9");
+    assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), "vtap9");
+}
+
 /// A configuration of `ports` on a bridge, and what becomes of it by a reload to `others`, which may be refused at any step: all or
 /// nothing. Returns the report of the one that is not, and the ports whose device was touched.
 fn reloaded(ports: (&str, &str), others: (&str, &str)) -> (ReloadReport, Vec<String>) {

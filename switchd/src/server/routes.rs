@@ -20,8 +20,8 @@ use vswitch::switch::Error;
 
 use super::{BODY_MAX_BYTES, READ_TIMEOUT, metrics};
 use crate::api::{
-    BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed, NeighAdd,
-    NeighInfo, NeighKey, NeighSelect, PortAdd, PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
+    AttachRule, BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed,
+    NeighAdd, NeighInfo, NeighKey, NeighSelect, PortAdd, PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
 };
 use crate::daemon::Daemon;
 
@@ -52,6 +52,7 @@ fn documented() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(neighbours, neigh_add))
         .routes(routes!(neigh_del))
         .routes(routes!(neigh_flush))
+        .routes(routes!(attach))
         .routes(routes!(stats))
         .routes(routes!(reload))
         .routes(routes!(prometheus))
@@ -438,6 +439,12 @@ async fn neigh_del(
 async fn neigh_flush(State(daemon): Shared, Query(select): Query<NeighSelect>) -> Reply<Flushed> {
     let work = move |daemon: &Daemon| daemon.neigh_flush(&select).map(|flushed| Flushed { flushed });
     call(daemon, StatusCode::OK, work).await
+}
+
+/// Who may attach guests over the attach socket, beside root.
+#[utoipa::path(get, path = "/v1/attach", responses((status = OK, body = Vec<AttachRule>)))]
+async fn attach(State(daemon): Shared) -> Reply<Vec<AttachRule>> {
+    call(daemon, StatusCode::OK, |daemon| Ok(daemon.attach_rules())).await
 }
 
 /// Counters, and drops by reason.

@@ -7,6 +7,7 @@
 #![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::cast_possible_truncation)]
 
+mod attach;
 mod cli;
 mod faults;
 mod guests;
@@ -138,6 +139,15 @@ const TESTS: &[(&str, Test)] = &[
     ("traffic::order_is_kept", traffic::order_is_kept),
     ("traffic::one_worker_a_flow", traffic::one_worker_a_flow),
     ("traffic::a_guest_behind_a_tap", traffic::a_guest_behind_a_tap),
+    ("attach::a_guest_comes_and_goes", attach::a_guest_comes_and_goes),
+    ("attach::superframes_between_guests", attach::superframes_between_guests),
+    ("attach::by_rules", attach::by_rules),
+    ("attach::many_at_once", attach::many_at_once),
+    ("attach::hostile_clients", attach::hostile_clients),
+    ("attach::vswitchd_killed", attach::vswitchd_killed),
+    ("attach::guests_survive_vswitchd", attach::guests_survive_vswitchd),
+    ("attach::arguments", attach::arguments),
+    ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
     ("sockets::as_asked", sockets::as_asked),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),

@@ -494,7 +494,7 @@ pub fn a_guest_behind_a_tap() -> Outcome {
 }
 
 /// A TCP segment from 10.9.0.1 to 10.9.0.2 whose checksum is only begun: the pseudo-header's sum.
-fn tcp_frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {
+pub fn tcp_frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {
     let fold = |mut sum: u32| {
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);

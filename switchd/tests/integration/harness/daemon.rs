@@ -16,6 +16,7 @@ use super::eventually;
 use super::net::Ns;
 
 pub const VSWITCHD: &str = env!("CARGO_BIN_EXE_vswitchd");
+pub const HELPER: &str = env!("CARGO_BIN_EXE_vswitch-bridge-helper");
 pub const VSWITCHCTL: &str = env!("CARGO_BIN_EXE_vswitchctl");
 
 /// A folder that goes with the test.

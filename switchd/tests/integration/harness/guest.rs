@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use super::net::Ns;
 /// linux/if_tun.h
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
@@ -24,6 +25,13 @@ pub const HEADER: usize = 10;
 #[derive(Debug)]
 pub struct Guest {
     fd: File,
+}
+
+/// Tells the kernel what the guest takes.
+fn offer(fd: &File) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, OFFLOADS) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[repr(C)]
@@ -47,13 +55,32 @@ impl Guest {
             if unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
                 return Err(io::Error::last_os_error());
             }
-            // SAFETY: TUNSETOFFLOAD takes a number.
-            if unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, OFFLOADS) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            offer(&fd)?;
             Ok(fd)
         });
         Guest { fd: attached.unwrap_or_else(|error| panic!("tap {ifname} in {}: {error}", ns.name)) }
+    }
+
+    /// Holds a tap that somebody else made and handed over, as QEMU does with what its helper brings.
+    pub fn holding(tap: OwnedFd) -> io::Result<Guest> {
+        let fd = File::from(tap);
+        // SAFETY: plain calls on our own descriptor.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        offer(&fd)?;
+        Ok(Guest { fd })
+    }
+
+    /// Name of the interface.
+    pub fn ifname(&self) -> io::Result<String> {
+        let mut request = Request { name: [0; 16], flags: 0, unused: [0; 22] };
+        // SAFETY: TUNGETIFF writes a struct ifreq, which is 40 bytes as `Request` is.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), TUNGETIFF, &raw mut request) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = request.name.iter().take_while(|&&byte| byte != 0).copied().collect();
+        String::from_utf8(name).map_err(io::Error::other)
     }
 
     /// Sends a frame with this header before it.

@@ -47,6 +47,7 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 
 /// Tests with guests, and what they may lack.
 const WITH_GUESTS: &[&str] = &[
+    "attach::real_guests",
     "guests::behind_a_tap",
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",

@@ -1,0 +1,230 @@
+//! The attach socket: everybody may open it, so nobody is trusted.
+//!
+//! Every conversation is bounded: [`LINE_MAX_BYTES`] of request, [`READ_TIMEOUT`] to send it, an answer that fits the socket's
+//! buffer. Connections are taken as they come and never waited for; who has too many open is refused at once
+//! ([`PER_USER`]), and those whom no rule names share [`STRANGERS`] places among them and a turn of their own, so that they are
+//! in nobody's way but each other's. Requests are seen to one at a time, on a blocking thread: changes to the switch are serialised
+//! anyhow, and so the control API keeps its threads.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use vswitch::sys::peer::Peer;
+use vswitch::sys::unix::is_hung_up;
+
+use super::device;
+use super::protocol::{Answer, LINE_MAX_BYTES, Request};
+use crate::daemon::Daemon;
+
+/// Connections that a user may have open at a time; QEMU needs one for a moment.
+pub const PER_USER: usize = 32;
+/// Connections of those whom no rule names, together.
+pub const STRANGERS: usize = 64;
+/// How long a client may take to say what it wants.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes connections for as long as it is polled.
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+    let desk = Arc::new(Desk::default());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => receive(stream, &daemon, &desk),
+            Err(error) => {
+                // EMFILE and the like: let connections end before the next try.
+                tracing::warn!(%error, "cannot accept an attach connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        // A flood of connections must not keep this thread from the control API.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Who is there, and whose turn it is.
+#[derive(Debug)]
+struct Desk {
+    places: Mutex<HashMap<Party, usize>>,
+    users: Semaphore,
+    strangers: Semaphore,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Desk { places: Mutex::default(), users: Semaphore::new(1), strangers: Semaphore::new(1) }
+    }
+}
+
+/// Those who share places.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Party {
+    User(u32),
+    Strangers,
+}
+
+/// A connection's place; free again when it is dropped.
+#[derive(Debug)]
+struct Place {
+    desk: Arc<Desk>,
+    party: Party,
+}
+
+impl Desk {
+    fn take(self: &Arc<Self>, party: Party) -> Option<Place> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = places.entry(party).or_default();
+        let most = if party == Party::Strangers { STRANGERS } else { PER_USER };
+        if *taken >= most {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { desk: Arc::clone(self), party })
+    }
+
+    fn turn(&self, party: Party) -> &Semaphore {
+        if party == Party::Strangers { &self.strangers } else { &self.users }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.desk.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = places.get_mut(&self.party) {
+            *taken -= 1;
+            if *taken == 0 {
+                places.remove(&self.party);
+            }
+        }
+    }
+}
+
+/// Gives a connection its place, or none.
+fn receive(stream: UnixStream, daemon: &Arc<Daemon>, desk: &Arc<Desk>) {
+    let Ok(peer) = Peer::of(&stream) else { return };
+    let party = if daemon.rules().know(&peer) { Party::User(peer.uid) } else { Party::Strangers };
+    let Some(place) = desk.take(party) else {
+        let answer = Answer::refused("too many attach connections are open at once: try again");
+        let _ = stream.try_write(&answer.to_line());
+        return;
+    };
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        if let Err(error) = converse(stream, daemon, &peer, &place).await {
+            tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "attach connection");
+        }
+    });
+}
+
+async fn converse(stream: UnixStream, daemon: Arc<Daemon>, peer: &Peer, place: &Place) -> io::Result<()> {
+    let line = timeout(READ_TIMEOUT, read_line(&stream)).await;
+    let outcome = match line {
+        Err(_) => Err(format!("no request within {} s", READ_TIMEOUT.as_secs())),
+        Ok(line) => match Request::parse(&line?) {
+            Ok(request) => attach(daemon, request, &stream, peer.clone(), place).await,
+            Err(error) => Err(error),
+        },
+    };
+    match outcome {
+        Ok((port, fd)) => send(&stream, &Answer::attached(&port), Some(&fd)).await,
+        Err(error) => {
+            tracing::debug!(uid = peer.uid, pid = peer.pid, "attach refused: {error}");
+            send(&stream, &Answer::refused(&error), None).await
+        }
+    }
+}
+
+/// A line without its end; whatever comes behind it is nobody's.
+async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(256);
+    loop {
+        let mut part = [0; 256];
+        stream.readable().await?;
+        let read = match stream.try_read(&mut part) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            read => read?,
+        };
+        line.extend_from_slice(&part[..read]);
+        if let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+            line.truncate(end);
+            return Ok(line);
+        }
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line.len() >= LINE_MAX_BYTES {
+            // Refused as what it is: no request.
+            return Ok(line);
+        }
+    }
+}
+
+async fn attach(
+    daemon: Arc<Daemon>,
+    request: Request,
+    stream: &UnixStream,
+    peer: Peer,
+    place: &Place,
+) -> Result<(String, OwnedFd), String> {
+    let turn = place.desk.turn(place.party).acquire().await;
+    if is_hung_up(stream) {
+        // Whoever comes after need not wait for a device that nobody will hold.
+        return Err("the client did not wait".to_owned());
+    }
+    let work = move || {
+        let make = |name: &str, purpose: &_| device::make(name, request.use_vnet, purpose);
+        daemon.attach(&request.bridge, &peer, &make)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    drop(turn);
+    match done {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(error) => {
+            tracing::error!(%error, "an attach request failed");
+            Err("the request failed inside vswitchd: see its log".to_owned())
+        }
+    }
+}
+
+/// Answers are shorter than any socket's buffer, so a client that does not read keeps nobody waiting.
+async fn send(stream: &UnixStream, answer: &Answer, fd: Option<&OwnedFd>) -> io::Result<()> {
+    let line = answer.to_line();
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+    let sending = stream.async_io(Interest::WRITABLE, || {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&line)], rights, flags, None)?)
+    });
+    match timeout(READ_TIMEOUT, sending).await {
+        Ok(Ok(sent)) if sent == line.len() => Ok(()),
+        Ok(Ok(_)) => Err(io::ErrorKind::WriteZero.into()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_for_each() {
+        let desk = Arc::new(Desk::default());
+        let mut taken: Vec<_> = std::iter::from_fn(|| desk.take(Party::User(5))).collect();
+        assert_eq!(taken.len(), PER_USER);
+        assert!(desk.take(Party::User(6)).is_some(), "another user has his own");
+        let strangers: Vec<_> = std::iter::from_fn(|| desk.take(Party::Strangers)).collect();
+        assert_eq!(strangers.len(), STRANGERS);
+        taken.pop();
+        assert!(desk.take(Party::User(5)).is_some());
+        drop((taken, strangers));
+        assert!(desk.places.lock().unwrap().is_empty(), "nothing piles up");
+    }
+}
