@@ -26,7 +26,7 @@ const PATIENCE_SECS: i64 = 30;
 /// Attach a QEMU guest to a bridge of vswitchd
 ///
 /// Takes the place of qemu-bridge-helper(8): asks vswitchd(8) for a TAP device on a bridge and hands its descriptor to whoever
-/// started it. It needs no privileges; vswitchd's [[attach]] rules say which users may attach to which bridges. The port is gone
+/// started it. It needs no privileges; vswitchd's attach rules say which users may attach to which bridges. The port is gone
 /// when the guest's QEMU is.
 ///
 /// QEMU starts it: -netdev bridge,id=net0,br=br0,helper=/usr/lib/qemu/vswitch-bridge-helper
