@@ -82,6 +82,8 @@ pub enum PortKind {
     Internal(TapSpec),
     /// Frames inside packets to switches elsewhere.
     Tunnel(TunnelSpec),
+    /// The network card of a guest.
+    VhostUser(VhostUserSpec),
     /// Two queues in memory: tests and benches.
     Mem(crate::port::mem::MemPort),
 }
@@ -95,6 +97,7 @@ impl PortKind {
             PortKind::Packet(_) => "packet",
             PortKind::Internal(_) => "internal",
             PortKind::Tunnel(spec) => spec.type_name(),
+            PortKind::VhostUser(_) => "vhost-user",
             PortKind::Mem(_) => "mem",
         }
     }
@@ -145,6 +148,37 @@ pub struct PacketSpec {
     pub ifname: String,
     /// Network namespace the interface is in; `None` is the switch's own.
     pub netns: Option<Netns>,
+}
+
+/// A guest whose front end is at the other end of a Unix socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VhostUserSpec {
+    /// The socket.
+    pub path: PathBuf,
+    /// Whose socket it is.
+    pub role: SocketRole,
+    /// Queue pairs that the guest may use, at most 64; `None` is 16.
+    pub queues: Option<u16>,
+    /// MTU in bytes; `None` is 1500.
+    pub mtu: Option<u32>,
+}
+
+impl VhostUserSpec {
+    /// Its MTU in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu.unwrap_or(1500)
+    }
+}
+
+/// The switch's part at a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SocketRole {
+    /// It makes the socket and waits for the other end.
+    #[default]
+    Server,
+    /// It connects to the other end's socket, again and again.
+    Client,
 }
 
 /// A network namespace: a name under `/run/netns`, or a path to a namespace file.

@@ -20,6 +20,7 @@ pub mod mem;
 mod packet;
 mod tap;
 pub mod tunnel;
+pub mod vhost_user;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -31,6 +32,9 @@ pub trait PortQueue: Send + Debug {
 
     /// Sends the frames in order; each is counted, as sent or as dropped.
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health;
+
+    /// Whether somebody waits for [`PortQueue::fd`] from now on, or reads the queue all the time. Waiting must end for what came before.
+    fn listen(&mut self, _on: bool) {}
 
     /// Frames that the kernel dropped on their way to us since the last call. Not on the fast path.
     fn take_missed(&mut self) -> u64 {
@@ -86,6 +90,8 @@ pub struct OpenPort {
     pub strict_mtu: bool,
     /// Undone when closed.
     pub keep: Vec<OwnedFd>,
+    /// The connection to a guest, to be started when the port is known.
+    pub link: Option<vhost_user::Link>,
 }
 
 /// Opens a port for `workers` workers.
@@ -96,6 +102,7 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
         // Of endpoints and remotes, which the control side opens one by one.
         PortKind::Tunnel(_) => {

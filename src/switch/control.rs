@@ -65,6 +65,8 @@ struct Port {
     queues: usize,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
+    /// The connection to a guest, and whether it was up when it was looked at last.
+    guest: Option<(port::vhost_user::Link, bool)>,
     /// Whether workers hold queues of it.
     open: bool,
     /// The interface, as last heard of.
@@ -107,6 +109,10 @@ impl Port {
         match (&self.spec.kind, self.open, &self.link) {
             (_, false, _) => PortState::Gone,
             (PortKind::Mem(_) | PortKind::Tunnel(_), true, _) => PortState::Up,
+            (PortKind::VhostUser(_), true, _) => match &self.guest {
+                Some((guest, _)) if guest.is_up() => PortState::Up,
+                _ => PortState::Down,
+            },
             (_, true, Some(link)) if link.up && link.running => PortState::Up,
             (_, true, _) => PortState::Down,
         }
@@ -117,7 +123,7 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_) | PortKind::Tunnel(_) => None,
+        PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::VhostUser(_) => None,
     }
 }
 
@@ -250,6 +256,7 @@ impl Control {
             capabilities: Capabilities::default(),
             queues: 0,
             keep: Vec::new(),
+            guest: None,
             open: false,
             link: None,
             missed: 0,
@@ -335,6 +342,11 @@ impl Control {
         port.capabilities = opened.capabilities;
         port.queues = opened.receiving;
         port.keep = opened.keep;
+        if let Some(mut guest) = opened.link {
+            let what = || format!("port '{}': cannot start a thread", port.spec.name);
+            guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
+            port.guest = Some((guest, false));
+        }
         port.open = true;
         port.complaint = None;
         Ok(opened.queues)
@@ -466,7 +478,10 @@ impl Control {
             ifname: port.interface().map(|(_, name)| link.map_or(name, |link| &link.name).to_owned()),
             ifindex: link.map(|link| link.index),
             mac: link.and_then(|link| link.mac),
-            mtu: link.map(|link| link.mtu).or_else(|| self.tunnels.mtu(id)),
+            mtu: link.map(|link| link.mtu).or_else(|| self.tunnels.mtu(id)).or(match &port.spec.kind {
+                PortKind::VhostUser(spec) => Some(spec.mtu()),
+                _ => None,
+            }),
             state: port.state(),
             queues: port.queues,
             peer,

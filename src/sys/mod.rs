@@ -15,12 +15,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 mod error;
 
 mod assembler;
+pub(crate) mod bells;
 pub mod bpf;
 mod filter;
 pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;
 pub mod packet;
+pub(crate) mod sigbus;
 mod steering;
 pub mod thread;
 pub mod tun;

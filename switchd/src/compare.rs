@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
 
 use crate::api::values::{VlanList, on_off_text};
-use crate::api::{DfMode, TunnelInfo};
+use crate::api::{DfMode, Role, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -77,6 +77,12 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
         }
         (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
             tunnels(&mut all, old, new);
+        }
+        (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {
+            all.add("path", &old.path, &new.path, |path| path.display().to_string());
+            all.add("role", &old.role, &new.role, |&role| Role::from(role).name().to_owned());
+            all.add("queues", &old.queues, &new.queues, or_default);
+            all.add("mtu", &old.mtu, &new.mtu, or_default);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }

@@ -21,7 +21,7 @@ pub mod values;
 
 pub use answers::{
     BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, NeighInfo, Origin, PeerInfo, PortInfo,
-    ReloadReport, RemoteInfo, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
+    ReloadReport, RemoteInfo, Role, State, Stats, StatusInfo, VlanInfo, VlanModeName, WorkerInfo,
 };
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{DfMode, PortInfo, RemoteInfo, State, TunnelInfo, VlanModeName};
+use crate::api::{DfMode, PortInfo, RemoteInfo, Role, State, TunnelInfo, VlanModeName};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -20,8 +20,7 @@ fn packets(kind: &str) -> Option<&'static str> {
 pub(super) fn port(port: &PortInfo) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
     let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
-    let mut text =
-        format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port.state));
+    let mut text = format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port));
     // Writing to a String cannot fail.
     let _ = match port.kind.as_str() {
         "tap" => writeln!(
@@ -40,6 +39,12 @@ pub(super) fn port(port: &PortInfo) -> String {
             "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
+        ),
+        "vhost-user" => writeln!(
+            text,
+            "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
+             no kernel is between. It is up while a guest's driver has it; when the guest, QEMU or vswitchd is started\n\
+             again, the others wait and go on by themselves."
         ),
         other => match packets(other) {
             Some(packets) => writeln!(
@@ -87,12 +92,55 @@ pub(super) fn port(port: &PortInfo) -> String {
              \x20 </interface>"
         );
     }
+    if let (Some(path), Some(role)) = (&port.path, port.role) {
+        text.push_str(&guest(port, path, role));
+    }
     text
 }
 
-fn state(state: State) -> &'static str {
-    match state {
+/// What to start QEMU with, and what to tell libvirt.
+fn guest(port: &PortInfo, path: &str, role: Role) -> String {
+    let id = &port.name;
+    let (chardev, source) = match role {
+        Role::Server => (
+            "reconnect=1".to_owned(),
+            format!(
+                "<source type='unix' path='{path}' mode='client'>\n\
+                 \x20     <reconnect enabled='yes' timeout='1'/>\n\
+                 \x20   </source>"
+            ),
+        ),
+        Role::Client => {
+            ("server=on,wait=off".to_owned(), format!("<source type='unix' path='{path}' mode='server'/>"))
+        }
+    };
+    let mtu = port.mtu.filter(|mtu| *mtu != 1500);
+    let (host_mtu, size) = mtu.map_or_else(Default::default, |mtu| {
+        (format!(",host_mtu={mtu}"), format!("    <mtu size='{mtu}'/>\n"))
+    });
+    format!(
+        "\nStart QEMU with the guest's memory shared, all of it, and an address that no other guest has:\n\
+         \x20 qemu-system-x86_64 … -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\\n\
+         \x20   -chardev socket,id=char-{id},path={path},{chardev} \\\n\
+         \x20   -netdev vhost-user,id=net-{id},chardev=char-{id} \\\n\
+         \x20   -device virtio-net-pci,netdev=net-{id},mac=52:54:00:…{host_mtu}\n\
+         For N queues: queues=N at the netdev, mq=on,vectors=2N+2 at the device; at most {}.\n\
+         With libvirt, in the domain:\n\
+         \x20 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
+         and in its <devices>:\n\
+         \x20 <interface type='vhostuser'>\n\
+         \x20   {source}\n\
+         \x20   <model type='virtio'/>\n{size}\
+         \x20 </interface>\n\
+         QEMU must be allowed to write to the socket, or vswitchd to its: see to the directory's permissions.\n",
+        port.queues
+    )
+}
+
+fn state(port: &PortInfo) -> &'static str {
+    match port.state {
         State::Up => "up",
+        State::Down if port.path.is_some() => "down (no guest receives and sends by it)",
         State::Down => "down (its interface is switched off or has no carrier)",
         State::Gone => "gone (its interface does not exist)",
     }

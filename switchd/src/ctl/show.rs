@@ -3,8 +3,8 @@
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    BridgeInfo, Counters, FdbInfo, NeighInfo, PeerInfo, PortInfo, Stats, StatusInfo, TunnelInfo, VlanInfo,
-    VlanModeName,
+    BridgeInfo, Counters, FdbInfo, NeighInfo, PeerInfo, PortInfo, Role, Stats, StatusInfo, TunnelInfo,
+    VlanInfo, VlanModeName,
 };
 
 use Align::{Left, Right};
@@ -169,6 +169,10 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(path) = &port.path {
+        pairs.push(("path", path.clone()));
+        pairs.push(("role", port.role.map_or("", Role::name).to_owned()));
+    }
     let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {
         pairs.extend(options.iter().map(|(name, text)| (name.as_str(), text.clone())));
