@@ -1,6 +1,6 @@
 //! vswitchd and vswitchctl as a user meets them: real binaries, real interfaces, in namespaces that the tests make.
 //!
-//! Needs root, iproute2, ethtool, ping and curl; Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
+//! Needs root, iproute2, ethtool, ping and curl; QEMU for guests, Open vSwitch for one comparison and Linux 6.6 for the host's silence. A test that
 //! cannot run is reported as ignored, by the name of what is missing, and only those of [`harness::EXPECTED_SKIPS`] may be.
 //!
 //! `cargo test -p switchd --test integration [FILTER]`. `VSWITCH_TEST_SEED=N` (or `random`) changes generated frames.
@@ -9,6 +9,7 @@
 
 mod cli;
 mod faults;
+mod guests;
 mod harness;
 mod host;
 mod lifecycle;
@@ -133,6 +134,7 @@ const TESTS: &[(&str, Test)] = &[
     ("traffic::order_is_kept", traffic::order_is_kept),
     ("traffic::one_worker_a_flow", traffic::one_worker_a_flow),
     ("traffic::a_guest_behind_a_tap", traffic::a_guest_behind_a_tap),
+    ("guests::behind_a_tap", guests::behind_a_tap),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

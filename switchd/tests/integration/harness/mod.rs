@@ -10,6 +10,7 @@ pub mod frame;
 pub mod guest;
 pub mod net;
 pub mod ovs;
+pub mod qemu;
 pub mod raw;
 pub mod rig;
 pub mod stream;
@@ -42,7 +43,13 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
+    ("guests::behind_a_tap", GUESTS[0]),
+    ("guests::behind_a_tap", GUESTS[1]),
+    ("guests::behind_a_tap", GUESTS[2]),
 ];
+
+/// What a test with a guest may lack.
+const GUESTS: [&str; 3] = ["QEMU", "busybox", "guest kernel"];
 
 const TCX: &str = "tcx (Linux 6.6)";
 /// What the root of a user namespace lacks.

@@ -1,0 +1,323 @@
+//! Real guests: QEMU with Debian's cloud kernel and an initramfs of busybox, which the test makes.
+//!
+//! A guest boots in a few seconds, emulated (`-accel tcg`: a `/dev/kvm` may be there and not boot a stock kernel). Its serial
+//! console is a channel for commands. It takes the network devices that the test names, and it ends with the test.
+//!
+//! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::daemon::folder;
+use super::net::Ns;
+use super::{PATIENCE, Random, Skip};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// Longest time to boot: emulated, on a machine that is busy with other tests.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// Drivers in the order in which they are loaded; one that the kernel has built in is left out.
+const DRIVERS: [&str; 8] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
+
+/// The first program in the guest. It runs lines from the console and says how each ended; nothing is echoed.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
+/bin/busybox --install -s
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for driver in DRIVERS; do [ ! -e /$driver.ko ] || insmod /$driver.ko; done
+sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+ip link set lo up
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty raw -echo
+echo "@@guest is ready"
+while read -r line; do
+    eval "$line" </dev/null
+    echo "@@ended $?"
+done
+"#;
+const READY: &str = "@@guest is ready";
+/// Lines of text that a guest tells.
+const LINES: u32 = 100_000;
+const ENDED: &str = "@@ended ";
+
+/// Whether guests can be run here.
+///
+/// # Errors
+/// Names what is missing.
+pub fn can_boot() -> Result<(), Skip> {
+    let found = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(program).exists())
+    };
+    if !found(QEMU) {
+        return Err(Skip("QEMU".to_owned()));
+    }
+    if !found("busybox") {
+        return Err(Skip("busybox (busybox-static)".to_owned()));
+    }
+    if !kernel().exists() {
+        return Err(Skip("guest kernel (scripts/setup test unpacks one)".to_owned()));
+    }
+    Ok(())
+}
+
+fn unpacked() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest")
+}
+
+fn kernel() -> PathBuf {
+    unpacked().join("vmlinuz")
+}
+
+/// A running guest; dropping it ends it.
+#[derive(Debug)]
+pub struct Qemu {
+    child: Child,
+    stdin: ChildStdin,
+    console: Arc<Mutex<Vec<u8>>>,
+    /// How much of the console has been read.
+    seen: usize,
+    _folder: TempDir,
+}
+
+impl Qemu {
+    /// Boots a guest with these arguments, separated by spaces, such as `-netdev … -device …`. QEMU runs in `ns`.
+    #[track_caller]
+    pub fn boot(ns: &Ns, arguments: &str) -> Qemu {
+        let mut guest = Qemu::start(ns, arguments);
+        guest.wait_for(READY, BOOT);
+        guest
+    }
+
+    /// Starts QEMU, and does not wait for the guest.
+    #[track_caller]
+    pub fn start(ns: &Ns, arguments: &str) -> Qemu {
+        let folder = folder();
+        let initramfs = folder.path().join("initramfs");
+        fs::write(&initramfs, archive()).expect("written");
+        let target = ns.open();
+        let mut command = Command::new(QEMU);
+        command
+            .args(["-accel", "tcg", "-cpu", "max", "-m", "192", "-nodefaults", "-no-user-config", "-display"])
+            .args(["none", "-serial", "stdio", "-kernel"])
+            .arg(kernel())
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
+            .args(arguments.split_whitespace())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // SAFETY: system calls between fork and exec, nothing else.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::setns(target.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                // A test run that is killed takes its guests along.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().expect("QEMU starts");
+        let console = Arc::new(Mutex::new(Vec::new()));
+        keep(child.stdout.take().expect("piped"), &console);
+        keep(child.stderr.take().expect("piped"), &console);
+        let stdin = child.stdin.take().expect("piped");
+        Qemu { child, stdin, console, seen: 0, _folder: folder }
+    }
+
+    /// Runs a command of the guest's shell, one line, that succeeds; what it writes.
+    #[track_caller]
+    pub fn run(&mut self, line: &str) -> String {
+        let (code, output) = self.try_run(line);
+        assert_eq!(code, 0, "in the guest: {line}: {output}");
+        output
+    }
+
+    /// Runs a command of the guest's shell, one line; its exit code and what it writes.
+    #[track_caller]
+    pub fn try_run(&mut self, line: &str) -> (i32, String) {
+        writeln!(self.stdin, "{line}").expect("the console takes it");
+        let output = self.wait_for(ENDED, PATIENCE * 4);
+        let code = self.wait_for("\n", PATIENCE);
+        (code.trim().parse().expect("an exit code"), output)
+    }
+
+    /// Gives the guest's first interface an address, and switches it on.
+    #[track_caller]
+    pub fn address(&mut self, cidr: &str) {
+        self.run(&format!("ip link set eth0 up && ip addr add {cidr} dev eth0"));
+    }
+
+    /// Pings of full frames and TCP between the guest, which has the address `guest`, and a station in `ns`; each way, and every byte is
+    /// compared.
+    #[track_caller]
+    pub fn talk(&mut self, guest: &str, ns: &Ns, station: &str) {
+        let heard = ns.run("ping", &["-c", "3", "-i", "0.2", "-W", "5", "-s", "1472", "-M", "do", guest]);
+        assert!(heard.contains(" 0% packet loss"), "{heard}");
+        let heard = self.run(&format!("ping -c 3 -W 5 -s 1472 {station}"));
+        assert!(heard.contains(" 0% packet loss"), "{heard}");
+
+        // Told by the guest.
+        let listener = ns.enter(|| TcpListener::bind((station, 0))).expect("an address of the station");
+        let port = listener.local_addr().expect("bound").port();
+        let reader = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).map(|_| text)
+        });
+        self.run(&format!("seq 1 {LINES} | nc {station} {port}"));
+        let text = reader.join().expect("no panic").expect("all of it");
+        assert!(
+            text == (1..=LINES).map(|n| format!("{n}\n")).collect::<String>(),
+            "what the guest sent changed"
+        );
+
+        // Told to the guest, which says it again.
+        self.run("[ -e /tmp/echo ] || { touch /tmp/echo; nc -ll -p 7 -e cat & }");
+        let mut content = vec![0; 512 << 10];
+        Random::new(7).fill(&mut content);
+        let connect = || ns.enter(|| TcpStream::connect((guest, 7)));
+        let mut stream = connect();
+        super::eventually("the guest listens", || {
+            if stream.is_err() {
+                stream = connect();
+            }
+            stream.is_ok()
+        });
+        let mut stream = stream.expect("just seen");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a time");
+        let mut sender = stream.try_clone().expect("another handle");
+        let mut echo = vec![0; content.len()];
+        std::thread::scope(|scope| {
+            let sent = scope.spawn(|| sender.write_all(&content));
+            stream.read_exact(&mut echo).expect("all of it comes back");
+            sent.join().expect("no panic").expect("the guest takes it");
+        });
+        assert!(echo == content, "what came back differs");
+    }
+
+    /// The guest starts anew under the same QEMU.
+    #[track_caller]
+    pub fn reboot(&mut self) {
+        writeln!(self.stdin, "reboot -f").expect("the console takes it");
+        self.wait_for(READY, BOOT);
+    }
+
+    /// Ends QEMU without asking.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// All that the guest and QEMU have said.
+    pub fn console(&self) -> String {
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&console).into_owned()
+    }
+
+    /// Waits until the console says `what`; returns what it said before. What follows is left for the next call.
+    #[track_caller]
+    pub fn wait_for(&mut self, what: &str, patience: Duration) -> String {
+        let began = Instant::now();
+        loop {
+            {
+                let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+                let rest = &console[self.seen..];
+                if let Some(at) = rest.windows(what.len()).position(|bytes| bytes == what.as_bytes()) {
+                    self.seen += at + what.len();
+                    return String::from_utf8_lossy(&rest[..at]).replace('\r', "");
+                }
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("QEMU ended with {status}: {}", self.console());
+            }
+            assert!(began.elapsed() < patience, "the guest did not say {what:?} within {patience:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.end();
+        if std::thread::panicking() {
+            let console = self.console();
+            let lines: Vec<&str> = console.lines().collect();
+            eprintln!("--- the guest's console\n{}\n---", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// Keeps what comes until its end.
+fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Vec<u8>>>) {
+    let console = Arc::clone(console);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = from.read(&mut buffer) {
+            console.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..len]);
+        }
+    });
+}
+
+/// The initramfs: busybox, the drivers and [`INIT`].
+fn archive() -> Vec<u8> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let busybox =
+        std::env::split_paths(&path).map(|folder| folder.join("busybox")).find(|path| path.exists());
+    let busybox = fs::read(busybox.expect("looked for before")).expect("readable");
+    let mut archive = Vec::new();
+    let mut add = |name: &str, mode: u32, content: &[u8]| entry(&mut archive, name, mode, content);
+    add("bin", 0o040_755, &[]);
+    add("dev", 0o040_755, &[]);
+    add("bin/busybox", 0o100_755, &busybox);
+    add("init", 0o100_755, INIT.replace("DRIVERS", &DRIVERS.join(" ")).as_bytes());
+    for driver in DRIVERS {
+        let file = format!("{driver}.ko");
+        if let Ok(content) = fs::read(unpacked().join(&file)) {
+            add(&file, 0o100_644, &content);
+        }
+    }
+    add("TRAILER!!!", 0, &[]);
+    archive
+}
+
+/// Appends a file to a cpio archive in the format `newc` (cpio(5)).
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let inode = archive.len() + 1;
+    let fields = [inode, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+    archive.extend_from_slice(b"070701");
+    fields.iter().for_each(|field| archive.extend_from_slice(format!("{field:08x}").as_bytes()));
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
