@@ -83,6 +83,7 @@ pub(super) struct Device {
     rings: Arc<Rings>,
     port: Arc<PortShared>,
     features: u64,
+    protocol: u64,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
 }
@@ -90,7 +91,12 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(rings: Arc<Rings>, port: Arc<PortShared>) -> Device {
         let vrings = (0..2 * rings.pairs()).map(|_| Vring::default()).collect();
-        Device { rings, port, features: 0, memory: Arc::default(), vrings }
+        Device { rings, port, features: 0, protocol: 0, memory: Arc::default(), vrings }
+    }
+
+    /// Whether it says of each request that it was done, when asked to.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -305,7 +311,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        if features & !PROTOCOL.bits() != 0 { Err(NOT_OFFERED) } else { Ok(()) }
+        if features & !PROTOCOL.bits() != 0 {
+            return Err(NOT_OFFERED);
+        }
+        self.protocol = features;
+        Ok(())
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {

@@ -17,12 +17,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::Rings;
 use super::device::Device;
+use super::{Rings, messages};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
 use crate::sys::bells;
 use crate::topology::PortShared;
+use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
 
 /// How long a client waits before it looks for its server again: at first, and at most.
@@ -199,37 +200,60 @@ impl Inner {
         };
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_shut);
         tracing::info!("{path}: a front end is here");
-        let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.rings), Arc::clone(port))));
-        let mut handler = BackendReqHandler::from_stream(stream, device);
-        let mut told = Vec::new();
-        let why = loop {
-            let both: Vec<_> = std::iter::once(to_watch.as_fd()).chain(listener.map(AsFd::as_fd)).collect();
-            let Some(ready) = self.wait(&both, PollTimeout::from(LOOK)) else { break None };
-            if ready.get(1) == Some(&true)
-                && let Some(Ok(_)) = listener.map(UnixListener::accept)
-            {
-                tracing::warn!("{path}: a second front end was turned away");
-            }
-            if ready.first() == Some(&true)
-                && let Err(error) = handler.handle_request()
-            {
-                break Some(error);
-            }
-            let faults = self.rings.faults();
-            if faults != told {
-                faults.iter().for_each(|(index, fault)| {
-                    tracing::warn!("{path}: virtqueue {index} has stopped: {fault}");
-                });
-                told = faults;
-            }
-        };
-        // With it goes the device, and the workers have no ring of it any more.
-        drop(handler);
+        let why = self.converse(stream, &to_watch, listener, port);
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match why {
             None => {}
             Some(Error::Disconnected) => tracing::info!("{path}: the front end has gone"),
-            Some(error) => tracing::warn!("{path}: the front end was given up: {error}"),
+            Some(error) => {
+                tracing::warn!("{path}: the front end was given up: {error}");
+                // Or one that always says the same would keep us busy.
+                self.wait(&[], PollTimeout::from(RETRY.0));
+            }
+        }
+    }
+
+    /// Carries out what a front end asks for, until it goes or asks for nonsense; `None` is the end of the port. The workers have none of
+    /// its rings any more when this returns, because they go with the device.
+    fn converse(
+        &self,
+        stream: UnixStream,
+        to_watch: &UnixStream,
+        listener: Option<&UnixListener>,
+        port: &Arc<PortShared>,
+    ) -> Option<Error> {
+        let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.rings), Arc::clone(port))));
+        let mut library = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+        let mut told = Vec::new();
+        let watched: Vec<_> = std::iter::once(to_watch.as_fd()).chain(listener.map(AsFd::as_fd)).collect();
+        loop {
+            let ready = self.wait(&watched, PollTimeout::from(LOOK))?;
+            if ready.get(1) == Some(&true)
+                && let Some(Ok(_)) = listener.map(UnixListener::accept)
+            {
+                tracing::warn!("{}: a second front end was turned away", self.path.display());
+            }
+            if ready.first() == Some(&true) {
+                let done = match messages::take(to_watch, &device) {
+                    Ok(false) => library.handle_request(),
+                    done => done.map(|_| ()),
+                };
+                if let Err(error) = done {
+                    return Some(error);
+                }
+            }
+            self.tell_faults(&mut told);
+        }
+    }
+
+    /// Says once which rings have stopped.
+    fn tell_faults(&self, told: &mut Vec<(usize, Fault)>) {
+        let faults = self.rings.faults();
+        if faults != *told {
+            for (index, fault) in &faults {
+                tracing::warn!("{}: virtqueue {index} has stopped: {fault}", self.path.display());
+            }
+            *told = faults;
         }
     }
 }

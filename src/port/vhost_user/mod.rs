@@ -28,6 +28,7 @@ use crate::virtio::net::{NetRing, Outcome};
 
 mod device;
 mod link;
+mod messages;
 
 pub use link::Link;
 

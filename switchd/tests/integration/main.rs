@@ -21,6 +21,7 @@ mod ports;
 mod settings;
 mod traffic;
 mod tunnels;
+mod vhost_user;
 mod vlan;
 
 use std::process::ExitCode;
@@ -126,6 +127,8 @@ const TESTS: &[(&str, Test)] = &[
     ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
     ("neighbours::vlans", neighbours::vlans),
     ("neighbours::by_reload", neighbours::by_reload),
+    ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
+    ("vhost_user::qemu_listens", vhost_user::qemu_listens),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),
