@@ -4,9 +4,13 @@
 //! value is read once and checked after it was copied, each address is translated and bounded, and whatever makes no sense is a
 //! [`Fault`], which stops that ring and nothing else.
 
+#[cfg(test)]
+pub(crate) mod driver;
 pub mod memory;
 pub mod net;
 pub mod ring;
+#[cfg(test)]
+mod tests;
 
 pub use memory::GuestMemory;
 pub use ring::Fault;

