@@ -122,10 +122,13 @@ impl Port {
     #[inline]
     #[must_use]
     pub fn takes(&self) -> Capabilities {
-        let now = self.shared.taken.load(Ordering::Relaxed);
-        let Capabilities { csum, tso4, tso6, uso } = self.capabilities;
-        let is = |bit: u8| now & 1 << bit != 0;
-        Capabilities { csum: csum && is(0), tso4: tso4 && is(1), tso6: tso6 && is(2), uso: uso && is(3) }
+        let (can, now) = (self.capabilities, self.shared.taken());
+        Capabilities {
+            csum: can.csum && now.csum,
+            tso4: can.tso4 && now.tso4,
+            tso6: can.tso6 && now.tso6,
+            uso: can.uso && now.uso,
+        }
     }
 }
 
@@ -162,6 +165,15 @@ impl PortShared {
         let Capabilities { csum, tso4, tso6, uso } = taken;
         let bits = [csum, tso4, tso6, uso].iter().rev().fold(0, |bits, &is| bits << 1 | u8::from(is));
         self.taken.store(bits, Ordering::Relaxed);
+    }
+
+    /// What of the port's capabilities holds now.
+    #[inline]
+    #[must_use]
+    pub fn taken(&self) -> Capabilities {
+        let bits = self.taken.load(Ordering::Relaxed);
+        let is = |bit: u8| bits & 1 << bit != 0;
+        Capabilities { csum: is(0), tso4: is(1), tso6: is(2), uso: is(3) }
     }
 
     /// Follows the path of a tunnel: the longest frame that fits one packet of it, in bytes with any tags.

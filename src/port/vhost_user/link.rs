@@ -228,11 +228,6 @@ impl Inner {
         let watched: Vec<_> = std::iter::once(to_watch.as_fd()).chain(listener.map(AsFd::as_fd)).collect();
         loop {
             let ready = self.wait(&watched, PollTimeout::from(LOOK))?;
-            if ready.get(1) == Some(&true)
-                && let Some(Ok(_)) = listener.map(UnixListener::accept)
-            {
-                tracing::warn!("{}: a second front end was turned away", self.path.display());
-            }
             if ready.first() == Some(&true) {
                 let done = match messages::take(to_watch, &device) {
                     Ok(false) => library.handle_request(),
@@ -240,6 +235,12 @@ impl Inner {
                 };
                 if let Err(error) = done {
                     return Some(error);
+                }
+            } else if ready.get(1) == Some(&true) {
+                // Asked once more, because whoever comes may be the successor of one that has just gone.
+                let quiet = self.wait(&watched[..1], PollTimeout::ZERO)?.first() == Some(&false);
+                if quiet && let Some(Ok(_)) = listener.map(UnixListener::accept) {
+                    tracing::warn!("{}: a second front end was turned away", self.path.display());
                 }
             }
             self.tell_faults(&mut told);

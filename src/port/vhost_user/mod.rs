@@ -291,3 +291,6 @@ impl PortQueue for Queue {
 
 /// An eventfd that a front end sent.
 type Eventfd = Arc<OwnedFd>;
+
+#[cfg(test)]
+mod tests;
