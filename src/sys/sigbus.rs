@@ -29,6 +29,8 @@ struct Slot {
 }
 
 impl Slot {
+    /// For the initial value of the table alone.
+    #[allow(clippy::declare_interior_mutable_const)]
     const FREE: Slot = Slot {
         taken: AtomicBool::new(false),
         start: AtomicUsize::new(0),

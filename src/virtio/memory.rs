@@ -75,6 +75,8 @@ struct Region {
     /// Where in the mapping it begins.
     offset: usize,
     len: usize,
+    /// Device and inode of its file.
+    file: (u64, u64),
     mapping: Arc<Mapping>,
 }
 
@@ -95,7 +97,7 @@ pub struct Area {
 }
 
 impl GuestMemory {
-    /// The same with one region more.
+    /// The same with one region more. One that is there already stays: QEMU up to 8.1 adds each once a queue pair.
     ///
     /// # Errors
     /// It overlaps another, its file is too short, or it cannot be mapped.
@@ -113,7 +115,11 @@ impl GuestMemory {
         if spec.len == 0 || i64::try_from(file_end).is_err() {
             return Err(impossible);
         }
-        for Region { spec: other, .. } in &self.regions {
+        let region = map(spec, file, file_end)?;
+        for Region { spec: other, file, .. } in &self.regions {
+            if *other == spec && *file == region.file {
+                return Ok(self.clone());
+            }
             if spec.guest_addr < other.guest_addr + other.len && other.guest_addr < guest_end {
                 return Err(MemoryError::Overlap(spec.guest_addr));
             }
@@ -121,7 +127,6 @@ impl GuestMemory {
                 return Err(MemoryError::Overlap(spec.user_addr));
             }
         }
-        let region = map(spec, file, file_end)?;
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, region);
@@ -201,5 +206,6 @@ fn map(spec: RegionSpec, file: File, file_end: u64) -> Result<Region, MemoryErro
     };
     let pages = MmapRegion::from_file(FileOffset::new(file, start), size).map_err(io::Error::other)?;
     let watch = Watch::new(&pages)?;
-    Ok(Region { spec, offset, len, mapping: Arc::new(Mapping { watch, pages }) })
+    let file = (about.dev(), about.ino());
+    Ok(Region { spec, offset, len, file, mapping: Arc::new(Mapping { watch, pages }) })
 }

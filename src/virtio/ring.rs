@@ -454,7 +454,8 @@ impl Walk<'_> {
         let bytes = table.len as usize;
         let entries = bytes / DESCRIPTOR_LEN;
         let flags = table.flags;
-        if bytes % DESCRIPTOR_LEN != 0 || !(1..=CHAIN_MAX).contains(&entries) || flags & F_NEXT != 0 {
+        if !bytes.is_multiple_of(DESCRIPTOR_LEN) || !(1..=CHAIN_MAX).contains(&entries) || flags & F_NEXT != 0
+        {
             return Err(Fault::Indirect);
         }
         let area = self.memory.guest(table.addr, bytes).ok_or(Fault::Address)?;

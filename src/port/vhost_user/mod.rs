@@ -191,7 +191,7 @@ struct Queue {
     /// Pairs whose frames this worker takes: a bit each.
     mine: u64,
     /// The pair to begin with, so that none of a busy guest's is left out.
-    turn: u32,
+    turn: usize,
     /// Whether the worker waits for kicks.
     listening: bool,
 }
@@ -205,12 +205,16 @@ impl Queue {
 }
 
 /// The bits of a word from one on, all once.
-fn bits_from(word: u64, first: u32) -> impl Iterator<Item = usize> {
-    let mut rest = word.rotate_right(first);
+fn bits_from(word: u64, first: usize) -> impl Iterator<Item = usize> {
+    let before = 1u64.checked_shl(u32::try_from(first).unwrap_or(u64::BITS)).map_or(u64::MAX, |bit| bit - 1);
+    bits(word & !before).chain(bits(word & before))
+}
+
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let next = (rest != 0).then(|| rest.trailing_zeros())?;
-        rest &= rest - 1;
-        Some(((next + first) % u64::BITS) as usize)
+        let next = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(next)
     })
 }
 
@@ -228,7 +232,7 @@ impl PortQueue for Queue {
         let bells = &self.rings.bells[self.worker];
         bells.silence();
         let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
-        for pair in bits_from(live, 0) {
+        for pair in bits(live) {
             // What waits, or has broken, is for the next look.
             if self.rings.transmit[pair].lock().as_mut().is_some_and(|ring| ring.wait().unwrap_or(true)) {
                 bells.ring();
@@ -254,7 +258,7 @@ impl PortQueue for Queue {
                 Ok(Outcome::Drained) => {}
                 Ok(Outcome::More) => {
                     received = Received::More;
-                    self.turn = (pair as u32 + 1) % u64::BITS;
+                    self.turn = pair + 1;
                 }
                 Err(_) => {
                     inbound.counters.drop_frame(DropReason::BadRing);
@@ -274,7 +278,7 @@ impl PortQueue for Queue {
         }
         // A worker stays with one, so that a flow stays in order.
         let nth = self.worker % live.count_ones() as usize;
-        let Some(pair) = bits_from(live, 0).nth(nth) else { return Health::Alive };
+        let Some(pair) = bits(live).nth(nth) else { return Health::Alive };
         let sent = match self.rings.receive[pair].lock().as_mut() {
             Some(ring) => ring.transmit(frames, counters),
             None => {

@@ -129,6 +129,7 @@ const TESTS: &[(&str, Test)] = &[
     ("neighbours::by_reload", neighbours::by_reload),
     ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
     ("vhost_user::qemu_listens", vhost_user::qemu_listens),
+    ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

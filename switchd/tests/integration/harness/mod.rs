@@ -46,6 +46,15 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("guests::behind_a_tap", GUESTS[0]),
     ("guests::behind_a_tap", GUESTS[1]),
     ("guests::behind_a_tap", GUESTS[2]),
+    ("vhost_user::the_switch_listens", GUESTS[0]),
+    ("vhost_user::the_switch_listens", GUESTS[1]),
+    ("vhost_user::the_switch_listens", GUESTS[2]),
+    ("vhost_user::qemu_listens", GUESTS[0]),
+    ("vhost_user::qemu_listens", GUESTS[1]),
+    ("vhost_user::qemu_listens", GUESTS[2]),
+    ("vhost_user::guests_among_themselves", GUESTS[0]),
+    ("vhost_user::guests_among_themselves", GUESTS[1]),
+    ("vhost_user::guests_among_themselves", GUESTS[2]),
 ];
 
 /// What a test with a guest may lack.
