@@ -3,9 +3,10 @@
 //! One front end at a time; others are turned away. When it goes, its rings are taken from the workers and its memory is unmapped; a guest that
 //! is started again, or one whose switch was, begins from the start.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,6 +119,8 @@ fn listen(path: &Path) -> Result<UnixListener, sys::Error> {
     }
     let listener = UnixListener::bind(path).and_then(|listener| {
         listener.set_nonblocking(true)?;
+        // Who may write to it may attach a guest.
+        std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
         Ok(listener)
     });
     listener.map_err(|error| match error.kind() {

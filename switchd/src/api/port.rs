@@ -263,15 +263,15 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub no_offload: bool,
         /// Unix socket that the guest's front end and the switch meet at
-        #[arg(long, value_name = "SOCKET", help_heading = "Guests")]
+        #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub path: Option<String>,
         /// The switch makes the socket and waits there [default]
-        #[arg(long, conflicts_with = "client", help_heading = "Guests")]
+        #[arg(long, conflicts_with = "client", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub server: bool,
         /// The switch connects to the front end's socket, and connects again when that was gone
-        #[arg(long, help_heading = "Guests")]
+        #[arg(long, help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub client: bool,
         /// This host's address in the underlay
