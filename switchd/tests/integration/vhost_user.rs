@@ -1,5 +1,6 @@
 //! vhost-user ports: QEMU guests that share their memory with the switch.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::harness::Outcome;
@@ -128,5 +129,49 @@ pub fn guests_among_themselves() -> Outcome {
     one.kill();
     daemon.wait_port_state("vm1", "down");
     assert_eq!(daemon.port_state("vm2"), "up");
+    Ok(())
+}
+
+/// What operators ask for and read, without any guest.
+pub fn options() -> Outcome {
+    let switch = Ns::new("v");
+    let daemon = Start::new(&switch).without_config().ready();
+    daemon.ctl("bridge add br0");
+    let add = "port add vm1 --bridge br0 --type vhost-user";
+    assert!(daemon.refused(add).contains("needs 'path'"));
+    assert!(daemon.refused(&format!("{add} --path vm1.sock")).contains("give an absolute one"));
+    assert!(daemon.refused(&format!("{add} --path /nowhere/vm1.sock")).contains("make it first"));
+    assert!(daemon.refused(&format!("{add} --path /tmp/x --ifname eth0")).contains("'ifname' is for"));
+    assert!(daemon.refused(&format!("{add} --path /tmp/x --queues 65")).contains("give 1 to 64"));
+    assert!(
+        daemon
+            .refused("port add t1 --bridge br0 --type tap --path /tmp/x")
+            .contains("'path' is for vhost-user")
+    );
+    daemon.misused(&format!("{add} --path /tmp/x --server --client"));
+
+    let socket = daemon.path("vm1.sock");
+    let add = format!("{add} --path {} --queues 4 --mtu 9000", socket.display());
+    daemon.ctl(&add);
+    let port = daemon.port("vm1");
+    assert_eq!((port["type"].as_str(), port["state"].as_str()), (Some("vhost-user"), Some("down")));
+    assert_eq!((port["path"].as_str(), port["role"].as_str()), (socket.to_str(), Some("server")));
+    assert_eq!((port["queues"].as_u64(), port["mtu"].as_u64()), (Some(4), Some(9000)));
+    let mode = std::fs::metadata(&socket).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert!(daemon.refused(&add.replace("vm1 ", "vm2 ")).contains("choose another --path"));
+    daemon.ctl(&add.replace("port add", "port add --may-exist"));
+    let differs = daemon.refused(&add.replace("port add", "port add --may-exist").replace("9000", "1500"));
+    assert!(differs.contains("mtu"), "{differs}");
+    let explained = daemon.ctl("port explain vm1");
+    for words in ["path=", "reconnect=1", "host_mtu=9000", "<mtu size='9000'/>", "mode='client'"] {
+        assert!(explained.contains(words), "{words}: {explained}");
+    }
+    daemon.ctl("port del vm1");
+    assert!(!socket.exists());
+    daemon.ctl(&format!("{add} --client"));
+    assert!(!socket.exists());
+    assert!(daemon.ctl("port explain vm1").contains("server=on,wait=off"));
+    assert_eq!(daemon.port("vm1")["role"].as_str(), Some("client"));
     Ok(())
 }
