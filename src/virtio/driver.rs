@@ -127,6 +127,11 @@ impl Driver {
             .store(index.to_le(), Ordering::Release);
     }
 
+    /// Index of the next chain that it makes available.
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
     /// What came back since the last call: heads and bytes written.
     pub(crate) fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut entries = Vec::new();

@@ -2,11 +2,8 @@
 
 use crate::harness::daemon::Daemon;
 use crate::harness::net::Ns;
-use crate::harness::qemu::{Qemu, can_boot};
+use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::{Outcome, eventually};
-
-/// A guest's network card on the netdev `net`.
-const CARD: &str = "-device virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,romfile=";
 
 /// On a tap that QEMU holds and that is a packet port: the guide's recipe.
 pub fn behind_a_tap() -> Outcome {

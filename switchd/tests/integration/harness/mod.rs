@@ -43,22 +43,23 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
-    ("guests::behind_a_tap", GUESTS[0]),
-    ("guests::behind_a_tap", GUESTS[1]),
-    ("guests::behind_a_tap", GUESTS[2]),
-    ("vhost_user::the_switch_listens", GUESTS[0]),
-    ("vhost_user::the_switch_listens", GUESTS[1]),
-    ("vhost_user::the_switch_listens", GUESTS[2]),
-    ("vhost_user::qemu_listens", GUESTS[0]),
-    ("vhost_user::qemu_listens", GUESTS[1]),
-    ("vhost_user::qemu_listens", GUESTS[2]),
-    ("vhost_user::guests_among_themselves", GUESTS[0]),
-    ("vhost_user::guests_among_themselves", GUESTS[1]),
-    ("vhost_user::guests_among_themselves", GUESTS[2]),
 ];
 
-/// What a test with a guest may lack.
-const GUESTS: [&str; 3] = ["QEMU", "busybox", "guest kernel"];
+/// Tests with guests, and what they may lack.
+const WITH_GUESTS: &[&str] = &[
+    "guests::behind_a_tap",
+    "vhost_user::the_switch_listens",
+    "vhost_user::qemu_listens",
+    "vhost_user::guests_among_themselves",
+];
+const GUESTS_NEED: &[&str] = &["QEMU", "busybox", "guest kernel"];
+
+/// Whether this test may be skipped for want of this.
+fn may_skip(name: &str, missing: &str) -> bool {
+    let is = |what: &&str| missing.starts_with(*what);
+    EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && is(what))
+        || WITH_GUESTS.contains(&name) && GUESTS_NEED.iter().any(is)
+}
 
 const TCX: &str = "tcx (Linux 6.6)";
 /// What the root of a user namespace lacks.
@@ -81,9 +82,7 @@ pub fn can_silence() -> Outcome {
 pub fn conclude(name: &str, outcome: Outcome) -> Result<Completion, Failed> {
     match outcome {
         Ok(()) => Ok(Completion::Completed),
-        Err(Skip(missing))
-            if EXPECTED_SKIPS.iter().any(|(test, what)| *test == name && missing.starts_with(what)) =>
-        {
+        Err(Skip(missing)) if may_skip(name, &missing) => {
             Ok(Completion::ignored_with(format!("missing: {missing}")))
         }
         Err(Skip(missing)) => Err(format!("may not be skipped, but this is missing: {missing}").into()),
