@@ -40,5 +40,6 @@ pub mod switch;
 pub mod sys;
 pub mod topology;
 pub mod tunnel;
+pub mod virtio;
 pub mod wire;
 pub mod worker;

@@ -88,6 +88,8 @@ pub enum PortKind {
     Stream(StreamSpec),
     /// A frame a Unix datagram, to one peer, such as QEMU's `-netdev dgram`.
     Dgram(DgramSpec),
+    /// The network card of a guest.
+    VhostUser(VhostUserSpec),
     /// Two queues in memory: tests and benches.
     Mem(crate::port::mem::MemPort),
 }
@@ -103,6 +105,7 @@ impl PortKind {
             PortKind::Tunnel(spec) => spec.type_name(),
             PortKind::Stream(_) => "stream",
             PortKind::Dgram(_) => "dgram",
+            PortKind::VhostUser(_) => "vhost-user",
             PortKind::Mem(_) => "mem",
         }
     }
@@ -115,6 +118,7 @@ impl PortKind {
         match self {
             PortKind::Stream(spec) => Some(spec.mtu),
             PortKind::Dgram(spec) => Some(spec.mtu),
+            PortKind::VhostUser(spec) => Some(spec.mtu()),
             _ => None,
         }
     }
@@ -175,6 +179,27 @@ pub struct PacketSpec {
     pub ifname: String,
     /// Network namespace the interface is in; `None` is the switch's own.
     pub netns: Option<Netns>,
+}
+
+/// A guest whose front end is at the other end of a Unix socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VhostUserSpec {
+    /// The socket.
+    pub path: PathBuf,
+    /// Whose socket it is.
+    pub role: SocketRole,
+    /// Queue pairs that the guest may use, at most 64; `None` is 16.
+    pub queues: Option<u16>,
+    /// MTU in bytes; `None` is 1500.
+    pub mtu: Option<u32>,
+}
+
+impl VhostUserSpec {
+    /// Its MTU in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu.unwrap_or(1500)
+    }
 }
 
 /// A network namespace: a name under `/run/netns`, or a path to a namespace file.

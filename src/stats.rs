@@ -71,6 +71,8 @@ drop_reasons! {
     RxError = "rx_error",
     /// A length in a stream that no frame has: the connection was closed.
     BadLength = "bad_length",
+    /// The guest broke the rules of its rings, which stopped one. Counted once when that is found, then for what would have left by it.
+    BadRing = "bad_ring",
     /// A datagram that is not of this tunnel: cut short, or flags set that nobody agreed on.
     BadTunnelHeader = "bad_tunnel_header",
     /// Fragments of a tunnel's outer packet of which some never came. The kernel counts them, for a whole namespace.

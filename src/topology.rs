@@ -4,7 +4,7 @@
 //! batches and acknowledges. Nothing here changes after it was built, except what is atomic in [`PortShared`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use hashbrown::HashMap;
 
@@ -109,10 +109,27 @@ pub struct PortShared {
     /// Longest untagged frame without GSO it can send, in bytes with Ethernet header; of a tunnel, the longest frame that
     /// fits one packet of the path.
     frame_max: AtomicU32,
+    /// What of its capabilities holds now: a guest that boots may agree to less.
+    taken: AtomicU8,
     /// Extra bytes that a tagged frame may have.
     tag_allowance: u32,
     /// One a worker.
     pub counters: Box<[Counters]>,
+}
+
+impl Port {
+    /// What it takes unfinished now.
+    #[inline]
+    #[must_use]
+    pub fn takes(&self) -> Capabilities {
+        let (can, now) = (self.capabilities, self.shared.taken());
+        Capabilities {
+            csum: can.csum && now.csum,
+            tso4: can.tso4 && now.tso4,
+            tso6: can.tso6 && now.tso6,
+            uso: can.uso && now.uso,
+        }
+    }
 }
 
 impl PortShared {
@@ -122,6 +139,7 @@ impl PortShared {
         let shared = PortShared {
             gone: AtomicBool::new(false),
             frame_max: AtomicU32::new(0),
+            taken: AtomicU8::new(u8::MAX),
             tag_allowance: if strict_mtu { 4 } else { 0 },
             counters: (0..workers).map(|_| Counters::default()).collect(),
         };
@@ -140,6 +158,22 @@ impl PortShared {
     pub fn set_mtu(&self, mtu: u32) {
         let header = if self.tag_allowance == 0 { 18 } else { 14 };
         self.frame_max.store(mtu.saturating_add(header), Ordering::Relaxed);
+    }
+
+    /// Follows what a guest agreed to take, among what the port can do.
+    pub fn set_taken(&self, taken: Capabilities) {
+        let Capabilities { csum, tso4, tso6, uso } = taken;
+        let bits = [csum, tso4, tso6, uso].iter().rev().fold(0, |bits, &is| bits << 1 | u8::from(is));
+        self.taken.store(bits, Ordering::Relaxed);
+    }
+
+    /// What of the port's capabilities holds now.
+    #[inline]
+    #[must_use]
+    pub fn taken(&self) -> Capabilities {
+        let bits = self.taken.load(Ordering::Relaxed);
+        let is = |bit: u8| bits & 1 << bit != 0;
+        Capabilities { csum: is(0), tso4: is(1), tso6: is(2), uso: is(3) }
     }
 
     /// Follows the path of a tunnel: the longest frame that fits one packet of it, in bytes with any tags.

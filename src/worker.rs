@@ -288,7 +288,7 @@ impl Worker {
         }
         let now = Instant::now();
         for event in ready.iter().filter(|event| event.token() != WAKER) {
-            // Tokens are port ids, see `register`.
+            // Tokens are port ids, see [`register`].
             #[allow(clippy::cast_possible_truncation)]
             let port = PortId(event.token().0 as u16);
             match self.hot.iter_mut().find(|hot| hot.port == port) {
@@ -422,9 +422,12 @@ impl Worker {
     }
 
     /// Has epoll tell of new frames again, and of those that came meanwhile; whether it will.
-    fn watch(&self, hot: Hot) -> bool {
-        match self.queues.get(hot.port.index()) {
-            Some(Some(queue)) if !hot.watched => self.register(hot.port, &**queue),
+    fn watch(&mut self, hot: Hot) -> bool {
+        match self.queues.get_mut(hot.port.index()) {
+            Some(Some(queue)) if !hot.watched => {
+                queue.listen(true);
+                register(&self.poll, self.index, hot.port, &**queue)
+            }
             _ => true,
         }
     }
@@ -432,8 +435,9 @@ impl Worker {
     /// Has epoll say nothing of hot queues any more.
     fn stop_watching(&mut self) {
         for hot in self.hot.iter_mut().filter(|hot| hot.watched) {
-            if let Some(Some(queue)) = self.queues.get(hot.port.index()) {
+            if let Some(Some(queue)) = self.queues.get_mut(hot.port.index()) {
                 deregister(&self.poll, &**queue);
+                queue.listen(false);
                 hot.watched = false;
             }
         }
@@ -492,24 +496,13 @@ impl Worker {
         self.topology = topology;
         let now = Instant::now();
         for (id, queue) in add {
-            let watched = self.register(id, &*queue);
+            let watched = register(&self.poll, self.index, id, &*queue);
             self.queues[id.index()] = Some(queue);
             // Frames may have come before epoll was told to look.
             self.hot.push(Hot { port: id, fresh: true, since: now, watched });
         }
         self.shared.status[self.index].generation.store(self.topology.generation, Ordering::Release);
         released
-    }
-
-    /// Whether epoll watches the queue now, if there is anything to watch.
-    fn register(&self, id: PortId, queue: &dyn PortQueue) -> bool {
-        let Some(fd) = queue.fd() else { return true };
-        let mut source = SourceFd(&fd.as_raw_fd());
-        let registered = self.poll.registry().register(&mut source, Token(id.index()), Interest::READABLE);
-        if let Err(error) = &registered {
-            tracing::error!(worker = self.index, port = id.0, %error, "cannot watch the port");
-        }
-        registered.is_ok()
     }
 
     fn count_missed(&mut self) {
@@ -531,6 +524,17 @@ enum Served {
     Frames,
     Nothing,
     Gone,
+}
+
+/// Whether epoll watches the queue now, if there is anything to watch.
+fn register(poll: &Poll, worker: usize, id: PortId, queue: &dyn PortQueue) -> bool {
+    let Some(fd) = queue.fd() else { return true };
+    let mut source = SourceFd(&fd.as_raw_fd());
+    let registered = poll.registry().register(&mut source, Token(id.index()), Interest::READABLE);
+    if let Err(error) = &registered {
+        tracing::error!(worker, port = id.0, %error, "cannot watch the port");
+    }
+    registered.is_ok()
 }
 
 fn deregister(poll: &Poll, queue: &dyn PortQueue) {

@@ -16,7 +16,7 @@ use crate::bridge::fdb::Tick;
 use crate::bridge::vlan::{self, Leaves};
 use crate::frame::{ADDRESSES_LEN, ETH_HEADER_LEN, Frame, Outgoing, TAG_LEN, TAG_SHIFT};
 use crate::offload::segment::Segmenter;
-use crate::offload::{Gso, Offload, Takes, VNET_HDR_LEN, checksum, mss};
+use crate::offload::{Capabilities, Gso, Offload, Takes, VNET_HDR_LEN, checksum, mss};
 use crate::port::{Health, PortQueue};
 use crate::stats::{Counters, DropReason};
 use crate::topology::Port;
@@ -33,7 +33,8 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
                     let (queue, workshop) = (&mut **queue, &mut *context.workshop);
                     let filtering = context.bridge.filtering;
                     let (answers, told) = (&mut *answers, &mut told);
-                    Leaving { port, queue, counters, workshop, filtering, now, answers, told }
+                    let capabilities = port.takes();
+                    Leaving { port, capabilities, queue, counters, workshop, filtering, now, answers, told }
                         .send(batch, list);
                 }
                 _ => counters.drop_frames(DropReason::PortGone, list.len() as u64),
@@ -49,6 +50,8 @@ type Departures<'b> = ArrayVec<Outgoing<'b>, BATCH_FRAMES>;
 /// A port and what it takes to leave by it.
 struct Leaving<'a> {
     port: &'a Port,
+    /// What the port takes, the same for the whole batch.
+    capabilities: Capabilities,
     queue: &'a mut dyn PortQueue,
     counters: &'a Counters,
     workshop: &'a mut Workshop,
@@ -91,7 +94,7 @@ impl Leaving<'_> {
     fn takes_as_it_came(&self, frame: &Frame) -> bool {
         (!self.filtering || self.keeps_tag(frame))
             && !self.too_long(frame.len(), frame.tagged, &frame.offload)
-            && self.port.capabilities.takes(&frame.offload) == Takes::AsIs
+            && self.capabilities.takes(&frame.offload) == Takes::AsIs
     }
 
     #[inline]
@@ -131,7 +134,7 @@ impl Leaving<'_> {
             self.counters.tx_fragmented.add(1);
         }
         let clamps = self.clamps(batch, frame, form.grown(frame));
-        match self.port.capabilities.takes(&form.offload) {
+        match self.capabilities.takes(&form.offload) {
             Takes::AsIs if !clamps => departures.push(form.outgoing(u32::from(frame.segments))),
             takes => {
                 // What is finished here leaves at once, so what is before it leaves first.
@@ -223,7 +226,7 @@ impl Leaving<'_> {
     fn segment(&mut self, batch: &Batch, index: u8, form: &Form<'_>) -> Result<(), DropReason> {
         let mut head = [0; ADDRESSES_LEN + TAG_LEN];
         let head = form.copy_head_to(&mut head);
-        let checksum = self.port.capabilities.segment_checksum();
+        let checksum = self.capabilities.segment_checksum();
         let mut segmenter = Segmenter::with_head(head, form.rest, &form.offload, checksum)
             .map_err(|_| DropReason::BadOffload)?;
         if self.port.df.is_some() {

@@ -40,6 +40,7 @@ pub(super) fn open(spec: &DgramSpec, workers: usize) -> Result<OpenPort, sys::Er
         mtu: spec.mtu,
         strict_mtu: false,
         keep: Vec::new(),
+        link: None,
     })
 }
 

@@ -22,6 +22,7 @@ mod packet;
 pub mod stream;
 mod tap;
 pub mod tunnel;
+pub mod vhost_user;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -33,6 +34,9 @@ pub trait PortQueue: Send + Debug {
 
     /// Sends the frames in order; each is counted, as sent or as dropped.
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health;
+
+    /// Whether somebody waits for [`PortQueue::fd`] from now on, or reads the queue all the time. Waiting must end for what came before.
+    fn listen(&mut self, _on: bool) {}
 
     /// Frames that the kernel dropped on their way to us since the last call. Not on the fast path.
     fn take_missed(&mut self) -> u64 {
@@ -88,6 +92,8 @@ pub struct OpenPort {
     pub strict_mtu: bool,
     /// Undone when closed.
     pub keep: Vec<OwnedFd>,
+    /// The connection to a guest, to be started when the port is known.
+    pub link: Option<vhost_user::Link>,
 }
 
 /// Opens a port for `workers` workers.
@@ -99,6 +105,7 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
         PortKind::Dgram(spec) => dgram::open(spec, workers),
+        PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
         // Of endpoints and remotes, which the control side opens one by one.
         PortKind::Tunnel(_) => {

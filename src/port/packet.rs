@@ -70,6 +70,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         mtu: link.mtu,
         strict_mtu: true,
         keep,
+        link: None,
     })
 }
 

@@ -67,6 +67,8 @@ struct Port {
     queues: usize,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
+    /// The connection to a guest, and whether it was up when it was looked at last.
+    guest: Option<(port::vhost_user::Link, bool)>,
     /// Whether workers hold queues of it.
     open: bool,
     /// Whether its interface was made for it ([`Missing::Leave`]), so that neither stays without the other.
@@ -113,6 +115,10 @@ impl Port {
         match (&self.spec.kind, self.open, &self.link) {
             (PortKind::Stream(_), false, _) if self.endpoint.is_some() => PortState::Down,
             (_, false, _) => PortState::Gone,
+            (PortKind::VhostUser(_), true, _) => match &self.guest {
+                Some((guest, _)) if guest.is_up() => PortState::Up,
+                _ => PortState::Down,
+            },
             (PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::Stream(_) | PortKind::Dgram(_), true, _) => {
                 PortState::Up
             }
@@ -126,7 +132,11 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::Stream(_) | PortKind::Dgram(_) => None,
+        PortKind::Mem(_)
+        | PortKind::Tunnel(_)
+        | PortKind::Stream(_)
+        | PortKind::Dgram(_)
+        | PortKind::VhostUser(_) => None,
     }
 }
 
@@ -259,6 +269,7 @@ impl Control {
             capabilities: Capabilities::default(),
             queues: 0,
             keep: Vec::new(),
+            guest: None,
             open: false,
             leaves: missing == Missing::Leave,
             link: None,
@@ -358,6 +369,11 @@ impl Control {
         port.capabilities = opened.capabilities;
         port.queues = opened.receiving;
         port.keep = opened.keep;
+        if let Some(mut guest) = opened.link {
+            let what = || format!("port '{}': cannot start a thread", port.spec.name);
+            guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
+            port.guest = Some((guest, false));
+        }
         port.open = true;
         port.complaint = None;
         Ok(opened.queues)

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 mod error;
 
 mod assembler;
+pub(crate) mod bells;
 pub mod bpf;
 mod filter;
 pub(crate) mod mem;
@@ -22,6 +23,7 @@ pub mod netlink;
 pub mod netns;
 pub mod packet;
 pub mod peer;
+pub(crate) mod sigbus;
 mod steering;
 pub mod thread;
 pub mod tun;

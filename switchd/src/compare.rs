@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
 
 use crate::api::values::{VlanList, on_off_text};
-use crate::api::{DfMode, SocketInfo, TunnelInfo};
+use crate::api::{DfMode, Role, SocketInfo, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -80,6 +80,12 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
         }
         (PortKind::Stream(_), PortKind::Stream(_)) | (PortKind::Dgram(_), PortKind::Dgram(_)) => {
             sockets(&mut all, &existing.kind, &asked.kind);
+        }
+        (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {
+            all.add("path", &old.path, &new.path, |path| path.display().to_string());
+            all.add("role", &old.role, &new.role, |&role| Role::from(role).name().to_owned());
+            all.add("queues", &old.queues, &new.queues, or_default);
+            all.add("mtu", &old.mtu, &new.mtu, or_default);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }

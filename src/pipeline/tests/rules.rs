@@ -425,6 +425,7 @@ fn every_drop_reason_is_counted() {
         "rx_truncated",
         "rx_error",
         "rx_missed",
+        "bad_ring",
         "bad_tunnel_header",
         "unknown_vni",
         "unknown_remote",

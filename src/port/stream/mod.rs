@@ -89,6 +89,7 @@ pub fn open(connection: &Arc<Connection>, mtu: u32, workers: usize) -> OpenPort 
         mtu,
         strict_mtu: false,
         keep: Vec::new(),
+        link: None,
     }
 }
 

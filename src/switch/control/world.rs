@@ -27,7 +27,25 @@ impl Control {
                 }
             }
         }
+        self.follow_guests();
         self.regain();
+    }
+
+    /// Stations of a guest that has gone are behind nothing.
+    fn follow_guests(&mut self) {
+        let mut left = Vec::new();
+        for (&id, port) in &mut self.ports {
+            let Some((guest, was_up)) = &mut port.guest else { continue };
+            let is_up = guest.is_up();
+            if std::mem::replace(was_up, is_up) == is_up {
+                continue;
+            }
+            tracing::info!("port '{}' is {}", port.spec.name, if is_up { "up" } else { "down" });
+            if !is_up {
+                left.push(id);
+            }
+        }
+        left.into_iter().for_each(|id| self.forget_stations(id));
     }
 
     /// Workers found the devices of these ports gone. An id may stand for another port by now, whose device is not.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{BridgeSpec, PortKind, TapSpec, VlanMode};
+use vswitch::spec::{BridgeSpec, PortKind, SocketRole, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
 use super::socket::SocketInfo;
@@ -124,6 +124,36 @@ impl From<status::PortState> for State {
             status::PortState::Up => State::Up,
             status::PortState::Down => State::Down,
             status::PortState::Gone => State::Gone,
+        }
+    }
+}
+
+/// The switch's part at a socket.
+#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It made the socket.
+    Server,
+    /// It connects to the front end's.
+    Client,
+}
+
+impl Role {
+    /// As written on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Server => "server",
+            Role::Client => "client",
+        }
+    }
+}
+
+impl From<SocketRole> for Role {
+    fn from(role: SocketRole) -> Self {
+        match role {
+            SocketRole::Server => Role::Server,
+            SocketRole::Client => Role::Client,
         }
     }
 }
@@ -296,6 +326,10 @@ pub struct PortInfo {
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
+    /// The socket that a vhost-user port and its guest's front end meet at.
+    pub path: Option<String>,
+    /// Whose socket it is.
+    pub role: Option<Role>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -328,6 +362,10 @@ impl PortInfo {
         };
         let socket = SocketInfo::new(&spec.kind, status.peers);
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
+        let (path, role) = match &spec.kind {
+            PortKind::VhostUser(spec) => (Some(spec.path.display().to_string()), Some(spec.role.into())),
+            _ => (None, None),
+        };
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
             | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
@@ -360,6 +398,8 @@ impl PortInfo {
             }),
             tunnel,
             socket,
+            path,
+            role,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             attached: None,

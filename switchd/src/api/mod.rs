@@ -23,7 +23,7 @@ pub mod values;
 
 pub use answers::{
     BridgeInfo, Counters, Done, EntryState, Failure, FdbInfo, Flushed, Holder, NeighInfo, Origin, PeerInfo,
-    PortInfo, ReloadReport, RemoteInfo, RemoteStats, State, Stats, StatusInfo, VlanInfo, VlanModeName,
+    PortInfo, ReloadReport, RemoteInfo, RemoteStats, Role, State, Stats, StatusInfo, VlanInfo, VlanModeName,
     WorkerInfo,
 };
 pub use attach::{ALL_BRIDGES, Account, AttachRule};

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use vswitch::port::vhost_user::PAIRS_MAX;
 use vswitch::spec::{
-    Df, Netns, PacketSpec, PortKind, PortSettings, PortSpec, TapSpec, TunnelSettings, VlanMode,
+    Df, Netns, PacketSpec, PortKind, PortSettings, PortSpec, SocketRole, TapSpec, TunnelSettings,
+    VhostUserSpec, VlanMode,
 };
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
@@ -26,6 +28,8 @@ pub enum PortType {
     Packet,
     /// A TAP device that gives the host itself an interface on the bridge
     Internal,
+    /// The network card of a QEMU guest or DPDK program, by shared memory
+    VhostUser,
     /// A VXLAN tunnel (RFC 7348): frames in UDP datagrams to switches elsewhere
     Vxlan,
     /// A Geneve tunnel (RFC 8926), in UDP too
@@ -52,6 +56,7 @@ impl PortType {
             PortType::Tap => "tap",
             PortType::Packet => "packet",
             PortType::Internal => "internal",
+            PortType::VhostUser => "vhost-user",
             PortType::Vxlan => "vxlan",
             PortType::Geneve => "geneve",
             PortType::Gretap => "gretap",
@@ -248,7 +253,7 @@ with_port_settings! {
         #[arg(long, value_name = "MAC")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,
-        /// MTU of the created interface or socket, in bytes [default: 1500]; of a tunnel: longest payload taken to fit, where the way takes more
+        /// MTU of the created interface or socket, or the guest's, in bytes [default: 1500]; of a tunnel: longest payload taken to fit, where the way takes more
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(minimum = 68, maximum = 65521)]
@@ -262,7 +267,7 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub gateway: Option<IpAddr>,
-        /// Queues of the created interface [default: one a worker]
+        /// Queues of the created interface [default: one a worker]; queue pairs that a guest may use, at most 64 [default: 16]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(minimum = 1, maximum = 256)]
@@ -462,7 +467,9 @@ impl PortAdd {
         check_name("bridge", &self.bridge)?;
         let owner = format!("port '{}'", self.name);
         let ifname = self.ifname.clone().unwrap_or_else(|| self.name.clone());
-        let has_no_interface = tunnel::ALL.contains(&self.kind) || socket::ALL.contains(&self.kind);
+        let has_no_interface = tunnel::ALL.contains(&self.kind)
+            || socket::ALL.contains(&self.kind)
+            || self.kind == PortType::VhostUser;
         if !has_no_interface {
             check_ifname(&owner, &ifname)?;
         }
@@ -480,6 +487,7 @@ impl PortAdd {
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
             PortType::Stream => PortKind::Stream(socket::stream(self, &owner)?),
             PortType::Dgram => PortKind::Dgram(socket::dgram(self, &owner)?),
+            PortType::VhostUser => PortKind::VhostUser(self.vhost_user(&owner)?),
             _ => PortKind::Tunnel(tunnel::spec(self, &owner, netns, &settings.tunnel)?),
         };
         Ok(PortSpec { name: self.name.clone(), bridge: self.bridge.clone(), kind, settings })
@@ -496,17 +504,21 @@ impl PortAdd {
         const VXLAN: &[PortType] = &[PortType::Vxlan];
         const TAP: &[PortType] = &[PortType::Tap];
         const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
-        const SIZED: &[PortType] = &[PortType::Tap, PortType::Internal, PortType::Stream, PortType::Dgram];
+        const CONNECTED: &[PortType] = &[PortType::Stream, PortType::VhostUser];
+        const AT_PATH: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::VhostUser];
+        const QUEUES: &[PortType] = &[PortType::Tap, PortType::VhostUser];
+        const SIZED: &[PortType] =
+            &[PortType::Tap, PortType::Internal, PortType::Stream, PortType::Dgram, PortType::VhostUser];
         let is_tunnel = tunnel::ALL.contains(&self.kind);
         let own = |fits: &'static [PortType]| if is_tunnel { tunnel::ALL } else { fits };
         let given = [
             ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[_]),
             ("netns", self.netns.is_some(), own(&[PortType::Tap, PortType::Packet])),
             ("mtu", self.mtu.is_some(), own(SIZED)),
-            ("path", self.path.is_some(), socket::ALL),
+            ("path", self.path.is_some(), AT_PATH),
             ("mode", self.mode.is_some(), socket::ALL),
-            ("server", self.server, socket::STREAM),
-            ("client", self.client, socket::STREAM),
+            ("server", self.server, CONNECTED),
+            ("client", self.client, CONNECTED),
             ("listen", self.listen.is_some(), socket::STREAM),
             ("connect", self.connect.is_some(), socket::STREAM),
             ("peer", self.peer.is_some(), socket::DGRAM),
@@ -536,7 +548,7 @@ impl PortAdd {
             ("mac", self.mac.is_some(), DEVICE),
             ("address", !self.address.is_empty(), DEVICE),
             ("gateway", self.gateway.is_some(), TAP),
-            ("queues", self.queues.is_some(), TAP),
+            ("queues", self.queues.is_some(), QUEUES),
             ("no-offload", self.no_offload, TAP),
         ];
         for (option, given, fits) in given {
@@ -550,6 +562,23 @@ impl PortAdd {
             }
         }
         Ok(())
+    }
+
+    fn vhost_user(&self, owner: &str) -> Result<VhostUserSpec, String> {
+        let Some(path) = &self.path else {
+            return Err(format!(
+                "{owner}: a vhost-user port needs 'path', the socket of the guest's front end"
+            ));
+        };
+        check_socket(owner, path)?;
+        if self.server && self.client {
+            return Err(format!("{owner}: 'server' excludes 'client': give one or the other"));
+        }
+        if let Some(queues) = self.queues.filter(|queues| !(1..=PAIRS_MAX).contains(queues)) {
+            return Err(format!("{owner}: {queues} queues: give 1 to {PAIRS_MAX}"));
+        }
+        let role = if self.client { SocketRole::Client } else { SocketRole::Server };
+        Ok(VhostUserSpec { path: path.into(), role, queues: self.queues, mtu: self.mtu })
     }
 
     fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
@@ -589,6 +618,20 @@ impl PortAdd {
             offload: !self.no_offload,
         })
     }
+}
+
+/// Longest path that fits a socket's address, with its NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Refuses what cannot be the path of a socket, and what depends on where vswitchd was started.
+fn check_socket(owner: &str, path: &str) -> Result<(), String> {
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') || path.len() > SOCKET_PATH_MAX {
+        return Err(format!(
+            "{owner}: '{}' is not the path of a socket: give an absolute one of at most {SOCKET_PATH_MAX} bytes",
+            path.escape_debug()
+        ));
+    }
+    Ok(())
 }
 
 /// A namespace's name or path, if it can be one.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{DfMode, PortInfo, RemoteInfo, SocketInfo, State, TunnelInfo, VlanModeName};
+use crate::api::{DfMode, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -54,6 +54,12 @@ pub(super) fn port(port: &PortInfo) -> String {
              port. The peer takes no more datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more\n\
              is dropped (tx_full)."
         ),
+        "vhost-user" => writeln!(
+            text,
+            "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
+             no kernel is between. It is up while a guest's driver has it; when the guest, QEMU or vswitchd is started\n\
+             again, the others wait and go on by themselves."
+        ),
         other => match packets(other) {
             Some(packets) => writeln!(
                 text,
@@ -101,6 +107,9 @@ pub(super) fn port(port: &PortInfo) -> String {
              \x20   <model type='virtio'/>\n{size}\
              \x20 </interface>"
         );
+    }
+    if let (Some(path), Some(role)) = (&port.path, port.role) {
+        text.push_str(&guest(port, path, role));
     }
     text
 }
@@ -162,11 +171,51 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     )
 }
 
+/// What to start QEMU with, and what to tell libvirt.
+fn guest(port: &PortInfo, path: &str, role: Role) -> String {
+    let id = &port.name;
+    let (chardev, source) = match role {
+        Role::Server => (
+            "reconnect=1".to_owned(),
+            format!(
+                "<source type='unix' path='{path}' mode='client'>\n\
+                 \x20     <reconnect enabled='yes' timeout='1'/>\n\
+                 \x20   </source>"
+            ),
+        ),
+        Role::Client => {
+            ("server=on,wait=off".to_owned(), format!("<source type='unix' path='{path}' mode='server'/>"))
+        }
+    };
+    let mtu = port.mtu.filter(|mtu| *mtu != 1500);
+    let (host_mtu, size) = mtu.map_or_else(Default::default, |mtu| {
+        (format!(",host_mtu={mtu}"), format!("    <mtu size='{mtu}'/>\n"))
+    });
+    format!(
+        "\nStart QEMU with the guest's memory shared, all of it, and an address that no other guest has:\n\
+         \x20 qemu-system-x86_64 … -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\\n\
+         \x20   -chardev socket,id=char-{id},path={path},{chardev} \\\n\
+         \x20   -netdev vhost-user,id=net-{id},chardev=char-{id} \\\n\
+         \x20   -device virtio-net-pci,netdev=net-{id},mac=52:54:00:…{host_mtu}\n\
+         For N queues: queues=N at the netdev, mq=on,vectors=2N+2 at the device; at most {}.\n\
+         With libvirt, in the domain:\n\
+         \x20 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
+         and in its <devices>:\n\
+         \x20 <interface type='vhostuser'>\n\
+         \x20   {source}\n\
+         \x20   <model type='virtio'/>\n{size}\
+         \x20 </interface>\n\
+         QEMU must be allowed to write to the socket, or vswitchd to its: see to the directory's permissions.\n",
+        port.queues
+    )
+}
+
 fn state(port: &PortInfo) -> &'static str {
     match port.state {
         State::Up => "up",
         State::Down if port.socket.is_some() => "down (its peer is not there)",
         State::Gone if port.socket.is_some() => "gone (its socket cannot be made)",
+        State::Down if port.path.is_some() => "down (no guest receives and sends by it)",
         State::Down => "down (its interface is switched off or has no carrier)",
         State::Gone if port.tunnel.is_some() => {
             "gone (its local address, the interface of --dev or the namespace is not there; it waits)"

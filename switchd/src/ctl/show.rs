@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
+    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Role, Stats,
     StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
@@ -202,6 +202,10 @@ pub(super) fn port(port: &PortInfo) -> String {
             pairs.push(("connections", format!("{} so far, {refused} peers refused", socket.connections)));
         }
         pairs.push(("mode", or_empty(&socket.mode)));
+    }
+    if let Some(path) = &port.path {
+        pairs.push(("path", path.clone()));
+        pairs.push(("role", port.role.map_or("", Role::name).to_owned()));
     }
     let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {

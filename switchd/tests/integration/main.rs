@@ -23,6 +23,7 @@ mod settings;
 mod sockets;
 mod traffic;
 mod tunnels;
+mod vhost_user;
 mod vlan;
 
 use std::process::ExitCode;
@@ -131,6 +132,10 @@ const TESTS: &[(&str, Test)] = &[
     ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
     ("neighbours::vlans", neighbours::vlans),
     ("neighbours::by_reload", neighbours::by_reload),
+    ("vhost_user::options", vhost_user::options),
+    ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
+    ("vhost_user::qemu_listens", vhost_user::qemu_listens),
+    ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),
@@ -158,6 +163,10 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::guests", sockets::guests),
     ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
+    ("vhost_user::options", vhost_user::options),
+    ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
+    ("vhost_user::qemu_listens", vhost_user::qemu_listens),
+    ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

@@ -52,6 +52,9 @@ const WITH_GUESTS: &[&str] = &[
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",
+    "vhost_user::the_switch_listens",
+    "vhost_user::qemu_listens",
+    "vhost_user::guests_among_themselves",
 ];
 const GUESTS_NEED: &[&str] = &["QEMU", "busybox", "guest kernel"];
 

@@ -1,0 +1,144 @@
+//! A guest's rings, and what its front end says.
+
+#![allow(missing_docs)]
+// A fuzz target may: what is not as it says is what it looks for.
+#![allow(clippy::expect_used)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vswitch::batch::Batch;
+use vswitch::frame::Outgoing;
+use vswitch::offload::VNET_HDR_LEN;
+use vswitch::port;
+use vswitch::spec::{PortKind, SocketRole, VhostUserSpec};
+use vswitch::stats::{Counters, DropReason};
+use vswitch::topology::PortShared;
+use vswitch::virtio::memory::{GuestMemory, RegionSpec};
+use vswitch::virtio::net::NetRing;
+use vswitch::virtio::ring::Setup;
+
+const LEN: u64 = 256 << 10;
+const SIZE: u16 = 16;
+const AVAILABLE: u64 = 16 * SIZE as u64;
+const USED: u64 = 512;
+const TABLE: u64 = 1024;
+const DATA: u64 = 8192;
+
+/// Features, the index to begin at, how many chains wait, the flags of all descriptors, what to overwrite where, and a frame's length.
+type Input = (u8, u16, u8, u16, Vec<(u16, u16)>, u16);
+
+/// A ring of good chains, spoilt.
+fn memory((_, base, waiting, flags, patches, _): &Input) -> Arc<GuestMemory> {
+    let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+    file.set_len(LEN).expect("that long");
+    let mut bytes = vec![0; 4096];
+    for index in 0..u64::from(SIZE) {
+        let next = (index + 1) % u64::from(SIZE);
+        let entry = [DATA + 4096 * index, 2000 | u64::from(*flags) << 32 | next << 48];
+        for (n, word) in (0..).zip(entry) {
+            for table in [0, TABLE] {
+                let at = usize::try_from(table + 16 * index + 8 * n).expect("small");
+                bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+        let at = usize::try_from(AVAILABLE + 4 + 2 * index).expect("small");
+        bytes[at] = u8::try_from(index).expect("small");
+    }
+    let at = usize::try_from(AVAILABLE).expect("small") + 2;
+    bytes[at..at + 2].copy_from_slice(&base.wrapping_add((*waiting).into()).to_le_bytes());
+    for (at, value) in patches {
+        // The rings, mostly.
+        let at = usize::from(if at & 0x8000 == 0 { at & 1023 } else { at & 4094 });
+        bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    file.write_all_at(&bytes, 0).expect("written");
+    let spec = RegionSpec { guest_addr: 0, user_addr: LEN, len: LEN, file_offset: 0 };
+    Arc::new(GuestMemory::default().with(spec, file).expect("a region"))
+}
+
+fn features(input: &Input) -> u64 {
+    use vswitch::virtio::feature::*;
+    let offered = [
+        VERSION_1,
+        NET_MRG_RXBUF,
+        RING_EVENT_IDX,
+        RING_INDIRECT_DESC,
+        NET_GUEST_CSUM,
+        NET_GUEST_TSO4,
+        NET_GUEST_TSO6,
+        NET_GUEST_USO4 | NET_GUEST_USO6,
+    ];
+    (0..).zip(offered).filter(|(bit, _)| input.0 & 1 << bit != 0).fold(0, |all, (_, feature)| all | feature)
+}
+
+fn ring(input: &Input) -> Option<NetRing> {
+    use vswitch::virtio::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
+    let features = features(input);
+    let setup = Setup {
+        size: SIZE,
+        descriptors: LEN,
+        available: LEN + AVAILABLE,
+        used: LEN + USED,
+        base: input.1,
+        event_idx: features & RING_EVENT_IDX != 0,
+        indirect: features & RING_INDIRECT_DESC != 0,
+    };
+    NetRing::new(memory(input), &setup, features, None).ok()
+}
+
+/// Never a panic, never an access outside the guest's memory, and every frame is counted once.
+#[test]
+fn rings_are_not_believed() {
+    bolero::check!().with_type::<Input>().with_iterations(5000).for_each(|input| {
+        let Some(mut from) = ring(input) else { return };
+        let (mut batch, counters) = (Batch::default(), Counters::default());
+        for listen in [true, false, true] {
+            batch.clear();
+            let received = from.receive(&mut batch, &counters, listen);
+            assert_eq!(received.err(), from.fault());
+        }
+        let Some(mut to) = ring(input) else { return };
+        let bytes = vec![0; VNET_HDR_LEN + 14 + usize::from(input.5)];
+        let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 5];
+        let counters = Counters::default();
+        let _ = to.transmit(&frames, &counters);
+        let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
+        assert_eq!(counters.tx_frames.get() + dropped, 5);
+    });
+}
+
+/// Never a panic, and a front end that goes is always noticed: the next one is heard.
+#[test]
+fn front_ends_may_say_anything() {
+    let path = std::env::temp_dir().join(format!("vswitch-fuzz-{}.sock", std::process::id()));
+    let spec = VhostUserSpec { path: path.clone(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let mut open = port::open(&PortKind::VhostUser(spec), 1).expect("a port");
+    let link = open.link.as_mut().expect("a link");
+    link.start(Arc::new(PortShared::new(1, 1500, false))).expect("a thread");
+    // Few: after each the port waits for a tenth of a second.
+    type Message = (u8, u8, Vec<u8>, Option<u32>);
+    bolero::check!().with_type::<Vec<Message>>().with_iterations(40).for_each(|messages| {
+        let mut stream = UnixStream::connect(&path).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+        for (request, flags, payload, len) in messages {
+            let len = len.unwrap_or(u32::try_from(payload.len()).expect("short"));
+            let header = [u32::from(request % 48), u32::from(flags & 8) | 1, len];
+            let header: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            // It may have had enough.
+            if stream.write_all(&[&header, &payload[..]].concat()).is_err() {
+                break;
+            }
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+        if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it hangs");
+        }
+    });
+}

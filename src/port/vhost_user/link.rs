@@ -1,0 +1,263 @@
+//! The connection to a front end: a thread that waits for one (or looks for one), speaks with it until it goes, and begins again.
+//!
+//! One front end at a time; others are turned away. When it goes, its rings are taken from the workers and its memory is unmapped; a guest that
+//! is started again, or one whose switch was, begins from the start.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::device::Device;
+use super::{Rings, messages};
+use crate::spec::{SocketRole, VhostUserSpec};
+use crate::sys;
+use crate::sys::bells;
+use crate::topology::PortShared;
+use crate::virtio::Fault;
+use crate::virtio::net::capabilities;
+
+/// How long a client waits before it looks for its server again: at first, and at most.
+const RETRY: (u16, u16) = (100, 3200);
+/// How often rings are looked at that may have broken, in milliseconds.
+const LOOK: u16 = 1000;
+
+/// A port's connection to its guest. Dropping it ends the thread and removes the socket.
+#[derive(Debug)]
+pub struct Link {
+    inner: Arc<Inner>,
+    listener: Option<UnixListener>,
+    thread: Option<JoinHandle<()>>,
+    /// The socket that was made: its device and inode.
+    made: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    rings: Arc<Rings>,
+    ends: AtomicBool,
+    bell: EventFd,
+    /// What the thread speaks by, to be shut when it is to end.
+    stream: Mutex<Option<UnixStream>>,
+}
+
+impl Link {
+    /// A server makes its socket here, so that one that cannot be made is a port that cannot be added.
+    pub(super) fn open(spec: &VhostUserSpec, rings: Arc<Rings>) -> Result<Link, sys::Error> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| sys::Error::new("cannot make an eventfd", error))?;
+        let path = spec.path.clone();
+        let (listener, made) = match spec.role {
+            SocketRole::Client => (None, None),
+            SocketRole::Server => {
+                let listener = listen(&path)?;
+                let made = std::fs::symlink_metadata(&path).ok().map(|about| (about.dev(), about.ino()));
+                (Some(listener), made)
+            }
+        };
+        let (ends, stream) = (AtomicBool::new(false), Mutex::new(None));
+        let inner = Arc::new(Inner { path, rings, ends, bell, stream });
+        Ok(Link { inner, listener, thread: None, made })
+    }
+
+    /// Begins to speak, for a port.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(&mut self, port: Arc<PortShared>) -> io::Result<()> {
+        port.set_taken(capabilities(0));
+        let (inner, listener) = (Arc::clone(&self.inner), self.listener.take());
+        let run = move || inner.run(listener.as_ref(), &port);
+        self.thread = Some(std::thread::Builder::new().name("vhost-user".into()).spawn(run)?);
+        Ok(())
+    }
+
+    /// Whether the guest receives and sends.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.inner.rings.is_live()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.inner.ends.store(true, Ordering::Relaxed);
+        bells::ring(&self.inner.bell);
+        if let Some(stream) = &*self.inner.stream.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("a vhost-user thread panicked");
+        }
+        let there = std::fs::symlink_metadata(&self.inner.path).ok().map(|about| (about.dev(), about.ino()));
+        if self.made.is_some() && there == self.made {
+            let _ = std::fs::remove_file(&self.inner.path);
+        }
+    }
+}
+
+/// Listens on a path. What a switch that was killed left there is replaced.
+fn listen(path: &Path) -> Result<UnixListener, sys::Error> {
+    let shown = path.display();
+    if std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket()) {
+        if UnixStream::connect(path).is_ok() {
+            let what = format!("somebody listens on '{shown}' already; choose another --path");
+            return Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what));
+        }
+        let _ = std::fs::remove_file(path);
+    }
+    let listener = UnixListener::bind(path).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        // Who may write to it may attach a guest.
+        std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
+        Ok(listener)
+    });
+    listener.map_err(|error| match error.kind() {
+        // A bare "not found" would be taken for an interface that is yet to come.
+        io::ErrorKind::NotFound => {
+            let what = format!("there is no directory for the socket '{shown}'; make it first");
+            sys::Error::refused(io::ErrorKind::InvalidInput, what)
+        }
+        io::ErrorKind::AddrInUse => {
+            let what = format!("'{shown}' exists and is no socket; choose another --path");
+            sys::Error::refused(io::ErrorKind::AlreadyExists, what)
+        }
+        _ => sys::Error::new(format!("cannot listen on '{shown}'"), error),
+    })
+}
+
+impl Inner {
+    fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+        while let Some(stream) = match listener {
+            Some(listener) => self.accept(listener),
+            None => self.connect(),
+        } {
+            self.speak(stream, listener, port);
+        }
+    }
+
+    fn ends(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a descriptor, and says which are ready. `None` is the end.
+    fn wait(&self, others: &[BorrowedFd<'_>], timeout: PollTimeout) -> Option<Vec<bool>> {
+        let mut fds = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        fds.extend(others.iter().map(|&fd| PollFd::new(fd, PollFlags::POLLIN)));
+        if let Err(error) = poll(&mut fds, timeout)
+            && error != nix::errno::Errno::EINTR
+        {
+            tracing::error!(%error, "poll failed");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let ready = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        (!self.ends()).then_some(ready)
+    }
+
+    fn accept(&self, listener: &UnixListener) -> Option<UnixStream> {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&[listener.as_fd()], PollTimeout::NONE)?;
+                }
+                Err(error) => {
+                    tracing::warn!("{}: cannot accept a front end: {error}", self.path.display());
+                    self.wait(&[], PollTimeout::from(RETRY.1))?;
+                }
+            }
+        }
+    }
+
+    fn connect(&self) -> Option<UnixStream> {
+        let mut pause = RETRY.0;
+        while !self.ends() {
+            if let Ok(stream) = UnixStream::connect(&self.path) {
+                return Some(stream);
+            }
+            self.wait(&[], PollTimeout::from(pause))?;
+            pause = (pause * 2).min(RETRY.1);
+        }
+        None
+    }
+
+    /// Speaks with a front end until it goes.
+    fn speak(&self, stream: UnixStream, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+        let path = self.path.display();
+        let (Ok(()), Ok(to_shut), Ok(to_watch)) =
+            (stream.set_nonblocking(false), stream.try_clone(), stream.try_clone())
+        else {
+            tracing::warn!("{path}: no file descriptor left for a front end");
+            return;
+        };
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_shut);
+        tracing::info!("{path}: a front end is here");
+        let why = self.converse(stream, &to_watch, listener, port);
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        match why {
+            None => {}
+            Some(Error::Disconnected) => tracing::info!("{path}: the front end has gone"),
+            Some(error) => {
+                tracing::warn!("{path}: the front end was given up: {error}");
+                // Or one that always says the same would keep us busy.
+                self.wait(&[], PollTimeout::from(RETRY.0));
+            }
+        }
+    }
+
+    /// Carries out what a front end asks for, until it goes or asks for nonsense; `None` is the end of the port. The workers have none of
+    /// its rings any more when this returns, because they go with the device.
+    fn converse(
+        &self,
+        stream: UnixStream,
+        to_watch: &UnixStream,
+        listener: Option<&UnixListener>,
+        port: &Arc<PortShared>,
+    ) -> Option<Error> {
+        let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.rings), Arc::clone(port))));
+        let mut library = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+        let mut told = Vec::new();
+        let watched: Vec<_> = std::iter::once(to_watch.as_fd()).chain(listener.map(AsFd::as_fd)).collect();
+        loop {
+            let ready = self.wait(&watched, PollTimeout::from(LOOK))?;
+            if ready.first() == Some(&true) {
+                let done = match messages::take(to_watch, &device) {
+                    Ok(false) => library.handle_request(),
+                    done => done.map(|_| ()),
+                };
+                if let Err(error) = done {
+                    return Some(error);
+                }
+            } else if ready.get(1) == Some(&true) {
+                // Asked once more, because whoever comes may be the successor of one that has just gone.
+                let quiet = self.wait(&watched[..1], PollTimeout::ZERO)?.first() == Some(&false);
+                if quiet && let Some(Ok(_)) = listener.map(UnixListener::accept) {
+                    tracing::warn!("{}: a second front end was turned away", self.path.display());
+                }
+            }
+            self.tell_faults(&mut told);
+        }
+    }
+
+    /// Says once which rings have stopped.
+    fn tell_faults(&self, told: &mut Vec<(usize, Fault)>) {
+        let faults = self.rings.faults();
+        if faults != *told {
+            for (index, fault) in &faults {
+                tracing::warn!("{}: virtqueue {index} has stopped: {fault}", self.path.display());
+            }
+            *told = faults;
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! `vhost-user` ports: the network card of a guest, without a kernel between.
+//!
+//! The guest's front end (QEMU, DPDK's virtio-user) shares the guest's memory and its virtqueues with us over a Unix socket
+//! (QEMU's `docs/interop/vhost-user.rst`). A thread a port speaks that protocol (`link.rs`, `device.rs`); workers own the rings ([`crate::virtio`]).
+//!
+//! **Who has a ring.** It lies in a slot behind a mutex, taken once a batch. From a slot's transmit queue only one worker
+//! takes frames, and a receive queue is that of all workers with more workers than queues; the protocol's thread takes the mutex to put a ring in or out, which is
+//! rare and short. So a ring that has been taken out is used by nobody, whatever the workers do at that moment, and no hand-over of the
+//! topology is needed when a guest boots. Which slots have a ring is also in two atomic words, so that an empty port costs a load.
+//!
+//! Queues have the guest's names: what it sends comes out of a *transmit* queue, what we send goes into a *receive* queue.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Health, Inbound, OpenPort, PortQueue, Received};
+use crate::batch::Batch;
+use crate::frame::Outgoing;
+use crate::offload::Capabilities;
+use crate::spec::VhostUserSpec;
+use crate::stats::{Counters, DropReason};
+use crate::sys;
+use crate::sys::bells::Bells;
+use crate::virtio::Fault;
+use crate::virtio::net::{NetRing, Outcome};
+
+mod device;
+mod link;
+mod messages;
+
+pub use link::Link;
+
+/// Most queue pairs of a port: bits of a word.
+pub const PAIRS_MAX: u16 = 64;
+/// Queue pairs that a guest may use unless told otherwise. One that is not used costs nothing.
+pub const PAIRS_DEFAULT: u16 = 16;
+
+pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    let pairs = spec.queues.unwrap_or(PAIRS_DEFAULT);
+    if !(1..=PAIRS_MAX).contains(&pairs) {
+        let what = format!("{pairs} queues; a vhost-user port takes 1 to {PAIRS_MAX}");
+        return Err(sys::Error::refused(io::ErrorKind::InvalidInput, what));
+    }
+    // Guests with one queue each are shared out among the workers.
+    let first = spec.path.as_os_str().as_encoded_bytes().iter().map(|&byte| usize::from(byte)).sum();
+    let rings = Rings::new(usize::from(pairs), workers, first)
+        .map_err(|source| sys::Error::new("cannot make an epoll instance", source))?;
+    let rings = Arc::new(rings);
+    let queue = |worker| Box::new(Queue::new(Arc::clone(&rings), worker, workers)) as Box<dyn PortQueue>;
+    Ok(OpenPort {
+        queues: (0..workers).map(queue).collect(),
+        receiving: usize::from(pairs),
+        // What of these holds is seen when a guest has come.
+        capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
+        ifindex: None,
+        mtu: spec.mtu(),
+        strict_mtu: false,
+        keep: Vec::new(),
+        link: Some(Link::open(spec, rings)?),
+    })
+}
+
+/// One of a pair of virtqueues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// The guest receives by it.
+    Receive,
+    /// The guest sends by it.
+    Transmit,
+}
+
+/// A virtqueue's place: even indices are receive queues (virtio 1.2, section 5.1.2).
+#[derive(Clone, Copy, Debug)]
+struct QueueIndex {
+    pair: usize,
+    kind: Kind,
+}
+
+impl QueueIndex {
+    fn new(index: usize) -> QueueIndex {
+        let kind = if index.is_multiple_of(2) { Kind::Receive } else { Kind::Transmit };
+        QueueIndex { pair: index / 2, kind }
+    }
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Slot(Mutex<Option<NetRing>>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Option<NetRing>> {
+        // A worker that panics ends the process; the protocol's thread leaves a ring or none.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What workers and the protocol's thread share of a port.
+#[derive(Debug)]
+struct Rings {
+    receive: Box<[Slot]>,
+    transmit: Box<[Slot]>,
+    /// Pairs that have a ring in them: a bit each.
+    receive_live: AtomicU64,
+    transmit_live: AtomicU64,
+    /// One a worker: rung by guests.
+    bells: Box<[Bells]>,
+    /// The worker that takes what comes by the first pair.
+    first: usize,
+}
+
+impl Rings {
+    fn new(pairs: usize, workers: usize, first: usize) -> io::Result<Rings> {
+        let slots = || (0..pairs).map(|_| Slot::default()).collect();
+        Ok(Rings {
+            receive: slots(),
+            transmit: slots(),
+            receive_live: AtomicU64::new(0),
+            transmit_live: AtomicU64::new(0),
+            bells: (0..workers).map(|_| Bells::new()).collect::<io::Result<_>>()?,
+            first: first % workers.max(1),
+        })
+    }
+
+    fn pairs(&self) -> usize {
+        self.receive.len()
+    }
+
+    fn slot(&self, index: QueueIndex) -> (&Slot, &AtomicU64) {
+        match index.kind {
+            Kind::Receive => (&self.receive[index.pair], &self.receive_live),
+            Kind::Transmit => (&self.transmit[index.pair], &self.transmit_live),
+        }
+    }
+
+    /// The worker that takes what comes by a pair.
+    fn worker_of(&self, pair: usize) -> usize {
+        (pair + self.first) % self.bells.len()
+    }
+
+    fn bells_of(&self, index: QueueIndex) -> Option<&Bells> {
+        // Nobody waits for a guest to make room.
+        (index.kind == Kind::Transmit).then(|| &self.bells[self.worker_of(index.pair)])
+    }
+
+    /// Gives a ring to the workers, which look at it at once.
+    fn put(&self, index: QueueIndex, ring: NetRing) {
+        let (slot, live) = self.slot(index);
+        let before = slot.lock().replace(ring);
+        live.fetch_or(1 << index.pair, Ordering::Release);
+        drop(before);
+        if let Some(bells) = self.bells_of(index) {
+            bells.ring();
+        }
+    }
+
+    /// Takes a ring from the workers: when this returns, none uses it.
+    fn take(&self, index: QueueIndex) -> Option<NetRing> {
+        let (slot, live) = self.slot(index);
+        live.fetch_and(!(1 << index.pair), Ordering::Relaxed);
+        slot.lock().take()
+    }
+
+    /// A ring that broke stays in its slot, so that it can be told why, but is looked at no more.
+    #[cold]
+    fn retire(&self, index: QueueIndex) {
+        self.slot(index).1.fetch_and(!(1 << index.pair), Ordering::Relaxed);
+    }
+
+    /// Whether the guest receives and sends.
+    fn is_live(&self) -> bool {
+        self.receive_live.load(Ordering::Relaxed) != 0 && self.transmit_live.load(Ordering::Relaxed) != 0
+    }
+
+    /// Why rings have stopped, by the number of the virtqueue.
+    fn faults(&self) -> Vec<(usize, Fault)> {
+        let all = (0..2 * self.pairs()).filter_map(|number| {
+            let (slot, _) = self.slot(QueueIndex::new(number));
+            Some((number, slot.lock().as_ref()?.fault()?))
+        });
+        all.collect()
+    }
+}
+
+/// One worker's way in and out.
+#[derive(Debug)]
+struct Queue {
+    rings: Arc<Rings>,
+    worker: usize,
+    /// Pairs whose frames this worker takes: a bit each.
+    mine: u64,
+    /// The pair to begin with, so that none of a busy guest's is left out.
+    turn: usize,
+    /// Whether the worker waits for kicks.
+    listening: bool,
+}
+
+impl Queue {
+    fn new(rings: Arc<Rings>, worker: usize, workers: usize) -> Queue {
+        let is_mine = |&pair: &usize| rings.worker_of(pair) == worker % workers;
+        let mine = (0..rings.pairs()).filter(is_mine).fold(0, |mine, pair| mine | 1 << pair);
+        Queue { rings, worker, mine, turn: 0, listening: true }
+    }
+}
+
+/// The bits of a word from one on, all once.
+fn bits_from(word: u64, first: usize) -> impl Iterator<Item = usize> {
+    let before = 1u64.checked_shl(u32::try_from(first).unwrap_or(u64::BITS)).map_or(u64::MAX, |bit| bit - 1);
+    bits(word & !before).chain(bits(word & before))
+}
+
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(next)
+    })
+}
+
+impl PortQueue for Queue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.rings.bells[self.worker].as_fd())
+    }
+
+    fn listen(&mut self, on: bool) {
+        self.listening = on;
+        if !on {
+            // The rings are told at the next look.
+            return;
+        }
+        let bells = &self.rings.bells[self.worker];
+        bells.silence();
+        let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
+        for pair in bits(live) {
+            // What waits, or has broken, is for the next look.
+            if self.rings.transmit[pair].lock().as_mut().is_some_and(|ring| ring.wait().unwrap_or(true)) {
+                bells.ring();
+            }
+        }
+    }
+
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        if self.listening {
+            self.rings.bells[self.worker].silence();
+        }
+        let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
+        let mut received = Received::Drained;
+        for pair in bits_from(live, self.turn) {
+            if batch.is_full() {
+                return Received::More;
+            }
+            let outcome = match self.rings.transmit[pair].lock().as_mut() {
+                Some(ring) => ring.receive(batch, inbound.counters, self.listening),
+                None => continue,
+            };
+            match outcome {
+                Ok(Outcome::Drained) => {}
+                Ok(Outcome::More) => {
+                    received = Received::More;
+                    self.turn = pair + 1;
+                }
+                Err(_) => {
+                    inbound.counters.drop_frame(DropReason::BadRing);
+                    self.rings.retire(QueueIndex { pair, kind: Kind::Transmit });
+                }
+            }
+        }
+        received
+    }
+
+    fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        let live = self.rings.receive_live.load(Ordering::Acquire);
+        let down = || counters.drop_frames(DropReason::PortDown, frames.len() as u64);
+        if live == 0 {
+            down();
+            return Health::Alive;
+        }
+        // A worker stays with one, so that a flow stays in order.
+        let nth = self.worker % live.count_ones() as usize;
+        let Some(pair) = bits(live).nth(nth) else { return Health::Alive };
+        let sent = match self.rings.receive[pair].lock().as_mut() {
+            Some(ring) => ring.transmit(frames, counters),
+            None => {
+                down();
+                Ok(())
+            }
+        };
+        if sent.is_err() {
+            self.rings.retire(QueueIndex { pair, kind: Kind::Receive });
+        }
+        Health::Alive
+    }
+}
+
+/// An eventfd that a front end sent.
+type Eventfd = Arc<OwnedFd>;
+
+#[cfg(test)]
+mod tests;

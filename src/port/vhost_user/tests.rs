@@ -1,0 +1,464 @@
+//! A front end of another make, that does as it should and then everything else.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::{Inbound, OpenPort};
+use crate::batch::Batch;
+use crate::frame::Outgoing;
+use crate::offload::{Capabilities, VNET_HDR_LEN};
+use crate::spec::{SocketRole, VhostUserSpec};
+use crate::stats::{Counters, DropReason};
+use crate::topology::PortShared;
+use crate::virtio::GuestMemory;
+use crate::virtio::driver::{Driver, NEXT, USER, WRITE, file, read, region, write};
+use crate::virtio::feature::*;
+use crate::virtio::net::HEADER_LEN;
+
+const LEN: u64 = 1 << 20;
+const SIZE: u16 = 64;
+const TRANSMITQ: u64 = 64 << 10;
+const BUFFERS: u64 = 128 << 10;
+const TO_SEND: u64 = 768 << 10;
+const OFFLOADS: u64 = NET_GUEST_CSUM | NET_GUEST_TSO4 | NET_GUEST_TSO6 | NET_GUEST_ECN;
+const FEATURES: u64 =
+    VERSION_1 | NET_MRG_RXBUF | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES | OFFLOADS;
+
+mod load;
+
+/// A folder of its own, gone with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT_ONE: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT_ONE.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("vswitch-vhost-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).expect("a folder");
+        Folder(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("guest.sock")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A port that is open, and its counters.
+struct Port {
+    open: OpenPort,
+    shared: Arc<PortShared>,
+}
+
+impl Port {
+    fn new(folder: &Folder, role: SocketRole, workers: usize) -> Port {
+        let spec = VhostUserSpec { path: folder.socket(), role, queues: Some(2), mtu: None };
+        let mut open = super::open(&spec, workers).expect("a port");
+        let shared = Arc::new(PortShared::new(workers, 1500, false));
+        open.link.as_mut().expect("a link").start(Arc::clone(&shared)).expect("a thread");
+        Port { open, shared }
+    }
+
+    fn is_up(&self) -> bool {
+        self.open.link.as_ref().expect("a link").is_up()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters[0]
+    }
+
+    /// Frames that wait at a worker.
+    fn receive(&mut self, worker: usize) -> Vec<Vec<u8>> {
+        let mut batch = Batch::default();
+        let inbound = Inbound { counters: &self.shared.counters[0], demux: None, worker };
+        self.open.queues[worker].receive(&mut batch, &inbound);
+        batch.frames.iter().map(|frame| batch.bytes(frame).to_vec()).collect()
+    }
+
+    fn receive_any(&mut self) -> Vec<Vec<u8>> {
+        (0..self.open.queues.len()).flat_map(|worker| self.receive(worker)).collect()
+    }
+
+    fn send(&mut self, worker: usize, frame: &[u8]) {
+        let bytes = [&[0; VNET_HDR_LEN], frame].concat();
+        let whole = Outgoing::Whole { bytes: &bytes, segments: 1 };
+        self.open.queues[worker].transmit(&[whole], &self.shared.counters[0]);
+    }
+}
+
+/// A guest and its front end.
+struct Guest {
+    front_end: Frontend,
+    memory: Arc<GuestMemory>,
+    file: File,
+    receive: Driver,
+    transmit: Driver,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl Guest {
+    /// Connects, and agrees on features.
+    fn meet(stream: UnixStream) -> Guest {
+        let mut front_end = Frontend::from_stream(stream, 2);
+        front_end.set_owner().expect("taken");
+        let offered = front_end.get_features().expect("answered");
+        assert_eq!(offered & FEATURES, FEATURES);
+        front_end.set_features(FEATURES).expect("taken");
+        let protocol = front_end.get_protocol_features().expect("answered");
+        let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS;
+        assert_eq!(protocol, wanted, "and none of those that the library cannot");
+        front_end.set_protocol_features(wanted).expect("taken");
+        front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        assert_eq!(front_end.get_queue_num().expect("answered"), 2);
+        let file = file(LEN);
+        let shared = file.try_clone().expect("another handle");
+        let memory = Arc::new(GuestMemory::default().with(region(0, LEN), shared).expect("a region"));
+        let (receive, transmit) =
+            (Driver::new(&memory, 0, SIZE, 0), Driver::new(&memory, TRANSMITQ, SIZE, 0));
+        let eventfd = || EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+        Guest { front_end, memory, file, receive, transmit, kick: eventfd(), call: eventfd() }
+    }
+
+    fn boot(stream: UnixStream) -> Guest {
+        let mut guest = Guest::meet(stream);
+        guest.share(&guest.file).expect("taken");
+        guest.start();
+        guest
+    }
+
+    fn region(file: &File) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: LEN,
+            userspace_addr: USER,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        }
+    }
+
+    fn share(&self, file: &File) -> vhost::Result<()> {
+        self.front_end.set_mem_table(&[Guest::region(file)]).map(|_| ())
+    }
+
+    /// Hands over both rings, with buffers in the receive queue.
+    fn start(&mut self) {
+        for n in 0..SIZE {
+            self.receive.descriptor(n, BUFFERS + u64::from(n) * 2048, 2048, WRITE, 0);
+            self.receive.offer(n);
+        }
+        for index in 0..2 {
+            self.set_up(index, 0);
+        }
+    }
+
+    fn set_up(&mut self, index: usize, base: u16) {
+        let setup = [&self.receive, &self.transmit][index].setup(base, true);
+        let front_end = &mut self.front_end;
+        front_end.set_vring_num(index, SIZE).expect("taken");
+        front_end.set_vring_addr(index, &addresses(&setup)).expect("taken");
+        front_end.set_vring_base(index, base).expect("taken");
+        front_end.set_vring_call(index, &self.call).expect("taken");
+        front_end.set_vring_kick(index, &self.kick).expect("taken");
+        front_end.set_vring_enable(index, true).expect("taken");
+    }
+
+    /// Makes a frame available in the transmit queue.
+    fn offer(&mut self, frame: &[u8]) {
+        write(&self.memory, TO_SEND, &[0; HEADER_LEN]);
+        write(&self.memory, TO_SEND + 64, frame);
+        self.transmit.descriptor(0, TO_SEND, HEADER_LEN, NEXT, 1);
+        self.transmit.descriptor(1, TO_SEND + 64, frame.len(), 0, 0);
+        self.transmit.offer(0);
+    }
+
+    fn take(&mut self) -> Vec<Vec<u8>> {
+        let frame = |(head, written): (u32, u32)| {
+            read(&self.memory, BUFFERS + u64::from(head) * 2048, written as usize)[HEADER_LEN..].to_vec()
+        };
+        self.receive.take_used().into_iter().map(frame).collect()
+    }
+}
+
+fn addresses(setup: &crate::virtio::ring::Setup) -> VringConfigData {
+    VringConfigData {
+        queue_max_size: SIZE,
+        queue_size: SIZE,
+        flags: 0,
+        desc_table_addr: setup.descriptors,
+        used_ring_addr: setup.used,
+        avail_ring_addr: setup.available,
+        log_addr: None,
+    }
+}
+
+fn connect(folder: &Folder) -> UnixStream {
+    UnixStream::connect(folder.socket()).expect("the switch listens")
+}
+
+/// A frame each way.
+fn talk(port: &mut Port, guest: &mut Guest, text: u8) {
+    let frame = vec![text; 100];
+    guest.offer(&frame);
+    let mut received = Vec::new();
+    eventually("a frame from the guest", || {
+        received = port.receive_any();
+        !received.is_empty()
+    });
+    assert_eq!(received, [&frame[..]]);
+    assert_eq!(guest.transmit.take_used(), [(0, 0)]);
+    port.send(0, &frame);
+    assert_eq!(guest.take(), [frame]);
+}
+
+#[test]
+fn a_guest_comes_talks_and_goes() {
+    for workers in [1, 3] {
+        let folder = Folder::new();
+        let mut port = Port::new(&folder, SocketRole::Server, workers);
+        assert!(!port.is_up());
+        port.send(0, &[7; 60]);
+        assert_eq!(port.counters().drops(DropReason::PortDown), 1);
+        let mut guest = Guest::boot(connect(&folder));
+        assert!(port.is_up());
+        talk(&mut port, &mut guest, 1);
+        drop(guest);
+        eventually("down", || !port.is_up());
+        // Another, on the same socket.
+        let mut guest = Guest::boot(connect(&folder));
+        talk(&mut port, &mut guest, 2);
+        drop(port);
+        assert!(!folder.socket().exists(), "the switch takes its socket along");
+    }
+}
+
+#[test]
+fn a_client_finds_its_front_end_again() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Client, 1);
+    let listener = UnixListener::bind(folder.socket()).expect("a socket");
+    for text in 0..2 {
+        let mut guest = Guest::boot(listener.accept().expect("the switch connects").0);
+        talk(&mut port, &mut guest, text);
+    }
+    drop(port);
+    assert!(folder.socket().exists(), "which is not the switch's");
+}
+
+#[test]
+fn rings_stop_and_go_on_where_they_were() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::boot(connect(&folder));
+    (0..5).for_each(|text| talk(&mut port, &mut guest, text));
+    assert_eq!(guest.front_end.get_vring_base(1).expect("answered"), 5);
+    assert!(!port.is_up());
+    guest.offer(&[9; 60]);
+    assert!(port.receive_any().is_empty());
+    guest.set_up(1, 5);
+    assert_eq!(port.receive_any(), [vec![9; 60]]);
+    guest.transmit.take_used();
+    // Memory that is replaced, or grows, under rings that run.
+    guest.share(&guest.file.try_clone().expect("another handle")).expect("taken");
+    talk(&mut port, &mut guest, 10);
+    let more = file(LEN);
+    let slot = VhostUserMemoryRegionInfo {
+        guest_phys_addr: LEN,
+        userspace_addr: USER + LEN,
+        ..Guest::region(&more)
+    };
+    assert!(guest.front_end.get_max_mem_slots().expect("answered") > 8);
+    // Twice each, as QEMU does.
+    for _ in 0..2 {
+        guest.front_end.add_mem_region(&slot).expect("taken");
+    }
+    talk(&mut port, &mut guest, 11);
+    for _ in 0..2 {
+        guest.front_end.remove_mem_region(&slot).expect("taken");
+    }
+    talk(&mut port, &mut guest, 12);
+    // And a queue that is disabled.
+    guest.front_end.set_vring_enable(0, false).expect("taken");
+    port.send(0, &[1; 60]);
+    assert_eq!(port.counters().drops(DropReason::PortDown), 1);
+    guest.front_end.set_vring_enable(0, true).expect("taken");
+    talk(&mut port, &mut guest, 13);
+    assert_eq!(port.counters().drops(DropReason::BadRing), 0);
+}
+
+#[test]
+fn kicks_wake_and_are_switched_off_while_nobody_waits() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::boot(connect(&folder));
+    let readable = |port: &Port| {
+        let fd = port.open.queues[0].fd().expect("one that rings");
+        let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO).expect("polled") == 1
+    };
+    assert!(readable(&port), "a ring is new");
+    port.receive(0);
+    assert!(!readable(&port));
+    guest.kick.write(1).expect("rung");
+    assert!(readable(&port));
+    talk(&mut port, &mut guest, 1);
+    assert!(!readable(&port));
+    assert_eq!(guest.transmit.kick_after(), 1);
+    port.open.queues[0].listen(false);
+    talk(&mut port, &mut guest, 2);
+    assert_eq!(guest.transmit.kick_after(), 1, "stays behind");
+    port.open.queues[0].listen(true);
+    assert_eq!(guest.transmit.kick_after(), 2);
+    assert!(!readable(&port));
+    port.open.queues[0].listen(false);
+    guest.offer(&[3; 60]);
+    port.open.queues[0].listen(true);
+    assert!(readable(&port), "it came while nobody listened");
+    assert_eq!(port.receive(0).len(), 1);
+    // The guest is rung when it asks.
+    guest.transmit.set_used_event(3);
+    guest.call.read().ok();
+    talk_quietly(&mut port, &mut guest);
+    assert!(guest.call.read().is_ok());
+}
+
+fn talk_quietly(port: &mut Port, guest: &mut Guest) {
+    guest.offer(&[4; 60]);
+    assert_eq!(port.receive(0).len(), 1);
+}
+
+#[test]
+fn capabilities_follow_what_the_guest_agreed_to() {
+    let folder = Folder::new();
+    let port = Port::new(&folder, SocketRole::Server, 1);
+    let takes = || port.shared.taken();
+    assert_eq!(takes(), Capabilities::default());
+    let guest = Guest::boot(connect(&folder));
+    assert_eq!(takes(), Capabilities { csum: true, tso4: true, tso6: true, uso: false });
+    guest.front_end.set_features(FEATURES & !OFFLOADS).expect("taken");
+    assert_eq!(takes(), Capabilities::default());
+    drop(guest);
+    eventually("down", || !port.is_up());
+    assert_eq!(takes(), Capabilities::default());
+}
+
+#[test]
+fn a_front_end_may_say_anything() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let refused = |what: &str, ask: &dyn Fn(&mut Guest) -> bool| {
+        let mut guest = Guest::boot(connect(&folder));
+        assert!(!ask(&mut guest), "{what}");
+    };
+    refused("features", &|guest| guest.front_end.set_features(1 << 40).is_ok());
+    refused("a queue", &|guest| guest.front_end.set_vring_base(4, 0).is_ok());
+    refused("a size", &|guest| guest.front_end.set_vring_num(0, 33).is_ok());
+    refused("no size", &|guest| guest.front_end.set_vring_num(0, 0).is_ok());
+    refused("short memory", &|guest| guest.share(&file(LEN / 2)).is_ok());
+    refused("no memory file", &|guest| guest.share(&File::open("/dev/null").expect("there")).is_ok());
+    refused("memory without the rings", &|guest| {
+        let small = VhostUserMemoryRegionInfo { memory_size: 4096, ..Guest::region(&guest.file) };
+        guest.front_end.set_mem_table(&[small]).is_ok()
+    });
+    refused("overlapping memory", &|guest| {
+        let one = Guest::region(&guest.file);
+        let two = VhostUserMemoryRegionInfo { guest_phys_addr: LEN - 4096, ..one };
+        guest.front_end.set_mem_table(&[one, two]).is_ok()
+    });
+    refused("a ring elsewhere", &|guest| {
+        let setup = crate::virtio::ring::Setup { used: USER + LEN, ..guest.receive.setup(0, true) };
+        guest.front_end.set_vring_addr(0, &addresses(&setup)).is_ok()
+    });
+    refused("a region instead of another", &|guest| {
+        let other = file(LEN);
+        guest.front_end.add_mem_region(&Guest::region(&other)).is_ok()
+    });
+    // Bytes that are no message, messages that are cut, a second front end beside the first.
+    for bytes in [&[0xff; 64][..], &[18, 0, 0, 0, 1, 0, 0, 0, 200, 0, 0, 0], &[5, 0], &[]] {
+        let mut stream = connect(&folder);
+        stream.write_all(bytes).expect("written");
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+    let mut guest = Guest::boot(connect(&folder));
+    let mut second = connect(&folder);
+    eventually("turned away", || second.write_all(&[0; 12]).is_err());
+    talk(&mut port, &mut guest, 1);
+    assert_eq!(port.counters().drops(DropReason::BadRing), 0);
+    // One that stops in the middle of a message does not hold up the port's end.
+    drop(guest);
+    let mut stream = connect(&folder);
+    stream.write_all(&[1, 0, 0, 0, 1]).expect("written");
+    std::thread::sleep(Duration::from_millis(20));
+    drop(port);
+}
+
+#[test]
+fn a_guest_that_breaks_its_rings_is_alone_with_it() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::boot(connect(&folder));
+    talk(&mut port, &mut guest, 1);
+    guest.transmit.set_index(9999);
+    assert!(port.receive_any().is_empty());
+    assert_eq!(port.counters().drops(DropReason::BadRing), 1);
+    assert!(!port.is_up());
+    assert!(port.receive_any().is_empty());
+    assert_eq!(port.counters().drops(DropReason::BadRing), 1, "counted once");
+    // Until it is set up anew.
+    guest.front_end.get_vring_base(1).expect("answered");
+    guest.transmit = Driver::new(&guest.memory, TRANSMITQ, SIZE, 0);
+    guest.set_up(1, 0);
+    talk(&mut port, &mut guest, 2);
+    // Memory that goes.
+    guest.file.set_len(0).expect("shorter");
+    port.send(0, &[3; 60]);
+    port.receive_any();
+    assert!(!port.is_up());
+    drop(guest);
+    let mut guest = Guest::boot(connect(&folder));
+    talk(&mut port, &mut guest, 3);
+}
+
+#[test]
+fn sockets_are_not_taken_from_others() {
+    let folder = Folder::new();
+    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: None, mtu: None };
+    let first = super::open(&spec, 1).expect("a port");
+    let error = super::open(&spec, 1).expect_err("somebody listens");
+    assert!(error.is_exists() && error.to_string().contains("choose another --path"), "{error}");
+    drop(first);
+    // What a switch left that was killed.
+    drop(UnixListener::bind(folder.socket()).expect("a socket"));
+    assert!(folder.socket().exists());
+    drop(super::open(&spec, 1).expect("a port"));
+    File::create(folder.socket()).expect("a file");
+    assert!(super::open(&spec, 1).is_err());
+    assert!(folder.socket().exists(), "no socket of ours");
+    let nowhere = VhostUserSpec { path: "/nowhere/at/all.sock".into(), ..spec.clone() };
+    assert!(super::open(&nowhere, 1).expect_err("no folder").to_string().contains("make it first"));
+    assert!(super::open(&VhostUserSpec { queues: Some(65), ..spec }, 1).is_err());
+}

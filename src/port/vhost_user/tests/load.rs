@@ -1,0 +1,116 @@
+//! Under a running switch: its workers sleep and are kicked, while the front end changes what there is to change.
+
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use vhost::VhostBackend;
+
+use super::{Folder, Guest, connect, eventually};
+use crate::offload::Capabilities;
+use crate::port::mem::{MemFrame, MemPort};
+use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, SocketRole, VhostUserSpec};
+use crate::switch::{Missing, Options, PollMode, Switch};
+use crate::virtio::driver::write;
+use crate::virtio::net::HEADER_LEN;
+
+const FRAMES: u32 = 4000;
+const PLACES: u64 = 512 << 10;
+const LONG: Duration = Duration::from_secs(10);
+
+/// Frame number `n` from the station `from` to `to`.
+fn frame(to: u8, from: u8, n: u32) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 0x88, 0xb5];
+    bytes.extend(n.to_be_bytes());
+    bytes.resize(60, 0);
+    bytes
+}
+
+fn number(frame: &[u8]) -> u32 {
+    u32::from_be_bytes([frame[14], frame[15], frame[16], frame[17]])
+}
+
+impl Guest {
+    /// Makes frames available in as many buffers, and kicks if that is wanted.
+    fn send(&mut self, numbers: std::ops::Range<u32>) {
+        let before = self.transmit.index();
+        for n in numbers {
+            let slot = u16::try_from(n % u32::from(self.transmit.size)).expect("small");
+            let place = PLACES + 2048 * u64::from(slot);
+            write(&self.memory, place, &[&[0; HEADER_LEN], &frame(2, 1, n)[..]].concat());
+            self.transmit.descriptor(slot, place, HEADER_LEN + 60, 0, 0);
+            self.transmit.offer(slot);
+        }
+        fence(Ordering::SeqCst);
+        let (now, event) = (self.transmit.index(), self.transmit.kick_after());
+        if now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before) {
+            self.kick.write(1).expect("rung");
+        }
+    }
+
+    /// Stops a queue and starts it again where it was.
+    fn start_again(&mut self, index: usize) {
+        let base = self.front_end.get_vring_base(index).expect("answered");
+        self.set_up(index, u16::try_from(base).expect("16 bits"));
+    }
+}
+
+fn through(poll: PollMode) {
+    let folder = Folder::new();
+    let switch = Switch::start(&Options { workers: Some(2), poll, ..Options::default() }).expect("a switch");
+    switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
+    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
+    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
+        let (name, bridge) = (name.to_owned(), "br0".to_owned());
+        let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
+        switch.add_port(port, Missing::Refuse).expect("a port");
+    }
+    let mut guest = Guest::boot(connect(&folder));
+    let (mut sent, mut turn) = (0, 0u32);
+    while sent < FRAMES {
+        let burst = (turn * 7 % 13 + 1).min(FRAMES - sent);
+        guest.send(sent..sent + burst);
+        for n in sent..sent + burst {
+            let frame = memory.receive(LONG).expect("in time").bytes;
+            assert_eq!(number(&frame), n, "in order, and each once");
+        }
+        sent += burst;
+        eventually("buffers come back", || guest.transmit.used_index() == guest.transmit.index());
+        turn += 1;
+        match turn % 40 {
+            0 => guest.share(&guest.file).expect("taken"),
+            10 => guest.start_again(1),
+            20 => std::thread::sleep(Duration::from_millis(2)),
+            _ => {}
+        }
+    }
+    // And the other way; with as many buffers as the guest has.
+    for n in 0..u32::from(guest.receive.size) {
+        assert!(memory.send(MemFrame { bytes: frame(1, 2, n), ..MemFrame::default() }));
+    }
+    let mut received = Vec::new();
+    eventually("frames to the guest", || {
+        received.extend(guest.take());
+        received.len() == usize::from(guest.receive.size)
+    });
+    assert!(received.iter().zip(0..).all(|(frame, n)| number(frame) == n));
+    let counters = switch.port("guest").expect("there").counters;
+    assert_eq!((counters.rx_frames, counters.drops.len()), (u64::from(FRAMES), 0), "{counters:?}");
+    drop(switch);
+    assert!(!folder.socket().exists());
+}
+
+#[test]
+fn workers_that_sleep_are_woken() {
+    through(PollMode::Wait);
+}
+
+#[test]
+fn workers_that_spin_are_not_disturbed() {
+    through(PollMode::Adaptive);
+}
+
+#[test]
+fn workers_that_never_sleep_are_quick() {
+    through(PollMode::Busy);
+}

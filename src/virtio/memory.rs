@@ -1,0 +1,211 @@
+//! A guest's memory: regions of files that its front end shares with us.
+//!
+//! A table is immutable; adding or removing a region makes another that shares the mappings. Access is through
+//! [`VolatileSlice`]s, which are bounded by their mapping and never become references, because the guest writes all the while. A file that shrinks is
+//! survived ([`crate::sys::sigbus`]) and makes the table broken.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::sys::sigbus::Watch;
+
+/// Most regions of a guest's memory: what QEMU can have at most.
+pub const REGIONS_MAX: usize = 509;
+
+const PAGE: u64 = 4096;
+
+/// Where a region is, as its front end says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RegionSpec {
+    /// Guest physical address: what descriptors use.
+    pub guest_addr: u64,
+    /// Address in the front end's process: what rings are given by.
+    pub user_addr: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where in the file it begins.
+    pub file_offset: u64,
+}
+
+/// Why a region is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// It is empty, or wraps around.
+    #[error("a memory region of {0:#x} bytes at {1:#x} is impossible")]
+    Range(u64, u64),
+    /// It covers addresses of another.
+    #[error("memory regions overlap at {0:#x}")]
+    Overlap(u64),
+    /// More than [`REGIONS_MAX`].
+    #[error("more than {REGIONS_MAX} memory regions")]
+    TooMany,
+    /// There is no such region to remove.
+    #[error("there is no memory region at {0:#x}")]
+    Unknown(u64),
+    /// The file is shorter than the region, or none that can be mapped.
+    #[error("the memory file has {file} bytes, the region ends at {end}")]
+    Short {
+        /// Bytes of the file.
+        file: u64,
+        /// Where the region would end.
+        end: u64,
+    },
+    /// The kernel does not map it.
+    #[error("cannot map a memory region: {0}")]
+    Map(#[from] io::Error),
+}
+
+#[derive(Debug)]
+struct Mapping {
+    // Goes first.
+    watch: Watch,
+    pages: MmapRegion,
+}
+
+#[derive(Clone, Debug)]
+struct Region {
+    spec: RegionSpec,
+    /// Where in the mapping it begins.
+    offset: usize,
+    len: usize,
+    /// Device and inode of its file.
+    file: (u64, u64),
+    mapping: Arc<Mapping>,
+}
+
+/// The memory of a guest.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    /// By guest address.
+    regions: Vec<Region>,
+}
+
+/// A piece of a guest's memory, inside one region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Area {
+    region: usize,
+    offset: usize,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+impl GuestMemory {
+    /// The same with one region more. One that is there already stays: QEMU up to 8.1 adds each once a queue pair.
+    ///
+    /// # Errors
+    /// It overlaps another, its file is too short, or it cannot be mapped.
+    pub fn with(&self, spec: RegionSpec, file: File) -> Result<GuestMemory, MemoryError> {
+        if self.regions.len() >= REGIONS_MAX {
+            return Err(MemoryError::TooMany);
+        }
+        let impossible = MemoryError::Range(spec.len, spec.guest_addr);
+        let end = |start: u64| start.checked_add(spec.len);
+        let (Some(guest_end), Some(user_end), Some(file_end)) =
+            (end(spec.guest_addr), end(spec.user_addr), end(spec.file_offset))
+        else {
+            return Err(impossible);
+        };
+        if spec.len == 0 || i64::try_from(file_end).is_err() {
+            return Err(impossible);
+        }
+        let region = map(spec, file, file_end)?;
+        for Region { spec: other, file, .. } in &self.regions {
+            if *other == spec && *file == region.file {
+                return Ok(self.clone());
+            }
+            if spec.guest_addr < other.guest_addr + other.len && other.guest_addr < guest_end {
+                return Err(MemoryError::Overlap(spec.guest_addr));
+            }
+            if spec.user_addr < other.user_addr + other.len && other.user_addr < user_end {
+                return Err(MemoryError::Overlap(spec.user_addr));
+            }
+        }
+        let mut regions = self.regions.clone();
+        let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
+        regions.insert(place, region);
+        Ok(GuestMemory { regions })
+    }
+
+    /// The same without the region of these addresses.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn without(&self, guest_addr: u64, user_addr: u64, len: u64) -> Result<GuestMemory, MemoryError> {
+        let mut regions = self.regions.clone();
+        let is = |region: &Region| {
+            let spec = &region.spec;
+            (spec.guest_addr, spec.user_addr, spec.len) == (guest_addr, user_addr, len)
+        };
+        let place = regions.iter().position(is).ok_or(MemoryError::Unknown(guest_addr))?;
+        regions.remove(place);
+        Ok(GuestMemory { regions })
+    }
+
+    /// Whether a file has shrunk: nothing here can be believed any more.
+    #[inline]
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.watch.is_broken())
+    }
+
+    /// What of `len` bytes at a guest physical address is in one piece: at least one byte.
+    #[inline]
+    #[must_use]
+    pub fn guest(&self, addr: u64, len: usize) -> Option<Area> {
+        let region = self.regions.partition_point(|region| region.spec.guest_addr <= addr).checked_sub(1)?;
+        self.area(region, addr - self.regions[region].spec.guest_addr, len)
+    }
+
+    /// Exactly `len` bytes at an address of the front end.
+    #[must_use]
+    pub fn user(&self, addr: u64, len: usize) -> Option<Area> {
+        let distance = |region: &Region| addr.checked_sub(region.spec.user_addr);
+        let inside = |region: &Region| distance(region).is_some_and(|distance| distance < region.spec.len);
+        let region = self.regions.iter().position(inside)?;
+        self.area(region, distance(&self.regions[region])?, len).filter(|area| area.len == len)
+    }
+
+    fn area(&self, region: usize, distance: u64, len: usize) -> Option<Area> {
+        let Region { offset, len: size, .. } = self.regions[region];
+        let distance = usize::try_from(distance).ok()?;
+        let rest = size.checked_sub(distance).filter(|&rest| rest > 0)?;
+        Some(Area { region, offset: offset + distance, len: len.min(rest) })
+    }
+
+    /// The bytes of an area of this table; `None` if it is of another.
+    #[inline]
+    #[must_use]
+    pub fn slice(&self, area: Area) -> Option<VolatileSlice<'_>> {
+        self.regions.get(area.region)?.mapping.pages.get_slice(area.offset, area.len).ok()
+    }
+}
+
+/// Maps what a region covers, in whole pages of whatever size its file has.
+fn map(spec: RegionSpec, file: File, file_end: u64) -> Result<Region, MemoryError> {
+    let about = file.metadata()?;
+    if !about.is_file() || about.size() < file_end {
+        return Err(MemoryError::Short { file: about.size(), end: file_end });
+    }
+    let system = fstatfs(file.as_fd()).map_err(io::Error::from)?;
+    let page = match u64::try_from(system.block_size()) {
+        Ok(size) if system.filesystem_type() == HUGETLBFS_MAGIC && size.is_power_of_two() => size,
+        _ => PAGE,
+    };
+    let start = spec.file_offset & !(page - 1);
+    let size = (file_end - start).next_multiple_of(page);
+    let sizes = [spec.file_offset - start, spec.len, size].map(usize::try_from);
+    let [Ok(offset), Ok(len), Ok(size)] = sizes else {
+        return Err(MemoryError::Range(spec.len, spec.guest_addr));
+    };
+    let pages = MmapRegion::from_file(FileOffset::new(file, start), size).map_err(io::Error::other)?;
+    let watch = Watch::new(&pages)?;
+    let file = (about.dev(), about.ino());
+    Ok(Region { spec, offset, len, file, mapping: Arc::new(Mapping { watch, pages }) })
+}

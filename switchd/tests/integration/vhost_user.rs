@@ -1,0 +1,177 @@
+//! vhost-user ports: QEMU guests that share their memory with the switch.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::harness::Outcome;
+use crate::harness::daemon::Start;
+use crate::harness::net::Ns;
+use crate::harness::qemu::{Qemu, can_boot};
+
+/// Lines that one guest tells another.
+const LINES: u32 = 200_000;
+
+/// QEMU's side of the port at `socket`, as `port explain` says: the switch listens, or with `waits` QEMU does. No
+/// MSI-X: QEMU 7.2 crashes when it masks its vectors for a vhost-user device without KVM.
+fn arguments(socket: &Path, number: u8, waits: bool) -> String {
+    let chardev = if waits { "server=on,wait=off" } else { "reconnect=1" };
+    format!(
+        "-object memory-backend-memfd,id=mem,size=192M,share=on -machine memory-backend=mem \
+         -chardev socket,id=char,path={},{chardev} -netdev vhost-user,id=net,chardev=char \
+         -device virtio-net-pci,netdev=net,mac=52:54:00:00:00:{number:02x},vectors=0,romfile=",
+        socket.display()
+    )
+}
+
+/// Adds two queues for each way to these.
+fn with_two_queues(arguments: &str) -> String {
+    arguments.replace("chardev=char ", "chardev=char,queues=2 ").replace("vectors=0", "vectors=0,mq=on")
+}
+
+/// A bridge with a host at 10.9.0.1, and a daemon that keeps both over a restart.
+fn layout(ports: &str) -> String {
+    format!("[[bridge]]\nname = \"br0\"\n{ports}")
+}
+
+fn host(host: &Ns) -> String {
+    format!(
+        "[[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\naddress = \"10.9.0.1/24\"\n",
+        host.name
+    )
+}
+
+fn guest(name: &str, socket: &Path, role: &str) -> String {
+    format!(
+        "[[port]]\nname = \"{name}\"\nbridge = \"br0\"\ntype = \"vhost-user\"\npath = \"{}\"\n{role} = true\n",
+        socket.display()
+    )
+}
+
+/// A guest and a host, through everything that may happen to either side of the socket.
+fn through_restarts(role: &str) -> Outcome {
+    can_boot()?;
+    let (switch, station) = (Ns::new("v"), Ns::new("h"));
+    let folder = crate::harness::daemon::folder();
+    let socket = folder.path().join("vm1.sock");
+    let config = layout(&(host(&station) + &guest("vm1", &socket, role)));
+    let daemon = Start::new(&switch).config(&config).ready();
+    let mut vm = Qemu::boot(&switch, &arguments(&socket, 1, role == "client"));
+    vm.address("10.9.0.2/24");
+    daemon.wait_port_state("vm1", "up");
+    vm.talk("10.9.0.2", &station, "10.9.0.1");
+
+    vm.reboot();
+    vm.address("10.9.0.2/24");
+    vm.talk("10.9.0.2", &station, "10.9.0.1");
+
+    // The switch ends, cleanly and not, under a guest that goes on.
+    let kept = daemon.terminate();
+    let daemon = Start::new(&switch).folder(kept).config(&config).ready();
+    daemon.wait_port_state("vm1", "up");
+    let kept = daemon.kill();
+    drop(station);
+    let station = Ns::new("h");
+    let config = layout(&(host(&station) + &guest("vm1", &socket, role)));
+    let daemon = Start::new(&switch).folder(kept).config(&config).ready();
+    daemon.wait_port_state("vm1", "up");
+    vm.talk("10.9.0.2", &station, "10.9.0.1");
+    assert_eq!(daemon.drops("vm1", "bad_ring"), 0);
+    assert_eq!(daemon.drops("vm1", "bad_offload"), 0);
+
+    vm.kill();
+    daemon.wait_port_state("vm1", "down");
+    assert_eq!(daemon.fdb("").iter().filter(|(_, _, port, _)| port == "vm1").count(), 0);
+    let mut vm = Qemu::boot(&switch, &arguments(&socket, 1, role == "client"));
+    vm.address("10.9.0.2/24");
+    vm.talk("10.9.0.2", &station, "10.9.0.1");
+    Ok(())
+}
+
+pub fn the_switch_listens() -> Outcome {
+    through_restarts("server")
+}
+
+pub fn qemu_listens() -> Outcome {
+    through_restarts("client")
+}
+
+/// Two guests, one of them with two queues, under two workers: big frames stay whole between them.
+pub fn guests_among_themselves() -> Outcome {
+    can_boot()?;
+    let switch = Ns::new("v");
+    let folder = crate::harness::daemon::folder();
+    let sockets = ["vm1", "vm2"].map(|name| folder.path().join(name));
+    let config = layout(&(guest("vm1", &sockets[0], "server") + &guest("vm2", &sockets[1], "server")));
+    let daemon = Start::new(&switch).config(&config).arguments("--workers 2").ready();
+    let mut one = Qemu::boot(&switch, &arguments(&sockets[0], 1, false));
+    let mut two = Qemu::boot(&switch, &with_two_queues(&arguments(&sockets[1], 2, false)));
+    one.address("10.9.0.1/24");
+    two.address("10.9.0.2/24");
+    for (guest, other) in [(&mut one, "10.9.0.2"), (&mut two, "10.9.0.1")] {
+        let heard = guest.run(&format!("ping -c 3 -W 5 -s 1472 {other}"));
+        assert!(heard.contains(" 0% packet loss"), "{heard}");
+    }
+    two.run("nc -ll -p 9 -e md5sum &");
+    two.run("until netstat -ltn | grep -q :9; do sleep 0.1; done");
+    let heard = one.run(&format!("seq 1 {LINES} | nc 10.9.0.2 9"));
+    assert_eq!(heard, one.run(&format!("seq 1 {LINES} | md5sum")), "what the other guest got");
+
+    let stats = daemon.stats("vm1");
+    let count = |name: &str| stats[name].as_u64().expect("a number");
+    assert!(count("rx_segments") > count("rx_frames"), "not cut on the way: {stats}");
+    for port in ["vm1", "vm2"] {
+        for reason in ["bad_ring", "bad_offload", "tx_error"] {
+            assert_eq!(daemon.drops(port, reason), 0, "{port}: {reason}");
+        }
+    }
+    let explained = daemon.ctl("port explain vm2");
+    assert!(explained.contains("-netdev vhost-user") && explained.contains("<interface type='vhostuser'>"));
+    one.kill();
+    daemon.wait_port_state("vm1", "down");
+    assert_eq!(daemon.port_state("vm2"), "up");
+    Ok(())
+}
+
+/// What operators ask for and read, without any guest.
+pub fn options() -> Outcome {
+    let switch = Ns::new("v");
+    let daemon = Start::new(&switch).without_config().ready();
+    daemon.ctl("bridge add br0");
+    let add = "port add vm1 --bridge br0 --type vhost-user";
+    assert!(daemon.refused(add).contains("needs 'path'"));
+    assert!(daemon.refused(&format!("{add} --path vm1.sock")).contains("give an absolute one"));
+    assert!(daemon.refused(&format!("{add} --path /nowhere/vm1.sock")).contains("make it first"));
+    assert!(daemon.refused(&format!("{add} --path /tmp/x --ifname eth0")).contains("'ifname' is for"));
+    assert!(daemon.refused(&format!("{add} --path /tmp/x --queues 65")).contains("give 1 to 64"));
+    assert!(
+        daemon
+            .refused("port add t1 --bridge br0 --type tap --path /tmp/x")
+            .contains("'path' is for vhost-user")
+    );
+    daemon.misused(&format!("{add} --path /tmp/x --server --client"));
+
+    let socket = daemon.path("vm1.sock");
+    let add = format!("{add} --path {} --queues 4 --mtu 9000", socket.display());
+    daemon.ctl(&add);
+    let port = daemon.port("vm1");
+    assert_eq!((port["type"].as_str(), port["state"].as_str()), (Some("vhost-user"), Some("down")));
+    assert_eq!((port["path"].as_str(), port["role"].as_str()), (socket.to_str(), Some("server")));
+    assert_eq!((port["queues"].as_u64(), port["mtu"].as_u64()), (Some(4), Some(9000)));
+    let mode = std::fs::metadata(&socket).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert!(daemon.refused(&add.replace("vm1 ", "vm2 ")).contains("choose another --path"));
+    daemon.ctl(&add.replace("port add", "port add --may-exist"));
+    let differs = daemon.refused(&add.replace("port add", "port add --may-exist").replace("9000", "1500"));
+    assert!(differs.contains("mtu"), "{differs}");
+    let explained = daemon.ctl("port explain vm1");
+    for words in ["path=", "reconnect=1", "host_mtu=9000", "<mtu size='9000'/>", "mode='client'"] {
+        assert!(explained.contains(words), "{words}: {explained}");
+    }
+    daemon.ctl("port del vm1");
+    assert!(!socket.exists());
+    daemon.ctl(&format!("{add} --client"));
+    assert!(!socket.exists());
+    assert!(daemon.ctl("port explain vm1").contains("server=on,wait=off"));
+    assert_eq!(daemon.port("vm1")["role"].as_str(), Some("client"));
+    Ok(())
+}
