@@ -266,7 +266,7 @@ with_port_settings! {
         #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub path: Option<String>,
-        /// The switch makes the socket and waits there [default]
+        /// The switch makes the socket and waits there; the default
         #[arg(long, conflicts_with = "client", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub server: bool,
