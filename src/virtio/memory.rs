@@ -2,7 +2,7 @@
 //!
 //! A table is immutable; adding or removing a region makes another that shares the mappings. Access is through
 //! [`VolatileSlice`]s, which are bounded by their mapping and never become references, because the guest writes all the while. A file that shrinks is
-//! survived ([`crate::sys::sigbus`]) and makes the table broken.
+//! survived (`sys/sigbus.rs`) and makes the table broken.
 
 use std::fs::File;
 use std::io;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::{Domain, SockAddr, Socket, Type};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
@@ -107,11 +108,19 @@ impl Drop for Link {
     }
 }
 
+/// Connects to a path, or not, at once: one that listens and does not accept must hold up nobody.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
+}
+
 /// Listens on a path. What a switch that was killed left there is replaced.
 fn listen(path: &Path) -> Result<UnixListener, sys::Error> {
     let shown = path.display();
     if std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
+        if !dial(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
             let what = format!("somebody listens on '{shown}' already; choose another --path");
             return Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what));
         }
@@ -183,7 +192,7 @@ impl Inner {
     fn connect(&self) -> Option<UnixStream> {
         let mut pause = RETRY.0;
         while !self.ends() {
-            if let Ok(stream) = UnixStream::connect(&self.path) {
+            if let Ok(stream) = dial(&self.path) {
                 return Some(stream);
             }
             self.wait(&[], PollTimeout::from(pause))?;

@@ -270,6 +270,19 @@ fn a_client_finds_its_front_end_again() {
 }
 
 #[test]
+fn a_socket_where_nobody_accepts_holds_up_nothing() {
+    let folder = Folder::new();
+    let listener = UnixListener::bind(folder.socket()).expect("a socket");
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).expect("a backlog"))
+        .expect("listens");
+    let ports = [(); 4].map(|()| Port::new(&folder, SocketRole::Client, 1));
+    std::thread::sleep(Duration::from_millis(50));
+    drop(ports);
+    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: None, mtu: None };
+    assert!(super::open(&spec, 1).expect_err("somebody listens").is_exists());
+}
+
+#[test]
 fn rings_stop_and_go_on_where_they_were() {
     let folder = Folder::new();
     let mut port = Port::new(&folder, SocketRole::Server, 1);

@@ -163,10 +163,6 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::guests", sockets::guests),
     ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
-    ("vhost_user::options", vhost_user::options),
-    ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
-    ("vhost_user::qemu_listens", vhost_user::qemu_listens),
-    ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.
