@@ -22,6 +22,8 @@ static BEFORE: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
 #[derive(Debug)]
 struct Slot {
     taken: AtomicBool,
+    /// Odd while the two below change: a handler must not take the length of one mapping for another's.
+    version: AtomicUsize,
     start: AtomicUsize,
     /// 0: not watched (yet, or any more).
     len: AtomicUsize,
@@ -33,10 +35,27 @@ impl Slot {
     #[allow(clippy::declare_interior_mutable_const)]
     const FREE: Slot = Slot {
         taken: AtomicBool::new(false),
+        version: AtomicUsize::new(0),
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         broken: AtomicBool::new(false),
     };
+}
+
+impl Slot {
+    fn set(&self, start: usize, len: usize) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.start.store(start, Ordering::SeqCst);
+        self.len.store(len, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The mapping, unless it changes just now; then it is not one that somebody is touching.
+    fn get(&self) -> Option<(usize, usize)> {
+        let version = self.version.load(Ordering::SeqCst);
+        let mapping = (self.start.load(Ordering::SeqCst), self.len.load(Ordering::SeqCst));
+        (version.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == version).then_some(mapping)
+    }
 }
 
 /// A mapping that survives its file. Must go before the mapping does.
@@ -58,8 +77,7 @@ impl Watch {
         };
         let slot = SLOTS.iter().find(free).ok_or(io::ErrorKind::OutOfMemory)?;
         slot.broken.store(false, Ordering::Relaxed);
-        slot.start.store(mapping.as_ptr().addr(), Ordering::Relaxed);
-        slot.len.store(mapping.size(), Ordering::Release);
+        slot.set(mapping.as_ptr().addr(), mapping.size());
         Ok(Watch(slot))
     }
 
@@ -72,7 +90,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.len.store(0, Ordering::Relaxed);
+        self.0.set(0, 0);
         self.0.taken.store(false, Ordering::Release);
     }
 }
@@ -93,10 +111,9 @@ fn install() -> Result<libc::sigaction, i32> {
 
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo_t to an SA_SIGINFO handler, and SIGBUS fills the address.
-    let address = unsafe { (*info).si_addr() }.addr();
+    let (address, fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
     for slot in &SLOTS {
-        let len = slot.len.load(Ordering::Acquire);
-        let start = slot.start.load(Ordering::Relaxed);
+        let Some((start, len)) = slot.get().filter(|_| fault) else { continue };
         if len == 0 || !(start..start + len).contains(&address) {
             continue;
         }
@@ -125,5 +142,9 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         let default = std::mem::zeroed();
         let before = BEFORE.get().and_then(|before| before.as_ref().ok()).unwrap_or(&default);
         libc::sigaction(libc::SIGBUS, before, std::ptr::null_mut());
+        if !fault {
+            // Somebody sent the signal: nothing comes again by itself.
+            libc::raise(libc::SIGBUS);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -57,6 +57,9 @@ pub enum MemoryError {
         /// Where the region would end.
         end: u64,
     },
+    /// The file is on something else than memory.
+    #[error("the memory file is neither a memfd nor on tmpfs or hugetlbfs")]
+    NoMemory,
     /// The kernel does not map it.
     #[error("cannot map a memory region: {0}")]
     Map(#[from] io::Error),
@@ -189,15 +192,17 @@ impl GuestMemory {
 
 /// Maps what a region covers, in whole pages of whatever size its file has.
 fn map(spec: RegionSpec, file: File, file_end: u64) -> Result<Region, MemoryError> {
+    let system = fstatfs(file.as_fd()).map_err(io::Error::from)?;
+    let page = match (system.filesystem_type(), u64::try_from(system.block_size())) {
+        (HUGETLBFS_MAGIC, Ok(size)) if size.is_power_of_two() => size,
+        (TMPFS_MAGIC, _) => PAGE,
+        // Whoever touches its pages would wait for a disk, a server, or somebody's program.
+        _ => return Err(MemoryError::NoMemory),
+    };
     let about = file.metadata()?;
     if !about.is_file() || about.size() < file_end {
         return Err(MemoryError::Short { file: about.size(), end: file_end });
     }
-    let system = fstatfs(file.as_fd()).map_err(io::Error::from)?;
-    let page = match u64::try_from(system.block_size()) {
-        Ok(size) if system.filesystem_type() == HUGETLBFS_MAGIC && size.is_power_of_two() => size,
-        _ => PAGE,
-    };
     let start = spec.file_offset & !(page - 1);
     let size = (file_end - start).next_multiple_of(page);
     let sizes = [spec.file_offset - start, spec.len, size].map(usize::try_from);

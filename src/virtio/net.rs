@@ -129,8 +129,10 @@ impl NetRing {
             return Err(fault);
         }
         let taken = self.take_frames(batch, counters);
+        // What was taken until a rule was broken is given back all the same.
+        let shown = self.show();
         let outcome = taken.and_then(|outcome| {
-            self.show()?;
+            shown?;
             self.listen(listen, outcome)
         });
         outcome.inspect_err(|&fault| self.fault = Some(fault))
@@ -214,6 +216,8 @@ impl NetRing {
                 Ok(None) => counters.sent(frame.frame_len(), frame.segments()),
                 Ok(Some(reason)) => counters.drop_frame(reason),
                 Err(fault) => {
+                    // What is written already the guest may have.
+                    let _ = self.show();
                     self.fault = Some(fault);
                     counters.drop_frames(DropReason::BadRing, (frames.len() - index) as u64);
                     return Err(fault);

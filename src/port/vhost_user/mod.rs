@@ -250,15 +250,18 @@ impl PortQueue for Queue {
             if batch.is_full() {
                 return Received::More;
             }
-            let outcome = match self.rings.transmit[pair].lock().as_mut() {
-                Some(ring) => ring.receive(batch, inbound.counters, self.listening),
-                None => continue,
-            };
-            match outcome {
+            // Held until the ring is retired: another may be put in its place.
+            let mut slot = self.rings.transmit[pair].lock();
+            let Some(ring) = slot.as_mut() else { continue };
+            match ring.receive(batch, inbound.counters, self.listening) {
                 Ok(Outcome::Drained) => {}
                 Ok(Outcome::More) => {
                     received = Received::More;
                     self.turn = pair + 1;
+                    if batch.frames.is_empty() {
+                        // Nothing but nonsense: the next pair's is for the next turn.
+                        return received;
+                    }
                 }
                 Err(_) => {
                     inbound.counters.drop_frame(DropReason::BadRing);
@@ -279,15 +282,14 @@ impl PortQueue for Queue {
         // A worker stays with one, so that a flow stays in order.
         let nth = self.worker % live.count_ones() as usize;
         let Some(pair) = bits(live).nth(nth) else { return Health::Alive };
-        let sent = match self.rings.receive[pair].lock().as_mut() {
-            Some(ring) => ring.transmit(frames, counters),
-            None => {
-                down();
-                Ok(())
+        let mut slot = self.rings.receive[pair].lock();
+        match slot.as_mut() {
+            Some(ring) => {
+                if ring.transmit(frames, counters).is_err() {
+                    self.rings.retire(QueueIndex { pair, kind: Kind::Receive });
+                }
             }
-        };
-        if sent.is_err() {
-            self.rings.retire(QueueIndex { pair, kind: Kind::Receive });
+            None => down(),
         }
         Health::Alive
     }
