@@ -99,22 +99,10 @@ impl Rig {
         let ports = ids.clone().map(|id| {
             let trunk = VlanMode::Trunk { vids: [ten, twenty].into_iter().collect(), native: None };
             let mode = if kind == Kind::Trunk && id.0 == 0 { trunk } else { VlanMode::Access(ten) };
+            let shared = Arc::new(PortShared::new(1, 1500, false));
             Some(Port {
-                id,
-                device: id,
-                group: 0,
-                guard_local: false,
-                df: None,
-                mss_clamp: false,
-                neigh_suppress: false,
-                bridge: 0,
-                learning: true,
-                flood: true,
-                isolated: false,
-                hairpin: false,
-                vlan: VlanPolicy::new(&mode, ten),
                 capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
-                shared: Arc::new(PortShared::new(1, 1500, false)),
+                ..Port::new(id, 0, VlanPolicy::new(&mode, ten), shared)
             })
         });
         let bridge = Bridge {

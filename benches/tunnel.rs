@@ -20,8 +20,8 @@ use vswitch::batch::{BATCH_FRAMES, Batch};
 use vswitch::bridge::fdb::{Fdb, Key, Tick};
 use vswitch::bridge::vlan::VlanPolicy;
 use vswitch::frame::Outgoing;
+use vswitch::offload::VNET_HDR_LEN;
 use vswitch::offload::checksum::Sum;
-use vswitch::offload::{Capabilities, VNET_HDR_LEN};
 use vswitch::pipeline::{self, Context, Outbox, Workshop};
 use vswitch::port::{Health, Inbound, PortQueue, Received};
 use vswitch::spec::{Df, TunnelSpec, VlanMode};
@@ -185,23 +185,8 @@ impl Rig {
         fdb.set_ports(2);
         let key = Key::new(MacAddr([2, 0, 0, 0, 0, 1]), 0);
         fdb.learn(key, fdb.hash(key), PortId(1), Tick(0));
-        let port = |id: PortId| Port {
-            id,
-            device: id,
-            group: 0,
-            guard_local: false,
-            df: None,
-            mss_clamp: false,
-            neigh_suppress: false,
-            bridge: 0,
-            learning: true,
-            flood: true,
-            isolated: false,
-            hairpin: false,
-            vlan: VlanPolicy::new(&VlanMode::Default, VlanId::new(1).unwrap()),
-            capabilities: Capabilities::default(),
-            shared: Arc::new(PortShared::new(1, 1500, false)),
-        };
+        let vlan = || VlanPolicy::new(&VlanMode::Default, VlanId::DEFAULT_PVID);
+        let port = |id| Port::new(id, 0, vlan(), Arc::new(PortShared::new(1, 1500, false)));
         let members = vec![PortId(0), PortId(1)];
         let ports = members.iter().map(|&id| Some(port(id))).collect();
         let bridge = Bridge {

@@ -101,6 +101,30 @@ pub struct Port {
     pub shared: Arc<PortShared>,
 }
 
+impl Port {
+    /// An ordinary port: no tunnel, no offloads, everything else as by default.
+    #[must_use]
+    pub fn new(id: PortId, bridge: usize, vlan: VlanPolicy, shared: Arc<PortShared>) -> Port {
+        Port {
+            id,
+            device: id,
+            guard_local: false,
+            group: 0,
+            df: None,
+            mss_clamp: false,
+            neigh_suppress: false,
+            bridge,
+            learning: true,
+            flood: true,
+            isolated: false,
+            hairpin: false,
+            vlan,
+            capabilities: Capabilities::default(),
+            shared,
+        }
+    }
+}
+
 /// What of a port changes without a new topology, and its counters.
 #[derive(Debug)]
 pub struct PortShared {

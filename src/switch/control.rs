@@ -653,22 +653,14 @@ impl Control {
             }
             bridges[bridge].members.push(id);
             let settings = &port.spec.settings;
+            let vlan = VlanPolicy::new(&settings.vlan, self.bridges[bridge].spec.default_pvid);
             ports[id.index()] = Some(topology::Port {
-                id,
-                device: id,
-                group: 0,
-                guard_local: false,
-                df: None,
-                mss_clamp: false,
-                neigh_suppress: false,
-                bridge,
                 learning: settings.learning,
                 flood: settings.flood,
                 isolated: settings.isolated,
                 hairpin: settings.hairpin,
-                vlan: VlanPolicy::new(&settings.vlan, self.bridges[bridge].spec.default_pvid),
                 capabilities: port.capabilities,
-                shared: Arc::clone(&port.shared),
+                ..topology::Port::new(id, bridge, vlan, Arc::clone(&port.shared))
             });
         }
         Topology { generation: self.generation, bridges, ports, endpoints: self.endpoints() }
@@ -777,16 +769,22 @@ mod tests {
     use crate::port::mem::MemPort;
     use crate::switch::Options;
 
-    /// What a worker that is late with a topology learns must not be believed of another port.
-    #[test]
-    fn an_id_that_a_late_worker_knows_is_not_given_again() {
+    /// A control side of one worker, with an empty bridge.
+    pub(super) fn control(bridge: BridgeSpec) -> Control {
         let poll = mio::Poll::new().expect("epoll");
         let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd"));
         let (events, _inbox) = crossbeam_channel::unbounded();
         let options = Options { workers: Some(1), ..Options::default() };
         let crew = Crew::start(&options, &events, &bell).expect("a worker");
         let mut control = Control::new(crew, Namespaces::new(poll.registry().try_clone().expect("epoll")));
-        control.add_bridge(BridgeSpec::new("br0")).expect("added");
+        control.add_bridge(bridge).expect("added");
+        control
+    }
+
+    /// What a worker that is late with a topology learns must not be believed of another port.
+    #[test]
+    fn an_id_that_a_late_worker_knows_is_not_given_again() {
+        let mut control = control(BridgeSpec::new("br0"));
         let add = |control: &mut Control, name: &str| {
             let memory = MemPort::new(Capabilities::default(), 1500).expect("an eventfd");
             let spec = PortSpec {

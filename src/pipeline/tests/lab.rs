@@ -117,22 +117,15 @@ impl Lab {
         let members = ids.clone().collect();
         let bridge = Bridge { fdb: Arc::new(fdb), learning: true, filtering, neighbours: None, members };
         let ports = ids.zip(ports).map(|(id, setup)| {
+            let vlan = VlanPolicy::new(&setup.vlan, VlanId::DEFAULT_PVID);
+            let shared = Arc::new(PortShared::new(1, setup.mtu, setup.strict_mtu));
             Some(Port {
-                id,
-                device: id,
-                group: 0,
-                guard_local: false,
-                df: None,
-                mss_clamp: false,
-                neigh_suppress: false,
-                bridge: 0,
                 learning: setup.learning,
                 flood: setup.flood,
                 isolated: setup.isolated,
                 hairpin: setup.hairpin,
-                vlan: VlanPolicy::new(&setup.vlan, VlanId::DEFAULT_PVID),
                 capabilities: setup.capabilities,
-                shared: Arc::new(PortShared::new(1, setup.mtu, setup.strict_mtu)),
+                ..Port::new(id, 0, vlan, shared)
             })
         });
         let topology =

@@ -18,7 +18,6 @@ use super::{Control, Port, count, counters};
 use crate::addr::{PortId, VlanId};
 use crate::bridge::fdb::{Entry, Key, Kind, Tick};
 use crate::bridge::vlan;
-use crate::offload::Capabilities;
 use crate::port::PortQueue;
 use crate::port::tunnel::{self, Place, SendOptions, Senders};
 use crate::spec::{Clash, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
@@ -495,21 +494,17 @@ impl Control {
     pub(super) fn tunnel_ports(&self, id: PortId, port: &Port, bridge: usize) -> Vec<topology::Port> {
         let PortSettings { learning, flood, isolated, hairpin, ref tunnel, .. } = port.spec.settings;
         let make = |id, device, learning, shared: &Arc<PortShared>| topology::Port {
-            id,
             device,
             group: GROUP,
             guard_local: tunnel.guard_local,
             df: Some(tunnel.df),
             mss_clamp: tunnel.mss_clamp,
             neigh_suppress: tunnel.neigh_suppress,
-            bridge,
             learning,
             flood,
             isolated,
             hairpin,
-            vlan: self.policy(device),
-            capabilities: Capabilities::default(),
-            shared: Arc::clone(shared),
+            ..topology::Port::new(id, bridge, self.policy(device), Arc::clone(shared))
         };
         // Of strangers' ways nothing is known.
         if let PortKind::Tunnel(spec) = &port.spec.kind {

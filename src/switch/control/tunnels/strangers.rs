@@ -101,19 +101,14 @@ mod tests {
 
     use crate::bridge::fdb::Key;
     use crate::spec::{BridgeSpec, PortSettings, PortSpec, TunnelSettings, TunnelSpec, UdpSpec};
-    use crate::switch::{Crew, Missing, Namespaces, Options};
+    use crate::switch::Missing;
+    use crate::switch::control::tests::control;
     use crate::tunnel::encapsulation::Header;
 
     /// A stranger goes when it is silent and nobody is behind it; what it counted stays.
     #[test]
     fn strangers_are_forgotten() {
-        let poll = mio::Poll::new().expect("epoll");
-        let bell = Arc::new(mio::Waker::new(poll.registry(), mio::Token(0)).expect("eventfd"));
-        let (events, _inbox) = crossbeam_channel::unbounded();
-        let options = Options { workers: Some(1), ..Options::default() };
-        let crew = Crew::start(&options, &events, &bell).expect("a worker");
-        let mut control = Control::new(crew, Namespaces::new(poll.registry().try_clone().expect("epoll")));
-        control.add_bridge(BridgeSpec { ageing_secs: 0, ..BridgeSpec::new("br0") }).expect("added");
+        let mut control = control(BridgeSpec { ageing_secs: 0, ..BridgeSpec::new("br0") });
         let local: IpAddr = [127, 0, 0, 1].into();
         let free = std::net::UdpSocket::bind((local, 0)).and_then(|socket| socket.local_addr());
         let dstport = free.expect("a free port").port();
