@@ -1,6 +1,6 @@
 //! Every kind of tunnel and every option of one: between two of ours, and with others at the other end.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::harness::daemon::{Daemon, Start, folder};
@@ -195,18 +195,8 @@ pub fn groups() -> Outcome {
         let spaces = [Ns::with_ipv6("a"), Ns::with_ipv6("b"), Ns::with_ipv6("c")];
         let a = Station::plug(&one, (&underlay.hosts[0], &spaces[0]), Kind::Tap, 1, mtu, "");
         let b = Station::plug(&two, (&underlay.hosts[1], &spaces[1]), Kind::Tap, 2, mtu, "");
-        third.veth("p3", &spaces[2], "packet3", mtu);
+        let c = Station::behind_veth((third, &spaces[2]), 3, mtu);
         third.ip("link set p3 master br0");
-        spaces[2].ip("addr add 10.9.0.3/24 dev packet3; addr add fd09::3/64 dev packet3 nodad");
-        let c = Station {
-            kind: Kind::Packet,
-            ns: &spaces[2],
-            ifname: "packet3".into(),
-            v4: Ipv4Addr::new(10, 9, 0, 3),
-            v6: "fd09::3".parse().expect("an address"),
-            mtu,
-            switch: third,
-        };
         tcp(&a, &b, false, 1 << 20);
         tcp(&a, &c, false, 1 << 20);
         tcp(&c, &b, true, 1 << 20);
@@ -252,13 +242,9 @@ pub fn vlans_to_networks() -> Outcome {
                  link add br{vlan} type bridge mcast_snooping 0; link set vx{vlan} master br{vlan}; \
                  link set vx{vlan} up; link set br{vlan} up"
             ));
-            let ifname = format!("packet{number}");
-            host.veth(&format!("p{vlan}"), ns, &ifname, 1450);
-            host.ip(&format!("link set p{vlan} master br{vlan}"));
-            let (v4, v6) = (Ipv4Addr::new(10, 9, 0, number), format!("fd09::{number}"));
-            ns.ip(&format!("addr add {v4}/24 dev {ifname}; addr add {v6}/64 dev {ifname} nodad"));
-            let v6 = v6.parse().expect("an address");
-            Station { kind: Kind::Packet, ns, ifname, v4, v6, mtu: 1450, switch: host }
+            let station = Station::behind_veth((host, ns), number, 1450);
+            host.ip(&format!("link set p{number} master br{vlan}"));
+            station
         })
         .collect();
     let here = [Ns::with_ipv6("c"), Ns::with_ipv6("d")];
@@ -338,7 +324,7 @@ pub fn with_open_vswitch() -> Outcome {
         );
         let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
         let mtu = 1500 - overhead;
-        host.veth("p2", &right, "packet2", mtu);
+        let b = Station::behind_veth((host, &right), 2, mtu);
         // That datapath wants checksums finished and frames cut.
         let none = Offloads { tx: false, tso: false, gso: false, gro: Some(false) };
         underlay.hosts[0].offloads("wire", none);
@@ -346,17 +332,7 @@ pub fn with_open_vswitch() -> Outcome {
         host.offloads("p2", none);
         right.offloads("packet2", none);
         ovs.vsctl(host, "add-port br0 p2");
-        right.ip("addr add 10.9.0.2/24 dev packet2; addr add fd09::2/64 dev packet2 nodad");
         let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, mtu, "");
-        let b = Station {
-            kind: Kind::Packet,
-            ns: &right,
-            ifname: "packet2".into(),
-            v4: Ipv4Addr::new(10, 9, 0, 2),
-            v6: "fd09::2".parse().expect("an address"),
-            mtu,
-            switch: host,
-        };
         // It drops the first packets to a host whose address it has to ask for.
         eventually(&format!("{ours}: they reach each other"), || {
             left.try_run("ping", &["-c1", "-W1", "10.9.0.2"]).is_ok()

@@ -1,6 +1,6 @@
 //! VXLAN: between two of ours, and between ours and the kernel's.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::harness::daemon::{Daemon, Start, mac_text};
@@ -61,19 +61,9 @@ pub fn with_the_kernel() -> Outcome {
             at(1, v6)
         ));
         let mtu = if v6 { 1430 } else { 1450 };
-        host.veth("p2", &right, "packet2", mtu);
-        host.ip("link set p2 master br0");
-        right.ip("addr add 10.9.0.2/24 dev packet2; addr add fd09::2/64 dev packet2 nodad");
         let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, mtu, "");
-        let b = Station {
-            kind: Kind::Packet,
-            ns: &right,
-            ifname: "packet2".into(),
-            v4: Ipv4Addr::new(10, 9, 0, 2),
-            v6: "fd09::2".parse().expect("an address"),
-            mtu,
-            switch: host,
-        };
+        let b = Station::behind_veth((host, &right), 2, mtu);
+        host.ip("link set p2 master br0");
         let began = Instant::now();
         tcp(&a, &b, false, 8 << 20);
         tcp(&a, &b, true, 8 << 20);

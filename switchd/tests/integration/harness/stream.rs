@@ -83,6 +83,17 @@ impl<'a> Station<'a> {
         Station { kind, ns, ifname, v4, v6, mtu, switch }
     }
 
+    /// A host behind a veth `packetN` whose other end, `pN` on `switch`, is for a switch that is not ours.
+    #[track_caller]
+    pub fn behind_veth((switch, ns): (&'a Ns, &'a Ns), number: u8, mtu: u32) -> Station<'a> {
+        let ifname = format!("packet{number}");
+        let (v4, v6) =
+            (Ipv4Addr::new(10, 9, 0, number), Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, number.into()));
+        switch.veth(&format!("p{number}"), ns, &ifname, mtu);
+        ns.ip(&format!("addr add {v4}/24 dev {ifname}; addr add {v6}/64 dev {ifname} nodad"));
+        Station { kind: Kind::Packet, ns, ifname, v4, v6, mtu, switch }
+    }
+
     /// The same host by the addresses it has inside a tunnel.
     pub fn inside(&self, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Station<'a> {
         Station { v4, v6, ifname: self.ifname.clone(), ..*self }
