@@ -176,7 +176,9 @@ impl Qemu {
     /// compared.
     #[track_caller]
     pub fn talk(&mut self, guest: &str, ns: &Ns, station: &str) {
-        // Either may have asked for the other in vain, or know it by an address of before.
+        // The station may be another than before, and the guest would believe for up to 45 s what it knew. Either may have asked for the
+        // other in vain.
+        self.run("ip neigh flush dev eth0");
         self.run(&format!("for n in $(seq 20); do ping -c 1 -W 1 {station} && break; done"));
         let heard = self.run(&format!("ping -c 3 -W 5 -s 1472 {station}"));
         assert!(heard.contains(" 0% packet loss"), "{heard}");
