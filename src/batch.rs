@@ -80,7 +80,22 @@ impl Batch {
     /// The offload header contradicts the frame, which is then not taken.
     #[inline]
     pub fn take(&mut self, len: usize, tag: Option<[u8; TAG_LEN]>) -> Result<(), BadOffload> {
-        let (mut start, mut len) = (self.used + HEADROOM, len);
+        let start = self.used + HEADROOM;
+        let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk() else { unreachable!() };
+        if *header == [0; VNET_HDR_LEN] && tag.is_none() {
+            self.push(start, len, 1, Offload::default());
+            return Ok(());
+        }
+        self.take_with(start, len, tag)
+    }
+
+    /// Takes a frame of which something is left to do.
+    fn take_with(
+        &mut self,
+        mut start: usize,
+        mut len: usize,
+        tag: Option<[u8; TAG_LEN]>,
+    ) -> Result<(), BadOffload> {
         let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk() else { unreachable!() };
         let mut offload = Offload::from_virtio(header, len)?;
         if let Some(tag) = tag.filter(|_| len >= ADDRESSES_LEN) {
@@ -93,18 +108,23 @@ impl Batch {
         offload.admit(&mut self.arena[start..start + len], len)?;
         let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk_mut() else { unreachable!() };
         offload.to_virtio(header);
+        self.push(start, len, offload.segments(len), offload);
+        Ok(())
+    }
+
+    #[inline]
+    fn push(&mut self, start: usize, len: usize, segments: u32, offload: Offload) {
         self.used = (start + len).next_multiple_of(ALIGN);
         // All fit: the arena is far smaller than 4 GiB, and a 64 KiB frame has at most 2,048 segments.
         #[allow(clippy::cast_possible_truncation)]
         self.frames.push(Frame {
             start: start as u32,
             len: len as u32,
-            segments: offload.segments(len) as u16,
+            segments: segments as u16,
             offload,
             live: true,
             ..Frame::default()
         });
-        Ok(())
     }
 
     /// A frame's bytes, from the destination address on.

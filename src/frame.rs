@@ -102,7 +102,20 @@ pub enum Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
+    /// The offload header.
+    #[inline]
+    #[must_use]
+    pub fn header(&self) -> &[u8; VNET_HDR_LEN] {
+        let header = match self {
+            Outgoing::Whole { bytes: head, .. } | Outgoing::Segment { head, .. } => head.first_chunk(),
+            Outgoing::Pieces { header, .. } => Some(header),
+        };
+        let Some(header) = header else { unreachable!("a frame without its offload header") };
+        header
+    }
+
     /// Length of the frame in bytes, without offload header and FCS.
+    #[inline]
     #[must_use]
     pub fn frame_len(&self) -> usize {
         match self {

@@ -22,7 +22,7 @@ use vswitch::stats::{Counters, DropReason};
 use vswitch::topology::PortShared;
 use vswitch::virtio::memory::{GuestMemory, RegionSpec};
 use vswitch::virtio::net::NetRing;
-use vswitch::virtio::ring::Setup;
+use vswitch::virtio::ring::{Budget, Setup};
 
 const LEN: u64 = 256 << 10;
 const SIZE: u16 = 16;

@@ -10,6 +10,10 @@ use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
+use vm_memory::volatile_memory::VolatileSlice;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Mappings from this size on ask for huge pages: below it the TLB copes, and small pages stay untouched
 /// longer.
 const HUGE_FROM_BYTES: usize = 16 << 20;
@@ -105,6 +109,50 @@ pub(crate) fn prefetch<T>(place: &T) {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = place;
+}
+
+/// Asks for the first `len` bytes of memory that others may write at the same time, to be read soon. Unlike [`prefetch`] into the first
+/// level: what is asked for is a few lines at a time.
+#[inline(always)]
+pub(crate) fn prefetch_bytes(place: &VolatileSlice<'_>, len: usize) {
+    let guard = place.ptr_guard();
+    for line in (0..len.min(place.len())).step_by(LINE) {
+        let place = guard.as_ptr().wrapping_add(line);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint; SSE is part of x86-64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a hint; it reads and writes nothing the program can see.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = place;
+    }
+}
+
+/// The same for memory to be written soon, which takes it from the caches of other CPUs.
+#[inline(always)]
+pub(crate) fn prefetch_bytes_to_write(place: &VolatileSlice<'_>, len: usize) {
+    let guard = place.ptr_guard();
+    for line in (0..len.min(place.len())).step_by(LINE) {
+        let place = guard.as_ptr().wrapping_add(line);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint; every x86-64 knows the instruction, if only as one that does nothing.
+        unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a hint; it reads and writes nothing the program can see.
+        unsafe {
+            std::arch::asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = place;
+    }
 }
 
 #[cfg(test)]

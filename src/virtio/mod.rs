@@ -38,6 +38,7 @@ pub mod feature {
     pub const RING_EVENT_IDX: u64 = 1 << 29;
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     pub const VERSION_1: u64 = 1 << 32;
+    pub const IN_ORDER: u64 = 1 << 35;
     pub const NET_GUEST_USO4: u64 = 1 << 54;
     pub const NET_GUEST_USO6: u64 = 1 << 55;
     pub const NET_HOST_USO: u64 = 1 << 56;

@@ -7,8 +7,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::{Le16, Le32, Le64};
+
 use super::memory::{Area, GuestMemory};
-use super::ring::{Access, Budget, PIECES_MAX, Ring, Setup};
+use super::ring::{Access, Budget, Chain, Found, Open, Ring, Setup};
 use super::{Fault, feature};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
@@ -19,8 +23,14 @@ use crate::sys::bells;
 /// Length of the header of virtio 1, in bytes.
 pub const HEADER_LEN: usize = VNET_HDR_LEN + 2;
 
-const F_NEEDS_CSUM: u8 = 1;
-const GSO_ECN: u8 = 0x80;
+/// How much of a frame's first piece is asked for before it is copied: the header, and what a small frame has. The processor sees
+/// for itself that more is read of a long one.
+const PREFETCH: usize = 128;
+
+const F_NEEDS_CSUM: u64 = 1;
+/// Where the kind of segmentation is in the header's first word.
+const GSO_SHIFT: u32 = 8;
+const GSO_ECN: u64 = 0x80;
 
 /// What a guest takes, by the features it agreed to.
 #[must_use]
@@ -52,11 +62,109 @@ pub struct NetRing {
     header_len: usize,
     /// What rings the driver.
     call: Option<Arc<OwnedFd>>,
-    pieces: Vec<Area>,
-    /// Chains that the frame being sent fills, and how many bytes are in each.
-    chains: Vec<(u16, usize)>,
     /// Why it stopped.
     fault: Option<Fault>,
+    /// Scratch memory: the chains that the frames of one call are in or go to.
+    found: Found,
+}
+
+/// Where a frame goes: how many of the chains and pieces that were found are its own.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    chains: u32,
+    pieces: u32,
+}
+
+/// The header before a frame, as two numbers. (Bytes that were written one by one and are read as a word must wait for all stores before
+/// them, and the stores before them are to memory that another CPU has just used.)
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Header {
+    /// Flags, kind of segmentation, length of the headers, segment size, start of the checksum.
+    first: u64,
+    /// Offset of the checksum; how many buffers the frame fills.
+    rest: u32,
+}
+
+impl Header {
+    const NONE: Header = Header { first: 0, rest: 0 };
+
+    /// The offload header of a frame, in no buffer yet.
+    #[inline]
+    fn of(frame: &Outgoing<'_>) -> Header {
+        let [f0, f1, f2, f3, f4, f5, f6, f7, r0, r1] = *frame.header();
+        let first = u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]);
+        Header { first, rest: u16::from_le_bytes([r0, r1]).into() }
+    }
+
+    /// The same for a frame in so many buffers: at most the ring's, which is less than the field can say.
+    #[inline]
+    fn filling(self, buffers: u32) -> Header {
+        Header { rest: self.rest | buffers << u16::BITS, ..self }
+    }
+
+    /// Without the number of buffers.
+    #[inline]
+    fn to_offload(self) -> [u8; VNET_HDR_LEN] {
+        let [f0, f1, f2, f3, f4, f5, f6, f7] = self.first.to_le_bytes();
+        let [r0, r1, ..] = self.rest.to_le_bytes();
+        [f0, f1, f2, f3, f4, f5, f6, f7, r0, r1]
+    }
+
+    fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let [r0, r1, r2, r3] = self.rest.to_le_bytes();
+        let [f0, f1, f2, f3, f4, f5, f6, f7] = self.first.to_le_bytes();
+        [f0, f1, f2, f3, f4, f5, f6, f7, r0, r1, r2, r3]
+    }
+
+    /// Reads one that lies in one piece, at its beginning.
+    #[inline]
+    fn read(piece: &VolatileSlice<'_>, len: usize) -> Option<Header> {
+        let first = piece.get_ref::<Le64>(0).ok()?.load().to_native();
+        let rest = match len {
+            HEADER_LEN => piece.get_ref::<Le32>(8).ok()?.load().to_native(),
+            _ => piece.get_ref::<Le16>(8).ok()?.load().to_native().into(),
+        };
+        Some(Header { first, rest })
+    }
+
+    /// Writes it to where a piece begins, if there is room for all of it.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the shorter form has no number of buffers")]
+    fn write(self, piece: &VolatileSlice<'_>, len: usize) -> bool {
+        if piece.len() < len {
+            return false;
+        }
+        let first = piece.get_ref::<Le64>(0).map(|place| place.store(self.first.into()));
+        let rest = match len {
+            HEADER_LEN => piece.get_ref::<Le32>(8).map(|place| place.store(self.rest.into())),
+            _ => piece.get_ref::<Le16>(8).map(|place| place.store((self.rest as u16).into())),
+        };
+        first.is_ok() && rest.is_ok()
+    }
+
+    /// As a driver that agreed to these features may see it. `None` is one that it must not.
+    #[inline]
+    fn seen_with(mut self, features: u64) -> Option<Header> {
+        if self == Header::NONE {
+            return Some(self);
+        }
+        let can = capabilities(features);
+        if !can.csum {
+            // Not even that a checksum is right may be said to it.
+            return (self.first & F_NEEDS_CSUM == 0).then_some(Header::NONE);
+        }
+        let fits = match self.first >> GSO_SHIFT & (0xff & !GSO_ECN) {
+            0 => true,
+            1 => can.tso4,
+            4 => can.tso6,
+            5 => can.uso,
+            _ => false,
+        };
+        if features & feature::NET_GUEST_ECN == 0 {
+            self.first &= !(GSO_ECN << GSO_SHIFT);
+        }
+        fits.then_some(self)
+    }
 }
 
 impl NetRing {
@@ -76,9 +184,8 @@ impl NetRing {
             features,
             header_len: if long { HEADER_LEN } else { VNET_HDR_LEN },
             call,
-            pieces: Vec::with_capacity(PIECES_MAX),
-            chains: Vec::with_capacity(usize::from(setup.size)),
             fault: None,
+            found: Found::default(),
         })
     }
 
@@ -108,14 +215,14 @@ impl NetRing {
 
     /// Shows what was given back, and rings the driver if it wants that.
     fn show(&mut self) -> Result<(), Fault> {
-        if self.ring.show()? {
+        if self.ring.open()?.show()? {
             self.ring_driver();
         }
         if self.ring.memory().is_broken() { Err(Fault::Memory) } else { Ok(()) }
     }
 
-    /// Takes frames that the guest sends, until the batch is full or nothing waits. With `listen` the driver is to kick for what
-    /// comes after.
+    /// Takes frames that the guest sends, until the batch is full, the budget spent, or nothing waits. With `listen` the driver is to
+    /// kick for what comes after.
     ///
     /// # Errors
     /// The driver broke a rule. The ring has stopped, and says the same for ever.
@@ -123,12 +230,13 @@ impl NetRing {
         &mut self,
         batch: &mut Batch,
         counters: &Counters,
+        budget: &mut Budget,
         listen: bool,
     ) -> Result<Outcome, Fault> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let taken = self.take_frames(batch, counters);
+        let taken = self.take_frames(batch, counters, budget);
         // What was taken until a rule was broken is given back all the same.
         let shown = self.show();
         let outcome = taken.and_then(|outcome| {
@@ -143,7 +251,7 @@ impl NetRing {
     /// # Errors
     /// The driver broke a rule, now or before.
     pub fn wait(&mut self) -> Result<bool, Fault> {
-        self.fault.map_or_else(|| self.ring.listen(true), Err)
+        self.fault.map_or_else(|| self.ring.open()?.listen(true), Err)
     }
 
     /// Kicks are wanted by whoever waits for them, and again after each look.
@@ -152,56 +260,63 @@ impl NetRing {
         if (listen && !drained) || (!listen && !self.ring.is_listening()) {
             return Ok(outcome);
         }
-        let waits = self.ring.listen(listen)?;
+        let waits = self.ring.open()?.listen(listen)?;
         Ok(if waits { Outcome::More } else { outcome })
     }
 
-    fn take_frames(&mut self, batch: &mut Batch, counters: &Counters) -> Result<Outcome, Fault> {
-        let mut budget = Budget::new(Budget::RECEIVING);
-        // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
-        for _ in 0..BATCH_FRAMES {
-            if batch.is_full() || budget.is_spent() {
+    /// In three rounds, each of which asks for the memory that the next one needs: descriptors, buffers, copies. A guest's memory is in
+    /// the caches of the CPU that it runs on, and waiting for one line after the other would cost more than all the rest.
+    fn take_frames(
+        &mut self,
+        batch: &mut Batch,
+        counters: &Counters,
+        budget: &mut Budget,
+    ) -> Result<Outcome, Fault> {
+        let NetRing { ring, header_len, found, .. } = self;
+        let mut ring = ring.open()?;
+        found.clear();
+        let room = u16::try_from(BATCH_FRAMES - batch.frames.len()).unwrap_or(u16::MAX);
+        let waiting = ring.waiting(room)?;
+        let tries = waiting.min(room);
+        ring.prefetch(tries);
+        ring.prefetch_used(tries);
+
+        let mut fault = None;
+        for ahead in 0..tries {
+            if budget.is_spent() {
+                break;
+            }
+            if let Err(broken) = ring.chain(ahead, Access::Read, PREFETCH, found, budget) {
+                fault = Some(broken);
+                break;
+            }
+        }
+
+        let mut pieces = &found.pieces[..];
+        for chain in &found.chains {
+            if batch.is_full() {
                 return Ok(Outcome::More);
             }
-            if self.ring.waiting(1)? == 0 {
-                return Ok(Outcome::Drained);
-            }
-            self.pieces.clear();
-            let chain = self.ring.chain(0, Access::Read, &mut self.pieces, &mut budget)?;
-            self.ring.advance(1);
-            let len = chain.len.saturating_sub(self.header_len);
+            let own;
+            (own, pieces) = pieces.split_at(chain.pieces);
+            let len = chain.len.saturating_sub(*header_len);
             if len > FRAME_MAX {
                 counters.drop_frame(DropReason::RxError);
             } else {
-                self.copy_in(batch)?;
+                copy_in(ring.memory(), own, *header_len, batch)?;
                 if batch.take(len, None).is_err() {
                     counters.drop_frame(DropReason::BadOffload);
                 }
             }
-            self.ring.give_back(chain.head, 0)?;
+            ring.advance(1);
+            ring.give_back(chain.head, 0)?;
         }
-        Ok(Outcome::More)
-    }
-
-    /// Copies the pieces of a chain to where the batch's next frame goes. What is there of a header that is cut short is zero.
-    #[inline]
-    fn copy_in(&self, batch: &mut Batch) -> Result<(), Fault> {
-        let spare = batch.spare();
-        let (for_header, mut for_frame) = spare.split_at_mut(VNET_HDR_LEN);
-        let mut header = [0; HEADER_LEN];
-        let mut headed = 0;
-        for &piece in &self.pieces {
-            let mut slice = self.ring.memory().slice(piece).ok_or(Fault::Memory)?;
-            if headed < self.header_len {
-                let taken = slice.copy_to(&mut header[headed..self.header_len]);
-                headed += taken;
-                slice = slice.offset(taken).map_err(|_| Fault::Memory)?;
-            }
-            let taken = slice.copy_to(for_frame);
-            for_frame = &mut for_frame[taken..];
+        let all = found.chains.len() == usize::from(waiting);
+        match fault {
+            Some(fault) => Err(fault),
+            None if all && ring.waiting(1)? == 0 => Ok(Outcome::Drained),
+            None => Ok(Outcome::More),
         }
-        for_header.copy_from_slice(&header[..VNET_HDR_LEN]);
-        Ok(())
     }
 
     /// Sends frames to the guest; each is counted, as sent or as dropped.
@@ -210,108 +325,212 @@ impl NetRing {
     /// The driver broke a rule. The ring has stopped, and says the same for ever; the frames are counted all the same.
     pub fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Result<(), Fault> {
         let mut budget = Budget::new(Budget::SENDING);
-        for (index, frame) in frames.iter().enumerate() {
-            let sent = self.fault.map_or_else(|| self.send(frame, &mut budget), Err);
-            match sent {
-                Ok(None) => counters.sent(frame.frame_len(), frame.segments()),
-                Ok(Some(reason)) => counters.drop_frame(reason),
-                Err(fault) => {
-                    // What is written already the guest may have.
-                    let _ = self.show();
+        let mut rest = frames;
+        while self.fault.is_none() && !rest.is_empty() {
+            let (some, others) = rest.split_at(rest.len().min(BATCH_FRAMES));
+            match self.send(some, &mut budget, counters) {
+                Ok(()) => rest = others,
+                Err((sent, fault)) => {
                     self.fault = Some(fault);
-                    counters.drop_frames(DropReason::BadRing, (frames.len() - index) as u64);
-                    return Err(fault);
+                    rest = &rest[sent..];
                 }
             }
         }
-        self.show().inspect_err(|&fault| self.fault = Some(fault))
+        // What is written already the guest may have.
+        let shown = self.show();
+        if let Some(fault) = self.fault {
+            counters.drop_frames(DropReason::BadRing, rest.len() as u64);
+            return Err(fault);
+        }
+        shown.inspect_err(|&fault| self.fault = Some(fault))
     }
 
-    /// Copies one frame into the guest's buffers; why not, if it cannot be.
-    fn send(&mut self, frame: &Outgoing<'_>, budget: &mut Budget) -> Result<Option<DropReason>, Fault> {
-        let slices = frame.slices();
-        let Some(header) = self.header(slices[0]) else { return Ok(Some(DropReason::TxError)) };
-        let needed = self.header_len + frame.frame_len();
-        if let Some(reason) = self.find_room(needed, budget)? {
-            return Ok(Some(reason));
-        }
-        let mut header_out = [0; HEADER_LEN];
-        header_out[..VNET_HDR_LEN].copy_from_slice(&header);
-        let count = u16::try_from(self.chains.len()).map_err(|_| Fault::Pieces)?;
-        header_out[VNET_HDR_LEN..].copy_from_slice(&count.to_le_bytes());
-        let [_, frame_slices @ ..] = slices;
-        self.copy_out(&header_out[..self.header_len], &frame_slices)?;
-        self.ring.advance(count);
-        let mut rest = needed;
-        for index in 0..self.chains.len() {
-            let (head, room) = self.chains[index];
-            let written = rest.min(room);
-            rest -= written;
-            self.ring.give_back(head, u32::try_from(written).map_err(|_| Fault::Pieces)?)?;
-        }
-        Ok(None)
-    }
+    /// Copies up to a batch of frames into the guest's buffers, in rounds as [`NetRing::take_frames`] does. After a fault: how many were
+    /// seen to before.
+    fn send(
+        &mut self,
+        frames: &[Outgoing<'_>],
+        budget: &mut Budget,
+        counters: &Counters,
+    ) -> Result<(), (usize, Fault)> {
+        let NetRing { ring, features, header_len, found, .. } = self;
+        let mut ring = ring.open().map_err(|fault| (0, fault))?;
+        found.clear();
+        let merges = *features & feature::NET_MRG_RXBUF != 0;
+        let wanted = u16::try_from(frames.len()).unwrap_or(u16::MAX);
+        ring.waiting(wanted).map_err(|fault| (0, fault))?;
+        ring.prefetch(wanted);
+        ring.prefetch_used(wanted);
 
-    /// The offload header as this driver may see it. `None` is one that it must not: what it agreed to changed just now.
-    #[inline]
-    fn header(&self, header: &[u8]) -> Option<[u8; VNET_HDR_LEN]> {
-        let mut header: [u8; VNET_HDR_LEN] = *header.first_chunk()?;
-        let can = capabilities(self.features);
-        if !can.csum {
-            // Not even that a checksum is right may be said to it.
-            return (header[0] & F_NEEDS_CSUM == 0).then_some([0; VNET_HDR_LEN]);
-        }
-        let fits = match header[1] & !GSO_ECN {
-            0 => true,
-            1 => can.tso4,
-            4 => can.tso6,
-            5 => can.uso,
-            _ => false,
-        };
-        if self.features & feature::NET_GUEST_ECN == 0 {
-            header[1] &= !GSO_ECN;
-        }
-        fits.then_some(header)
-    }
-
-    /// Finds buffers for `needed` bytes: one, or with merged buffers as many as it takes.
-    #[inline]
-    fn find_room(&mut self, needed: usize, budget: &mut Budget) -> Result<Option<DropReason>, Fault> {
-        self.pieces.clear();
-        self.chains.clear();
-        let merges = self.features & feature::NET_MRG_RXBUF != 0;
-        let mut room = 0;
-        while room < needed {
-            let ahead = u16::try_from(self.chains.len()).map_err(|_| Fault::Pieces)?;
-            if ahead > 0 && !merges {
-                return Ok(Some(DropReason::TooLong));
-            }
-            let full = budget.is_spent() || self.chains.len() == self.chains.capacity();
-            if full || self.ring.waiting(ahead + 1)? <= ahead {
-                return Ok(Some(DropReason::TxFull));
-            }
-            let chain = self.ring.chain(ahead, Access::Write, &mut self.pieces, budget)?;
-            self.chains.push((chain.head, chain.len));
-            room += chain.len;
-        }
-        Ok(None)
-    }
-
-    /// Writes the header and the frame into the pieces found.
-    #[inline]
-    fn copy_out(&self, header: &[u8], frame: &[&[u8]]) -> Result<(), Fault> {
-        let mut pieces = self.pieces.iter().map(|&piece| self.ring.memory().slice(piece));
-        let mut slice = pieces.next().flatten().ok_or(Fault::Memory)?;
-        for mut bytes in std::iter::once(header).chain(frame.iter().copied()) {
-            while !bytes.is_empty() {
-                if slice.is_empty() {
-                    slice = pieces.next().flatten().ok_or(Fault::Memory)?;
+        let mut rooms = ArrayVec::<Result<Room, DropReason>, BATCH_FRAMES>::new();
+        let mut fault = None;
+        for frame in frames {
+            let room = if Header::of(frame).seen_with(*features).is_some() {
+                find_room(&mut ring, *header_len + frame.frame_len(), merges, found, budget)
+            } else {
+                // What it agreed to changed just now.
+                Ok(Err(DropReason::TxError))
+            };
+            match room {
+                Ok(room) => rooms.push(room),
+                Err(broken) => {
+                    fault = Some((rooms.len(), broken));
+                    break;
                 }
-                let taken = bytes.len().min(slice.len());
-                slice.copy_from(&bytes[..taken]);
-                slice = slice.offset(taken).map_err(|_| Fault::Memory)?;
-                bytes = &bytes[taken..];
             }
+        }
+
+        let (mut chains, mut pieces) = (&found.chains[..], &found.pieces[..]);
+        for (index, (frame, room)) in frames.iter().zip(rooms).enumerate() {
+            match room {
+                Ok(room) => {
+                    let (own_chains, own_pieces);
+                    (own_chains, chains) = chains.split_at(room.chains as usize);
+                    (own_pieces, pieces) = pieces.split_at(room.pieces as usize);
+                    // As it was when room was looked for.
+                    let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
+                    let mut buffers = Buffers::new(ring.memory(), own_pieces).map_err(|fault| (index, fault))?;
+                    buffers
+                        .put_frame(header.filling(room.chains), *header_len, frame)
+                        .and_then(|()| give_back(&mut ring, own_chains, *header_len + frame.frame_len()))
+                        .map_err(|fault| (index, fault))?;
+                    counters.sent(frame.frame_len(), frame.segments());
+                }
+                Err(reason) => counters.drop_frame(reason),
+            }
+        }
+        fault.map_or(Ok(()), Err)
+    }
+}
+
+/// Copies the pieces of a chain to where the batch's next frame goes. What is there of a header that is cut short is zero.
+#[inline]
+fn copy_in(
+    memory: &GuestMemory,
+    pieces: &[Area],
+    header_len: usize,
+    batch: &mut Batch,
+) -> Result<(), Fault> {
+    let Some((for_header, for_frame)) = batch.spare().split_first_chunk_mut() else { unreachable!() };
+    let first = pieces.first().and_then(|&piece| memory.slice(piece));
+    let Some((first, header)) = first.and_then(|first| Some((first, Header::read(&first, header_len)?))) else {
+        return copy_in_shreds(memory, pieces, header_len, for_header, for_frame);
+    };
+    *for_header = header.to_offload();
+    let mut at = first.offset(header_len).map_err(|_| Fault::Memory)?.copy_to(for_frame);
+    for &piece in &pieces[1..] {
+        at += memory.slice(piece).ok_or(Fault::Memory)?.copy_to(&mut for_frame[at..]);
+    }
+    Ok(())
+}
+
+/// The same for a header that is in several pieces, or not there.
+#[cold]
+fn copy_in_shreds(
+    memory: &GuestMemory,
+    pieces: &[Area],
+    header_len: usize,
+    for_header: &mut [u8; VNET_HDR_LEN],
+    mut for_frame: &mut [u8],
+) -> Result<(), Fault> {
+    let mut header = [0; HEADER_LEN];
+    let mut headed = 0;
+    for &piece in pieces {
+        let mut slice = memory.slice(piece).ok_or(Fault::Memory)?;
+        if headed < header_len {
+            let taken = slice.copy_to(&mut header[headed..header_len]);
+            headed += taken;
+            slice = slice.offset(taken).map_err(|_| Fault::Memory)?;
+        }
+        let taken = slice.copy_to(for_frame);
+        for_frame = &mut for_frame[taken..];
+    }
+    for_header.copy_from_slice(&header[..VNET_HDR_LEN]);
+    Ok(())
+}
+
+/// Finds buffers for `needed` bytes behind those that were found before: one, or with merged buffers as many as it takes.
+#[inline]
+fn find_room(
+    ring: &mut Open<'_>,
+    needed: usize,
+    merges: bool,
+    found: &mut Found,
+    budget: &mut Budget,
+) -> Result<Result<Room, DropReason>, Fault> {
+    let (chains, pieces) = (found.chains.len(), found.pieces.len());
+    let mut room = 0;
+    let reason = loop {
+        let ahead = found.chains.len();
+        if room >= needed {
+            let new = |now: usize, before: usize| u32::try_from(now - before).map_err(|_| Fault::Pieces);
+            return Ok(Ok(Room { chains: new(ahead, chains)?, pieces: new(found.pieces.len(), pieces)? }));
+        }
+        if ahead > chains && !merges {
+            break DropReason::TooLong;
+        }
+        let ahead = u16::try_from(ahead).map_err(|_| Fault::Pieces)?;
+        if budget.is_spent() || ring.waiting(ahead + 1)? <= ahead {
+            break DropReason::TxFull;
+        }
+        ring.chain(ahead, Access::Write, needed.min(PREFETCH), found, budget)?;
+        room += found.chains.last().map_or(0, |chain| chain.len);
+    };
+    found.chains.truncate(chains);
+    found.pieces.truncate(pieces);
+    Ok(Err(reason))
+}
+
+/// Gives back the chains that `written` bytes are in.
+#[inline]
+fn give_back(ring: &mut Open<'_>, chains: &[Chain], mut written: usize) -> Result<(), Fault> {
+    for chain in chains {
+        let here = written.min(chain.len);
+        written -= here;
+        ring.advance(1);
+        ring.give_back(chain.head, u32::try_from(here).map_err(|_| Fault::Pieces)?)?;
+    }
+    Ok(())
+}
+
+/// The memory that a frame is written to.
+struct Buffers<'r> {
+    memory: &'r GuestMemory,
+    /// What is left of the piece that is being filled.
+    slice: VolatileSlice<'r>,
+    pieces: &'r [Area],
+}
+
+impl<'r> Buffers<'r> {
+    #[inline]
+    fn new(memory: &'r GuestMemory, pieces: &'r [Area]) -> Result<Buffers<'r>, Fault> {
+        let (&first, pieces) = pieces.split_first().ok_or(Fault::Memory)?;
+        Ok(Buffers { memory, slice: memory.slice(first).ok_or(Fault::Memory)?, pieces })
+    }
+
+    #[inline]
+    fn put_frame(&mut self, header: Header, header_len: usize, frame: &Outgoing<'_>) -> Result<(), Fault> {
+        if header.write(&self.slice, header_len) {
+            self.slice = self.slice.offset(header_len).map_err(|_| Fault::Memory)?;
+        } else {
+            self.put(&header.to_bytes()[..header_len])?;
+        }
+        let [_, slices @ ..] = frame.slices();
+        slices.iter().try_for_each(|bytes| self.put(bytes))
+    }
+
+    #[inline]
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !bytes.is_empty() {
+            if self.slice.is_empty() {
+                let next;
+                (next, self.pieces) = self.pieces.split_first().ok_or(Fault::Memory)?;
+                self.slice = self.memory.slice(*next).ok_or(Fault::Memory)?;
+            }
+            let taken = bytes.len().min(self.slice.len());
+            self.slice.copy_from(&bytes[..taken]);
+            self.slice = self.slice.offset(taken).map_err(|_| Fault::Memory)?;
+            bytes = &bytes[taken..];
         }
         Ok(())
     }

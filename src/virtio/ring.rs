@@ -9,7 +9,7 @@
 //! [`Fault`], and the ring then stays as it is until it is set up anew: guessing what a broken driver meant gains nothing.
 //!
 //! **Notifications.** While a worker looks at the ring anyway, kicks are switched off: by the flag, or with the event index by
-//! leaving that where it was. [`Ring::listen`] switches them on and looks once more, because the driver may have looked before.
+//! leaving that where it was. [`Open::listen`] switches them on and looks once more, because the driver may have looked before.
 //!
 //! The library `virtio-queue` does the same and more, but translates each address twice, reads the available index for each chain and publishes each used
 //! entry by itself, which costs more than the rest of the switch.
@@ -18,15 +18,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
-use vm_memory::{ByteValued, Le16, Le32};
+use vm_memory::{ByteValued, Le16, Le64};
 
 use super::memory::{Area, GuestMemory};
+use crate::sys::mem;
 
 /// Largest ring.
 pub const SIZE_MAX: u16 = 32_768;
 /// Most descriptors of a chain or an indirect table. Linux makes none longer than the ring, and QEMU no ring longer than this.
 pub const CHAIN_MAX: usize = 1024;
-/// Most pieces of memory for one frame.
+/// Most pieces of memory for one chain.
 pub const PIECES_MAX: usize = 4096;
 
 const DESCRIPTOR_LEN: usize = 16;
@@ -78,7 +79,18 @@ pub enum Access {
     Write,
 }
 
-/// Descriptors that may still be looked at in one call, so that one guest does not keep a worker.
+impl Access {
+    /// The flags of a descriptor that is a chain by itself.
+    #[inline]
+    fn flags(self) -> u16 {
+        match self {
+            Access::Read => 0,
+            Access::Write => F_WRITE,
+        }
+    }
+}
+
+/// Work that may still be done in one call, in descriptors and pieces of memory, so that one guest does not keep a worker.
 #[derive(Debug)]
 pub struct Budget(usize);
 
@@ -90,14 +102,20 @@ impl Budget {
 
     /// For one call.
     #[must_use]
-    pub fn new(descriptors: usize) -> Budget {
-        Budget(descriptors)
+    pub fn new(work: usize) -> Budget {
+        Budget(work)
     }
 
     /// Whether nothing is left of it; what was begun may end.
+    #[inline]
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.0 == 0
+    }
+
+    #[inline]
+    fn spend(&mut self) {
+        self.0 = self.0.saturating_sub(1);
     }
 }
 
@@ -136,6 +154,34 @@ pub struct Chain {
     pub head: u16,
     /// Bytes of memory in it.
     pub len: usize,
+    /// How many pieces those are in.
+    pub pieces: usize,
+}
+
+/// Chains that were looked at, in order, and where they have their memory.
+#[derive(Debug)]
+pub struct Found {
+    /// The chains.
+    pub chains: Vec<Chain>,
+    /// The pieces of all of them.
+    pub pieces: Vec<Area>,
+}
+
+impl Default for Found {
+    /// None, and room for as many as any call may look at.
+    fn default() -> Found {
+        let chains = Vec::with_capacity(Budget::SENDING);
+        Found { chains, pieces: Vec::with_capacity(Budget::SENDING + PIECES_MAX) }
+    }
+}
+
+impl Found {
+    /// Forgets them.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.chains.clear();
+        self.pieces.clear();
+    }
 }
 
 #[derive(Debug)]
@@ -149,10 +195,9 @@ struct Place {
     indirect: bool,
 }
 
-/// A virtqueue.
+/// How far a ring was worked through.
 #[derive(Debug)]
-pub struct Ring {
-    place: Place,
+struct Cursor {
     /// Next chain to take.
     next_avail: u16,
     /// The driver's index when it was read last.
@@ -163,6 +208,13 @@ pub struct Ring {
     shown_used: u16,
     /// Whether the driver is to kick.
     listening: bool,
+}
+
+/// A virtqueue.
+#[derive(Debug)]
+pub struct Ring {
+    place: Place,
+    cursor: Cursor,
 }
 
 impl Ring {
@@ -190,36 +242,62 @@ impl Ring {
             return Err(Fault::Layout);
         };
         let place = Place { memory, descriptors, available, used, size, event_idx, indirect };
-        let view = place.view().ok_or(Fault::Layout)?;
-        let used = u16::from_le(view.used_index()?.load(Ordering::Acquire));
-        let (next_avail, shown_used) = (setup.base, used);
-        let mut ring = Ring {
-            place,
-            next_avail,
-            seen_avail: next_avail,
-            next_used: shown_used,
-            shown_used,
+        let used = u16::from_le(place.view().ok_or(Fault::Layout)?.used_index()?.load(Ordering::Acquire));
+        let base = setup.base;
+        let cursor = Cursor {
+            next_avail: base,
+            seen_avail: base,
+            next_used: used,
+            shown_used: used,
             listening: false,
         };
-        ring.listen(true)?;
+        let mut ring = Ring { place, cursor };
+        ring.open()?.listen(true)?;
         Ok(ring)
     }
 
     /// Index of the next chain it would take: what a front end asks for when it stops the ring.
     #[must_use]
     pub fn base(&self) -> u16 {
-        self.next_avail
+        self.cursor.next_avail
     }
 
     /// Whether the driver is to kick.
     #[must_use]
     pub fn is_listening(&self) -> bool {
-        self.listening
+        self.cursor.listening
     }
 
     /// The guest's memory.
     #[must_use]
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.place.memory
+    }
+
+    /// The ring with its parts looked up: once for all that is done with it in one go.
+    ///
+    /// # Errors
+    /// The guest's memory is not there.
+    #[inline]
+    pub fn open(&mut self) -> Result<Open<'_>, Fault> {
+        let view = self.place.view().ok_or(Fault::Memory)?;
+        Ok(Open { place: &self.place, view, cursor: &mut self.cursor })
+    }
+}
+
+/// A ring being worked on.
+#[derive(Debug)]
+pub struct Open<'r> {
+    place: &'r Place,
+    view: View<'r>,
+    cursor: &'r mut Cursor,
+}
+
+impl<'r> Open<'r> {
+    /// The guest's memory.
+    #[inline]
+    #[must_use]
+    pub fn memory(&self) -> &'r GuestMemory {
         &self.place.memory
     }
 
@@ -229,21 +307,39 @@ impl Ring {
     /// More than the ring has room for.
     #[inline]
     pub fn waiting(&mut self, wanted: u16) -> Result<u16, Fault> {
-        let known = self.seen_avail.wrapping_sub(self.next_avail);
+        let known = self.cursor.seen_avail.wrapping_sub(self.cursor.next_avail);
         if known >= wanted {
             return Ok(known);
         }
-        let view = self.place.view().ok_or(Fault::Memory)?;
-        let seen = u16::from_le(view.available_index()?.load(Ordering::Acquire));
-        let waiting = seen.wrapping_sub(self.next_avail);
+        let seen = u16::from_le(self.view.available_index()?.load(Ordering::Acquire));
+        let waiting = seen.wrapping_sub(self.cursor.next_avail);
         if waiting > self.place.size {
             return Err(Fault::AvailIndex);
         }
-        self.seen_avail = seen;
+        self.cursor.seen_avail = seen;
         Ok(waiting)
     }
 
-    /// Looks at the chain `ahead` places behind the next one, which must be waiting, and adds its memory to `pieces`.
+    /// The head of the chain `ahead` places behind the next one, which must be waiting.
+    #[inline]
+    fn head(&self, ahead: u16) -> Result<u16, Fault> {
+        let slot = self.cursor.next_avail.wrapping_add(ahead) & (self.place.size - 1);
+        let head: Le16 = read(&self.view.available, 4 + 2 * usize::from(slot))?;
+        Ok(head.to_native())
+    }
+
+    /// Asks for the descriptors of the next `chains` chains, to be looked at soon.
+    #[inline]
+    pub fn prefetch(&self, chains: u16) {
+        for ahead in 0..chains {
+            let Ok(head) = self.head(ahead) else { return };
+            let Ok(place) = self.view.descriptors.offset(DESCRIPTOR_LEN * usize::from(head)) else { continue };
+            mem::prefetch_bytes(&place, 1);
+        }
+    }
+
+    /// Looks at the chain `ahead` places behind the next one, which must be waiting, and adds it to `found`. `likely` bytes from its
+    /// beginning are asked for.
     ///
     /// # Errors
     /// The chain breaks a rule.
@@ -252,16 +348,45 @@ impl Ring {
         &self,
         ahead: u16,
         access: Access,
-        pieces: &mut Vec<Area>,
+        likely: usize,
+        found: &mut Found,
         budget: &mut Budget,
-    ) -> Result<Chain, Fault> {
-        let view = self.place.view().ok_or(Fault::Memory)?;
-        let slot = self.next_avail.wrapping_add(ahead) & (self.place.size - 1);
-        let head: Le16 = read(&view.available, 4 + 2 * usize::from(slot))?;
-        let head = head.to_native();
-        let mut walk = Walk { memory: &self.place.memory, access, pieces, budget, len: 0 };
-        let first = view.descriptor(head, self.place.size)?;
-        let mut descriptor = first;
+    ) -> Result<(), Fault> {
+        let head = self.head(ahead)?;
+        let descriptor = self.view.descriptor(head, self.place.size)?;
+        let len = descriptor.len as usize;
+        // Nearly always it is one piece.
+        if descriptor.flags == access.flags()
+            && let Some(area) = self.memory().guest(descriptor.addr, len)
+            && area.len == len
+        {
+            budget.spend();
+            if let Some(slice) = self.memory().slice(area) {
+                match access {
+                    Access::Read => mem::prefetch_bytes(&slice, likely),
+                    Access::Write => mem::prefetch_bytes_to_write(&slice, likely),
+                }
+            }
+            found.pieces.push(area);
+            found.chains.push(Chain { head, len, pieces: 1 });
+            return Ok(());
+        }
+        self.walk(head, descriptor, access, found, budget)
+    }
+
+    /// Any chain, from its first descriptor on.
+    #[inline(never)]
+    fn walk(
+        &self,
+        head: u16,
+        mut descriptor: Descriptor,
+        access: Access,
+        found: &mut Found,
+        budget: &mut Budget,
+    ) -> Result<(), Fault> {
+        let Found { chains, pieces } = found;
+        let first = pieces.len();
+        let mut walk = Walk { memory: &self.place.memory, access, pieces, first, budget, len: 0 };
         for _ in 0..usize::from(self.place.size).min(CHAIN_MAX) {
             if descriptor.flags & F_INDIRECT != 0 {
                 // Alone, or at the end behind plain ones.
@@ -269,21 +394,32 @@ impl Ring {
                     return Err(Fault::Indirect);
                 }
                 walk.indirect(descriptor)?;
-                return Ok(Chain { head, len: walk.len });
+                chains.push(walk.end(head));
+                return Ok(());
             }
             walk.take(descriptor)?;
             if descriptor.flags & F_NEXT == 0 {
-                return Ok(Chain { head, len: walk.len });
+                chains.push(walk.end(head));
+                return Ok(());
             }
-            descriptor = view.descriptor(descriptor.next, self.place.size)?;
+            descriptor = self.view.descriptor(descriptor.next, self.place.size)?;
         }
         Err(Fault::Loop)
+    }
+
+    /// Asks for the next `chains` used entries, to be filled in soon.
+    #[inline]
+    pub fn prefetch_used(&self, chains: u16) {
+        let slot = usize::from(self.cursor.next_used & (self.place.size - 1));
+        if let Ok(place) = self.view.used.offset(4 + USED_LEN * slot) {
+            mem::prefetch_bytes_to_write(&place, USED_LEN * usize::from(chains));
+        }
     }
 
     /// Takes the next `chains` chains, which have been looked at.
     #[inline]
     pub fn advance(&mut self, chains: u16) {
-        self.next_avail = self.next_avail.wrapping_add(chains);
+        self.cursor.next_avail = self.cursor.next_avail.wrapping_add(chains);
     }
 
     /// Gives a chain back, with so many bytes written; the driver sees it when it is shown.
@@ -292,12 +428,10 @@ impl Ring {
     /// The guest's memory is not there.
     #[inline]
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
-        let view = self.place.view().ok_or(Fault::Memory)?;
-        let slot = usize::from(self.next_used & (self.place.size - 1));
-        let entry = 4 + USED_LEN * slot;
-        write(&view.used, entry, Le32::from(u32::from(head)))?;
-        write(&view.used, entry + 4, Le32::from(written))?;
-        self.next_used = self.next_used.wrapping_add(1);
+        let slot = usize::from(self.cursor.next_used & (self.place.size - 1));
+        let entry = u64::from(written) << 32 | u64::from(head);
+        write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))?;
+        self.cursor.next_used = self.cursor.next_used.wrapping_add(1);
         Ok(())
     }
 
@@ -307,19 +441,19 @@ impl Ring {
     /// The guest's memory is not there.
     #[inline]
     pub fn show(&mut self) -> Result<bool, Fault> {
-        let before = std::mem::replace(&mut self.shown_used, self.next_used);
-        if before == self.next_used {
+        let now = self.cursor.next_used;
+        let before = std::mem::replace(&mut self.cursor.shown_used, now);
+        if before == now {
             return Ok(false);
         }
-        let view = self.place.view().ok_or(Fault::Memory)?;
-        view.used_index()?.store(self.next_used.to_le(), Ordering::Release);
+        self.view.used_index()?.store(now.to_le(), Ordering::Release);
         // Before the driver's wish is read: it may say that it wants to be told and then look at the index once more.
         fence(Ordering::SeqCst);
         if self.place.event_idx {
-            let event: Le16 = read(&view.available, 4 + 2 * usize::from(self.place.size))?;
-            Ok(passed(event.to_native(), self.next_used, before))
+            let event: Le16 = read(&self.view.available, 4 + 2 * usize::from(self.place.size))?;
+            Ok(passed(event.to_native(), now, before))
         } else {
-            let flags: Le16 = read(&view.available, 0)?;
+            let flags: Le16 = read(&self.view.available, 0)?;
             Ok(flags.to_native() & AVAIL_F_NO_INTERRUPT == 0)
         }
     }
@@ -329,20 +463,19 @@ impl Ring {
     /// # Errors
     /// The guest's memory is not there, or the available index jumped.
     pub fn listen(&mut self, on: bool) -> Result<bool, Fault> {
-        self.listening = on;
-        let view = self.place.view().ok_or(Fault::Memory)?;
+        self.cursor.listening = on;
         if !self.place.event_idx {
-            write(&view.used, 0, Le16::from(if on { 0 } else { USED_F_NO_NOTIFY }))?;
+            write(&self.view.used, 0, Le16::from(if on { 0 } else { USED_F_NO_NOTIFY }))?;
         } else if on {
             let event = 4 + USED_LEN * usize::from(self.place.size);
-            write(&view.used, event, Le16::from(self.next_avail))?;
+            write(&self.view.used, event, Le16::from(self.cursor.next_avail))?;
         }
         if !on {
             return Ok(false);
         }
         // Before the index is read: the driver writes that and then looks whether to kick.
         fence(Ordering::SeqCst);
-        self.seen_avail = self.next_avail;
+        self.cursor.seen_avail = self.cursor.next_avail;
         Ok(self.waiting(1)? > 0)
     }
 }
@@ -354,6 +487,7 @@ fn passed(event: u16, now: u16, before: u16) -> bool {
 }
 
 /// The parts of a ring, mapped.
+#[derive(Debug)]
 struct View<'a> {
     descriptors: VolatileSlice<'a>,
     available: VolatileSlice<'a>,
@@ -395,8 +529,8 @@ impl View<'_> {
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "a word is taken apart")]
 fn descriptor(table: &VolatileSlice<'_>, index: usize) -> Result<Descriptor, Fault> {
-    let addr = u64::from_le(read(table, DESCRIPTOR_LEN * index)?);
-    let rest = u64::from_le(read(table, DESCRIPTOR_LEN * index + 8)?);
+    let word = u128::from_le(read(table, DESCRIPTOR_LEN * index)?);
+    let (addr, rest) = (word as u64, (word >> 64) as u64);
     Ok(Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
 }
 
@@ -415,17 +549,23 @@ struct Walk<'a> {
     memory: &'a GuestMemory,
     access: Access,
     pieces: &'a mut Vec<Area>,
+    /// Where its own pieces begin.
+    first: usize,
     budget: &'a mut Budget,
     len: usize,
 }
 
 impl Walk<'_> {
+    #[inline]
+    fn end(self, head: u16) -> Chain {
+        Chain { head, len: self.len, pieces: self.pieces.len() - self.first }
+    }
+
     /// Adds the memory of one descriptor.
     #[inline]
     fn take(&mut self, descriptor: Descriptor) -> Result<(), Fault> {
-        self.budget.0 = self.budget.0.saturating_sub(1);
-        let write = descriptor.flags & F_WRITE != 0;
-        if write != (self.access == Access::Write) {
+        self.budget.spend();
+        if descriptor.flags & F_WRITE != self.access.flags() {
             return Err(Fault::Direction);
         }
         self.add(descriptor.addr, descriptor.len)
@@ -437,12 +577,15 @@ impl Walk<'_> {
         let mut rest = len as usize;
         while rest > 0 {
             let area = self.memory.guest(addr, rest).ok_or(Fault::Address)?;
-            if self.pieces.len() >= PIECES_MAX {
+            if self.pieces.len() - self.first >= PIECES_MAX {
                 return Err(Fault::Pieces);
             }
             self.pieces.push(area);
             self.len += area.len;
             rest -= area.len;
+            if rest > 0 {
+                self.budget.spend();
+            }
             // Ends inside the address space, because the region does.
             addr += area.len as u64;
         }

@@ -46,6 +46,7 @@ const FEATURES: u64 = feature::NET_CSUM
     | feature::RING_EVENT_IDX
     | feature::PROTOCOL_FEATURES
     | feature::VERSION_1
+    | feature::IN_ORDER
     | feature::NET_GUEST_USO4
     | feature::NET_GUEST_USO6
     | feature::NET_HOST_USO;

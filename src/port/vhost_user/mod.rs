@@ -25,6 +25,7 @@ use crate::sys;
 use crate::sys::bells::Bells;
 use crate::virtio::Fault;
 use crate::virtio::net::{NetRing, Outcome};
+use crate::virtio::ring::Budget;
 
 mod device;
 mod link;
@@ -246,14 +247,15 @@ impl PortQueue for Queue {
         }
         let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
         let mut received = Received::Drained;
+        let mut budget = Budget::new(Budget::RECEIVING);
         for pair in bits_from(live, self.turn) {
-            if batch.is_full() {
+            if batch.is_full() || budget.is_spent() {
                 return Received::More;
             }
             // Held until the ring is retired: another may be put in its place.
             let mut slot = self.rings.transmit[pair].lock();
             let Some(ring) = slot.as_mut() else { continue };
-            match ring.receive(batch, inbound.counters, self.listening) {
+            match ring.receive(batch, inbound.counters, &mut budget, self.listening) {
                 Ok(Outcome::Drained) => {}
                 Ok(Outcome::More) => {
                     received = Received::More;

@@ -4,6 +4,7 @@ use super::super::driver::{Driver, NEXT, WRITE, memory, read, write};
 use super::super::feature::*;
 use super::super::memory::GuestMemory;
 use super::super::net::{HEADER_LEN, NetRing, Outcome, capabilities};
+use super::super::ring::Budget;
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
@@ -46,7 +47,7 @@ fn frames_are_gathered_wherever_they_are_cut() {
             driver.descriptor(0, DATA + rest as u64, bytes.len() - rest, 0, 0);
             driver.offer(2);
             let (mut batch, counters) = (Batch::default(), Counters::default());
-            assert_eq!(ring.receive(&mut batch, &counters, true), Ok(Outcome::Drained));
+            assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::Drained));
             assert_eq!(batch.frames.len(), 1);
             assert_eq!(batch.bytes(&batch.frames[0]), sent, "cut at {first} and {rest}");
             assert_eq!(driver.take_used(), [(2, 0)]);
@@ -67,7 +68,7 @@ fn a_batch_takes_no_more_than_it_has_room_for() {
         [(Outcome::More, 64), (Outcome::More, 64), (Outcome::More, 64), (Outcome::Drained, 8)]
     {
         let mut batch = Batch::default();
-        assert_eq!(ring.receive(&mut batch, &counters, true), Ok(outcome));
+        assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(outcome));
         assert_eq!(batch.frames.len(), frames);
     }
     assert_eq!(driver.take_used().len(), 200);
@@ -86,7 +87,7 @@ fn what_cannot_be_a_frame_is_counted_and_given_back() {
     driver.descriptor(2, DATA + 4096, 4, 0, 0);
     (0..3).for_each(|head| driver.offer(head));
     let (mut batch, counters) = (Batch::default(), Counters::default());
-    assert_eq!(ring.receive(&mut batch, &counters, true), Ok(Outcome::Drained));
+    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::Drained));
     assert_eq!(counters.drops(DropReason::BadOffload), 1);
     assert_eq!(counters.drops(DropReason::RxError), 1);
     assert_eq!(
@@ -214,7 +215,7 @@ fn drivers_from_before_virtio_1_have_a_shorter_header() {
     driver.descriptor(0, DATA, VNET_HDR_LEN + 60, 0, 0);
     driver.offer(0);
     let mut batch = Batch::default();
-    ring.receive(&mut batch, &Counters::default(), true).expect("fine");
+    ring.receive(&mut batch, &Counters::default(), &mut Budget::new(Budget::RECEIVING), true).expect("fine");
     assert_eq!(batch.bytes(&batch.frames[0]), sent);
 }
 
@@ -246,6 +247,6 @@ fn one_guest_does_not_keep_a_worker() {
     (0..64).for_each(|_| driver.offer(0));
     let counters = Counters::default();
     let mut batch = Batch::default();
-    assert_eq!(ring.receive(&mut batch, &counters, true), Ok(Outcome::More));
+    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::More));
     assert!(batch.frames.len() < BATCH_FRAMES / 8, "{}", batch.frames.len());
 }

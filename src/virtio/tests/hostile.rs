@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::driver::{Driver, memory, put_descriptor, write};
 use super::super::feature::*;
 use super::super::net::NetRing;
+use super::super::ring::Budget;
 use crate::batch::Batch;
 use crate::frame::Outgoing;
 use crate::offload::VNET_HDR_LEN;
@@ -67,7 +68,7 @@ proptest! {
         let mut batch = Batch::default();
         for _ in 0..3 {
             batch.clear();
-            let _ = ring.receive(&mut batch, &counters, true);
+            let _ = ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true);
         }
         let Ok(mut ring) = NetRing::new(Arc::clone(&memory), &setup, features, None) else { return Ok(()) };
         let bytes = vec![0; VNET_HDR_LEN + frame_len];

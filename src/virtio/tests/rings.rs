@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::super::Fault;
 use super::super::driver::{Driver, INDIRECT, NEXT, USER, WRITE, memory, put_descriptor};
 use super::super::memory::GuestMemory;
-use super::super::ring::{Access, Budget, CHAIN_MAX, Chain, Ring, Setup};
+use super::super::ring::{Access, Budget, CHAIN_MAX, Chain, Found, Open, Ring, Setup};
 
 const LEN: u64 = 1 << 20;
 const DATA: u64 = 0x80000;
@@ -14,10 +14,15 @@ fn ring(memory: &Arc<GuestMemory>, size: u16, index: u16, event_idx: bool) -> (D
     (driver, ring)
 }
 
-fn look(ring: &mut Ring, access: Access) -> Result<(Chain, usize), Fault> {
-    let mut pieces = Vec::new();
-    let chain = ring.chain(0, access, &mut pieces, &mut Budget::new(Budget::RECEIVING))?;
-    Ok((chain, pieces.len()))
+fn open(ring: &mut Ring) -> Open<'_> {
+    ring.open().expect("mapped")
+}
+
+fn look(ring: &mut Ring, access: Access) -> Result<Chain, Fault> {
+    let mut found = Found::default();
+    ring.open()?.chain(0, access, 64, &mut found, &mut Budget::new(Budget::RECEIVING))?;
+    assert_eq!(found.chains.iter().map(|chain| chain.pieces).sum::<usize>(), found.pieces.len());
+    Ok(found.chains[0])
 }
 
 #[test]
@@ -28,14 +33,14 @@ fn chains_go_round_the_ring_and_the_indices_wrap() {
         driver.descriptor(3, DATA, 100, NEXT, 5);
         driver.descriptor(5, DATA + 500, 20, 0, 0);
         for _ in 0..20 {
-            assert_eq!(ring.waiting(1), Ok(0));
+            assert_eq!(open(&mut ring).waiting(1), Ok(0));
             driver.offer(3);
-            assert_eq!(ring.waiting(1), Ok(1));
-            assert_eq!(look(&mut ring, Access::Read), Ok((Chain { head: 3, len: 120 }, 2)));
-            ring.advance(1);
-            ring.give_back(3, 7).expect("given back");
+            assert_eq!(open(&mut ring).waiting(1), Ok(1));
+            assert_eq!(look(&mut ring, Access::Read), Ok(Chain { head: 3, len: 120, pieces: 2 }));
+            open(&mut ring).advance(1);
+            open(&mut ring).give_back(3, 7).expect("given back");
             assert!(driver.take_used().is_empty(), "not before it is shown");
-            ring.show().expect("shown");
+            open(&mut ring).show().expect("shown");
             assert_eq!(driver.take_used(), [(3, 7)]);
         }
         assert_eq!(ring.base(), 65_530u16.wrapping_add(20));
@@ -51,13 +56,13 @@ fn a_table_may_hold_a_chain() {
     put_descriptor(&memory, table, 2, DATA + 64, 60, 0, 0);
     driver.descriptor(1, table, 48, INDIRECT, 0);
     driver.offer(1);
-    assert_eq!(ring.waiting(1), Ok(1));
-    assert_eq!(look(&mut ring, Access::Read), Ok((Chain { head: 1, len: 72 }, 2)));
+    assert_eq!(open(&mut ring).waiting(1), Ok(1));
+    assert_eq!(look(&mut ring, Access::Read), Ok(Chain { head: 1, len: 72, pieces: 2 }));
     // Behind a plain descriptor.
     driver.descriptor(0, DATA + 512, 8, NEXT, 1);
     driver.offer(0);
-    ring.advance(1);
-    assert_eq!(look(&mut ring, Access::Read), Ok((Chain { head: 0, len: 80 }, 3)));
+    open(&mut ring).advance(1);
+    assert_eq!(look(&mut ring, Access::Read), Ok(Chain { head: 0, len: 80, pieces: 3 }));
 }
 
 #[test]
@@ -66,8 +71,8 @@ fn memory_of_a_descriptor_may_lie_in_two_regions() {
     let (mut driver, mut ring) = ring(&memory, 8, 0, false);
     driver.descriptor(0, LEN - 10, 30, WRITE, 0);
     driver.offer(0);
-    assert_eq!(ring.waiting(1), Ok(1));
-    assert_eq!(look(&mut ring, Access::Write), Ok((Chain { head: 0, len: 30 }, 2)));
+    assert_eq!(open(&mut ring).waiting(1), Ok(1));
+    assert_eq!(look(&mut ring, Access::Write), Ok(Chain { head: 0, len: 30, pieces: 2 }));
 }
 
 #[test]
@@ -75,21 +80,21 @@ fn kicks_are_switched_off_and_on() {
     let memory = memory(&[(0, LEN)]);
     let (mut driver, mut plain) = ring(&memory, 8, 0, false);
     assert!(driver.wants_kicks());
-    assert_eq!(plain.listen(false), Ok(false));
+    assert_eq!(open(&mut plain).listen(false), Ok(false));
     assert!(!driver.wants_kicks());
     driver.offer(0);
-    assert_eq!(plain.listen(true), Ok(true), "one came while nobody listened");
+    assert_eq!(open(&mut plain).listen(true), Ok(true), "one came while nobody listened");
     assert!(driver.wants_kicks());
 
     let (mut driver, mut event) = ring(&memory, 8, 100, true);
     assert_eq!(driver.kick_after(), 100);
-    event.listen(false).expect("fine");
+    open(&mut event).listen(false).expect("fine");
     driver.descriptor(0, DATA, 1, 0, 0);
     driver.offer(0);
-    event.waiting(1).expect("fine");
-    event.advance(1);
+    open(&mut event).waiting(1).expect("fine");
+    open(&mut event).advance(1);
     assert_eq!(driver.kick_after(), 100, "stays behind: no kicks");
-    assert_eq!(event.listen(true), Ok(false));
+    assert_eq!(open(&mut event).listen(true), Ok(false));
     assert_eq!(driver.kick_after(), 101);
 }
 
@@ -98,8 +103,8 @@ fn drivers_are_told_as_they_want() {
     let memory = memory(&[(0, LEN)]);
     let (driver, mut plain) = ring(&memory, 8, 0, false);
     let give = |ring: &mut Ring, count: u16| {
-        (0..count).for_each(|_| ring.give_back(0, 0).expect("given back"));
-        ring.show().expect("shown")
+        (0..count).for_each(|_| open(ring).give_back(0, 0).expect("given back"));
+        open(ring).show().expect("shown")
     };
     assert!(!give(&mut plain, 0), "nothing to tell");
     assert!(give(&mut plain, 1));
@@ -142,7 +147,7 @@ fn broken_rules_are_faults() {
         let (mut driver, mut ring) = ring(&memory, 8, 0, true);
         make(&mut driver);
         driver.offer(0);
-        ring.waiting(1).and_then(|_| look(&mut ring, access)).expect_err("a fault")
+        open(&mut ring).waiting(1).and_then(|_| look(&mut ring, access)).expect_err("a fault")
     };
     let read = |make: &dyn Fn(&mut Driver)| fault(make, Access::Read);
     assert_eq!(read(&|driver| driver.descriptor(0, LEN, 1, 0, 0)), Fault::Address);
@@ -162,11 +167,11 @@ fn an_index_that_jumps_is_a_fault() {
     for jump in [9, 100, 65_535] {
         let (driver, mut ring) = ring(&memory, 8, 0, false);
         driver.set_index(jump);
-        assert_eq!(ring.waiting(1), Err(Fault::AvailIndex), "{jump}");
+        assert_eq!(open(&mut ring).waiting(1), Err(Fault::AvailIndex), "{jump}");
     }
     let (driver, mut ring) = ring(&memory, 8, 0, false);
     driver.set_index(8);
-    assert_eq!(ring.waiting(1), Ok(8), "full");
+    assert_eq!(open(&mut ring).waiting(1), Ok(8), "full");
 }
 
 #[test]
@@ -178,7 +183,7 @@ fn impossible_tables_are_faults() {
         put_descriptor(&memory, table, 0, DATA, 1, entry.0, entry.1);
         driver.descriptor(0, table, len, flags, 1);
         driver.offer(0);
-        ring.waiting(1).and_then(|_| look(&mut ring, Access::Read)).expect_err("a fault")
+        open(&mut ring).waiting(1).and_then(|_| look(&mut ring, Access::Read)).expect_err("a fault")
     };
     assert_eq!(fault(0, INDIRECT, (0, 0)), Fault::Indirect);
     assert_eq!(fault(15, INDIRECT, (0, 0)), Fault::Indirect);
@@ -192,6 +197,6 @@ fn impossible_tables_are_faults() {
     let mut without = Ring::new(Arc::clone(&memory), &setup).expect("a ring");
     driver.descriptor(0, table, 16, INDIRECT, 0);
     driver.offer(0);
-    assert_eq!(without.waiting(1), Ok(1));
+    assert_eq!(open(&mut without).waiting(1), Ok(1));
     assert_eq!(look(&mut without, Access::Read), Err(Fault::Indirect), "nobody agreed on tables");
 }
