@@ -5,16 +5,21 @@
 //! by the next batch. (A pool of 64 KiB buffers was the alternative: every small frame would touch a page of its own.)
 //!
 //! A batch is bounded by [`BATCH_FRAMES`] and by [`BATCH_BYTES`], so that bursts of 64 KiB GSO frames stay inside
-//! the L2 cache. In front of each frame lies its offload header, ready to be written out with it, and before that room
+//! the L2 cache. The end of a long frame may stay where it came from, and then it is copied only once, to where it goes; room for it is kept
+//! all the same. In front of each frame lies its offload header, ready to be written out with it, and before that room
 //! for a VLAN tag to be put back.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::frame::{ADDRESSES_LEN, Frame, TAG_LEN, TAG_SHIFT};
-use crate::offload::{BadOffload, Offload, VNET_HDR_LEN};
+use crate::frame::{ADDRESSES_LEN, Frame, Rest, TAG_LEN, TAG_SHIFT};
+use crate::offload::{BadOffload, MAX_HEADERS_LEN, Offload, VNET_HDR_LEN};
 use crate::tunnel::Origin;
+use crate::virtio::GuestMemory;
+use crate::virtio::memory::Area;
+use crate::virtio::ring::{Budget, PIECES_MAX};
 
 /// Most frames in a batch.
 pub const BATCH_FRAMES: usize = 64;
@@ -22,6 +27,14 @@ pub const BATCH_FRAMES: usize = 64;
 pub const BATCH_BYTES: usize = 128 * 1024;
 /// Longest frame received: 64 KiB of IP packet, Ethernet header, two tags.
 pub const FRAME_MAX: usize = 65_535 + 14 + 8;
+
+/// Of a frame whose end is lent, so much is here: more than any stage looks at. One that needs segmentation has more, its headers being
+/// checked when it comes in.
+const HEADERS_LEN: usize = 128;
+/// Less than this is copied: looking after it costs more.
+const LEND_FROM: usize = 512;
+/// What receiving from a guest finds at most.
+const LENT_PIECES_MAX: usize = Budget::RECEIVING + PIECES_MAX;
 
 const HEADROOM: usize = TAG_LEN + VNET_HDR_LEN;
 const ALIGN: usize = 64;
@@ -32,10 +45,29 @@ const SLOT_MAX: usize = (HEADROOM + FRAME_MAX).next_multiple_of(ALIGN);
 pub struct Batch {
     arena: Box<[u8]>,
     used: usize,
+    lent: Lent,
     /// The frames, in order of arrival.
     pub frames: ArrayVec<Frame, BATCH_FRAMES>,
     /// Whose the frames are, and the address they came from, when they came by an endpoint of several ports.
     pub origin: Option<(Origin, IpAddr)>,
+}
+
+/// Ends of frames that are still in a guest's memory.
+#[derive(Debug)]
+struct Lent {
+    /// Whose memory, if anything is lent.
+    memory: Option<Arc<GuestMemory>>,
+    rests: ArrayVec<Place, BATCH_FRAMES>,
+    pieces: Vec<Area>,
+}
+
+/// Where the end of a frame is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Bytes of the frame that are in the arena.
+    here: usize,
+    /// The first of its pieces, and the first that is not.
+    pieces: (usize, usize),
 }
 
 impl Default for Batch {
@@ -43,6 +75,11 @@ impl Default for Batch {
         Batch {
             arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(),
             used: 0,
+            lent: Lent {
+                memory: None,
+                rests: ArrayVec::new(),
+                pieces: Vec::with_capacity(LENT_PIECES_MAX),
+            },
             frames: ArrayVec::new(),
             origin: None,
         }
@@ -56,6 +93,43 @@ impl Batch {
         self.frames.clear();
         self.used = 0;
         self.origin = None;
+        self.forget_lent();
+    }
+
+    /// Whether the end of some frame is not here.
+    #[inline]
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.lent.memory.is_some()
+    }
+
+    /// Ends of frames that are not here are not asked for any more: who lent them may have them back.
+    #[inline]
+    pub fn forget_lent(&mut self) {
+        if self.lent.memory.take().is_some() {
+            self.lent.rests.clear();
+            self.lent.pieces.clear();
+        }
+    }
+
+    /// Copies to here what is lent.
+    #[cold]
+    pub fn fetch(&mut self) {
+        let Some(memory) = self.lent.memory.take() else { return };
+        for frame in self.frames.iter_mut().filter(|frame| frame.lent != 0) {
+            let place = self.lent.rests[usize::from(frame.lent) - 1];
+            let start = frame.start as usize;
+            let mut to = &mut self.arena[start + place.here..start + frame.len as usize];
+            for &piece in &self.lent.pieces[place.pieces.0..place.pieces.1] {
+                // Another's memory is never asked for; if it were, there would be what was here before.
+                let taken = memory.slice(piece).map_or(0, |slice| slice.copy_to(to));
+                to = &mut to[taken..];
+            }
+            to.fill(0);
+            frame.lent = 0;
+        }
+        self.lent.memory = Some(memory);
+        self.forget_lent();
     }
 
     /// Whether it takes no further frame.
@@ -112,6 +186,67 @@ impl Batch {
         Ok(())
     }
 
+    /// How much of a frame with this offload header and of this length, in so many pieces of a guest's memory, has to be in
+    /// [`Batch::spare`], if the rest can be lent.
+    #[inline]
+    #[must_use]
+    pub fn lends(
+        &self,
+        gso: bool,
+        len: usize,
+        pieces: usize,
+        memory: &Arc<GuestMemory>,
+    ) -> Option<usize> {
+        let here = if gso { MAX_HEADERS_LEN } else { HEADERS_LEN };
+        let same = self.lent.memory.as_ref().is_none_or(|lender| Arc::ptr_eq(lender, memory));
+        let room = self.lent.pieces.capacity() - self.lent.pieces.len();
+        (len >= here + LEND_FROM && same && pieces <= room).then_some(here)
+    }
+
+    /// Takes a frame of `len` bytes of which only the first `here` are in [`Batch::spare`], as [`Batch::lends`] said, behind the offload
+    /// header. The others are in `pieces`.
+    ///
+    /// # Errors
+    /// As of [`Batch::take`].
+    pub fn take_lent(
+        &mut self,
+        here: usize,
+        len: usize,
+        memory: &Arc<GuestMemory>,
+        pieces: impl Iterator<Item = Area>,
+    ) -> Result<(), BadOffload> {
+        let start = self.used + HEADROOM;
+        let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk() else { unreachable!() };
+        let mut offload = Offload::from_virtio(header, len)?;
+        offload.admit(&mut self.arena[start..start + here], len)?;
+        let Some(header) = self.arena[start - VNET_HDR_LEN..].first_chunk_mut() else { unreachable!() };
+        offload.to_virtio(header);
+        let Lent { memory: lender, rests, pieces: lent } = &mut self.lent;
+        let first = lent.len();
+        lent.extend(pieces);
+        rests.push(Place { here, pieces: (first, lent.len()) });
+        if lender.is_none() {
+            *lender = Some(Arc::clone(memory));
+        }
+        // At most a batch of them.
+        #[allow(clippy::cast_possible_truncation)]
+        let rest = rests.len() as u8;
+        self.push(start, len, offload.segments(len), offload);
+        if let Some(frame) = self.frames.last_mut() {
+            frame.lent = rest;
+        }
+        Ok(())
+    }
+
+    /// What of a frame is lent.
+    #[inline]
+    #[must_use]
+    pub fn rest(&self, frame: &Frame) -> Option<Rest<'_>> {
+        let place = self.lent.rests.get(usize::from(frame.lent).checked_sub(1)?)?;
+        let pieces = &self.lent.pieces[place.pieces.0..place.pieces.1];
+        Some(Rest { memory: self.lent.memory.as_deref()?, pieces, len: frame.len() - place.here })
+    }
+
     #[inline]
     fn push(&mut self, start: usize, len: usize, segments: u32, offload: Offload) {
         self.used = (start + len).next_multiple_of(ALIGN);
@@ -127,43 +262,62 @@ impl Batch {
         });
     }
 
-    /// A frame's bytes, from the destination address on.
+    /// Where a frame's bytes are, as far as they are here.
+    #[inline]
+    fn range(&self, frame: &Frame) -> std::ops::Range<usize> {
+        range(frame, &self.lent.rests)
+    }
+
+    /// A frame's bytes, from the destination address on; all that are here.
     #[inline]
     #[must_use]
     pub fn bytes(&self, frame: &Frame) -> &[u8] {
-        &self.arena[frame.start as usize..(frame.start + frame.len) as usize]
+        &self.arena[self.range(frame)]
     }
 
     /// The same to change, for as long as nobody else has seen it.
     #[inline]
     #[must_use]
     pub fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8] {
-        &mut self.arena[frame.start as usize..(frame.start + frame.len) as usize]
+        let range = self.range(frame);
+        &mut self.arena[range]
     }
 
     /// A frame's offload header and bytes, in one piece.
     #[inline]
     #[must_use]
     pub fn with_header(&self, frame: &Frame) -> &[u8] {
-        &self.arena[frame.start as usize - VNET_HDR_LEN..(frame.start + frame.len) as usize]
+        let range = self.range(frame);
+        &self.arena[range.start - VNET_HDR_LEN..range.end]
     }
 
     /// All frames to change, and the memory to read them from.
     #[inline]
     pub fn split(&mut self) -> (&mut [Frame], Arena<'_>) {
-        (&mut self.frames, Arena(&self.arena))
+        (&mut self.frames, Arena(&self.arena, &self.lent.rests))
     }
 }
 
 /// The memory of a batch, for reading while its frames change.
 #[derive(Clone, Copy, Debug)]
-pub struct Arena<'a>(&'a [u8]);
+pub struct Arena<'a>(&'a [u8], &'a [Place]);
+
+/// Where a frame's bytes are, as far as they are here.
+#[inline]
+fn range(frame: &Frame, rests: &[Place]) -> std::ops::Range<usize> {
+    let start = frame.start as usize;
+    let len = match frame.lent {
+        0 => frame.len(),
+        rest => rests[usize::from(rest) - 1].here,
+    };
+    start..start + len
+}
 
 impl<'a> Arena<'a> {
-    /// A frame's bytes, from the destination address on.
+    /// A frame's bytes, from the destination address on; all that are here.
     #[inline]
     #[must_use]
     pub fn bytes(self, frame: &Frame) -> &'a [u8] {
-        &self.0[frame.start as usize..(frame.start + frame.len) as usize]
+        &self.0[range(frame, self.1)]
     }
 }

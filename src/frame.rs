@@ -4,11 +4,14 @@
 //! them through [`crate::batch::Batch`] and do not rewrite them (but for one number in a SYN from a tunnel, where that is asked
 //! for); what changes is in this struct, one cache line.
 //!
-//! A frame whose payload stays in somebody else's memory (a guest's ring) keeps its header window here and adds its
-//! payload as further slices of [`Outgoing`]; nothing before egress looks past the header window.
+//! The payload of a long frame may be lent: it stays in the memory of the guest that sent it until the frame leaves ([`Rest`]). Its headers
+//! are in the arena all the same, and no stage looks past those; a port that needs all of it in one place gets it so (see
+//! [`Batch::fetch`](crate::batch::Batch::fetch)).
 
 use crate::bridge::fdb::{Hash, Key};
 use crate::offload::{Offload, VNET_HDR_LEN};
+use crate::virtio::GuestMemory;
+use crate::virtio::memory::Area;
 
 /// Bytes of an Ethernet header without tags: two addresses and the EtherType.
 pub const ETH_HEADER_LEN: usize = 14;
@@ -41,6 +44,8 @@ pub struct Frame {
     pub vid: u16,
     /// Wire frames it stands for.
     pub segments: u16,
+    /// Which rest of the batch is its own, from 1 on; 0 when all of it is in the arena.
+    pub(crate) lent: u8,
     /// Its source as an FDB key.
     pub source: Key,
     /// Its destination as an FDB key.
@@ -99,6 +104,26 @@ pub enum Outgoing<'a> {
         /// Wire frames it stands for.
         segments: u32,
     },
+    /// A frame whose end is still where it came from. Only for ports that [take such](crate::port::PortQueue::takes_lent).
+    Lent {
+        /// [`VNET_HDR_LEN`] bytes of offload header, then the frame as far as it is here.
+        bytes: &'a [u8],
+        /// What is behind that.
+        rest: Rest<'a>,
+        /// Wire frames it stands for.
+        segments: u32,
+    },
+}
+
+/// The end of a frame, in a guest's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest<'a> {
+    /// The memory.
+    pub(crate) memory: &'a GuestMemory,
+    /// Where in it, in order.
+    pub(crate) pieces: &'a [Area],
+    /// Length in bytes.
+    pub(crate) len: usize,
 }
 
 impl<'a> Outgoing<'a> {
@@ -107,7 +132,9 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn header(&self) -> &[u8; VNET_HDR_LEN] {
         let header = match self {
-            Outgoing::Whole { bytes: head, .. } | Outgoing::Segment { head, .. } => head.first_chunk(),
+            Outgoing::Whole { bytes: head, .. }
+            | Outgoing::Lent { bytes: head, .. }
+            | Outgoing::Segment { head, .. } => head.first_chunk(),
             Outgoing::Pieces { header, .. } => Some(header),
         };
         let Some(header) = header else { unreachable!("a frame without its offload header") };
@@ -120,6 +147,7 @@ impl<'a> Outgoing<'a> {
     pub fn frame_len(&self) -> usize {
         match self {
             Outgoing::Whole { bytes, .. } => bytes.len() - VNET_HDR_LEN,
+            Outgoing::Lent { bytes, rest, .. } => bytes.len() - VNET_HDR_LEN + rest.len,
             Outgoing::Segment { head, payload } => head.len() - VNET_HDR_LEN + payload.len(),
             Outgoing::Pieces { addresses, tag, rest, .. } => {
                 addresses.len() + tag.map_or(0, |tag| tag.len()) + rest.len()
@@ -132,15 +160,27 @@ impl<'a> Outgoing<'a> {
     pub fn segments(&self) -> u32 {
         match self {
             Outgoing::Segment { .. } => 1,
-            Outgoing::Whole { segments, .. } | Outgoing::Pieces { segments, .. } => *segments,
+            Outgoing::Whole { segments, .. }
+            | Outgoing::Pieces { segments, .. }
+            | Outgoing::Lent { segments, .. } => *segments,
         }
     }
 
-    /// The offload header and the frame, in order, as at most four slices; unused ones are empty.
+    /// What is lent of it.
+    #[inline]
+    #[must_use]
+    pub fn rest(&self) -> Option<Rest<'a>> {
+        match self {
+            Outgoing::Lent { rest, .. } => Some(*rest),
+            _ => None,
+        }
+    }
+
+    /// The offload header and the frame, in order, as at most four slices; unused ones are empty. What is lent is not in them.
     #[must_use]
     pub fn slices(&'a self) -> [&'a [u8]; 4] {
         match self {
-            Outgoing::Whole { bytes, .. } => [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]],
+            Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]],
             Outgoing::Segment { head, payload } => {
                 [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..], payload, &[]]
             }

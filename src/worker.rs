@@ -339,6 +339,7 @@ impl Worker {
         self.batch.clear();
         let received = queue.receive(&mut self.batch, &inbound);
         let worked = !self.batch.frames.is_empty();
+        let (received_by, lent) = (id, self.batch.is_lent());
         let id = match self.batch.origin {
             None => id,
             Some((Origin::Remote(remote), _)) => remote,
@@ -365,6 +366,12 @@ impl Worker {
             pipeline::run(&mut context, &mut self.batch);
             if !self.outbox.heard.is_empty() {
                 self.tell_neighbours(tick, now);
+            }
+        }
+        if lent {
+            self.batch.forget_lent();
+            if let Some(Some(queue)) = self.queues.get_mut(received_by.index()) {
+                queue.take_back();
             }
         }
         match received {

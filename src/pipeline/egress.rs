@@ -75,18 +75,34 @@ struct Form<'b> {
 }
 
 impl Leaving<'_> {
-    fn send(mut self, batch: &Batch, list: &[u8]) {
+    fn send(mut self, batch: &mut Batch, list: &[u8]) {
+        if batch.is_lent() && !self.takes_lent(batch, list) {
+            batch.fetch();
+        }
+        let batch = &*batch;
         let mut departures = Departures::new();
         for &index in list {
             let frame = &batch.frames[usize::from(index)];
             if self.takes_as_it_came(frame) && !self.clamps(batch, frame, 0) {
-                let bytes = batch.with_header(frame);
-                departures.push(Outgoing::Whole { bytes, segments: u32::from(frame.segments) });
+                let (bytes, segments) = (batch.with_header(frame), u32::from(frame.segments));
+                departures.push(match batch.rest(frame) {
+                    None => Outgoing::Whole { bytes, segments },
+                    Some(rest) => Outgoing::Lent { bytes, rest, segments },
+                });
             } else if let Err(reason) = self.send_otherwise(batch, index, &mut departures) {
                 self.counters.drop_frame(reason);
             }
         }
         self.transmit(&departures);
+    }
+
+    /// Whether all frames can leave with their ends where they are.
+    fn takes_lent(&self, batch: &Batch, list: &[u8]) -> bool {
+        let as_it_came = |&index: &u8| {
+            let frame = &batch.frames[usize::from(index)];
+            frame.lent == 0 || self.takes_as_it_came(frame)
+        };
+        self.queue.takes_lent() && !self.port.mss_clamp && list.iter().all(as_it_came)
     }
 
     /// Nearly every frame.

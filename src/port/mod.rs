@@ -38,6 +38,14 @@ pub trait PortQueue: Send + Debug {
     /// Whether somebody waits for [`PortQueue::fd`] from now on, or reads the queue all the time. Waiting must end for what came before.
     fn listen(&mut self, _on: bool) {}
 
+    /// Whether it sends frames whose end is still in a guest's memory.
+    fn takes_lent(&self) -> bool {
+        false
+    }
+
+    /// What it lent of the batch it received last is not needed any more. Called after such a batch has left.
+    fn take_back(&mut self) {}
+
     /// Frames that the kernel dropped on their way to us since the last call. Not on the fast path.
     fn take_missed(&mut self) -> u64 {
         0

@@ -174,6 +174,7 @@ impl PortQueue for TapQueue {
                 Outgoing::Whole { bytes, .. } => {
                     sys::write(self.fd.as_fd(), if self.offload { bytes } else { &bytes[VNET_HDR_LEN..] })
                 }
+                Outgoing::Lent { .. } => unreachable!("a tap takes none that are lent"),
                 Outgoing::Segment { .. } | Outgoing::Pieces { .. } => {
                     let slices = frame.slices().map(IoSlice::new);
                     sys::write_vectored(self.fd.as_fd(), if self.offload { &slices } else { &slices[1..] })

@@ -316,6 +316,7 @@ impl Scratch {
         let slots = self.messages.iter_mut().zip(self.vectors.iter_mut());
         for (frame, (message, vectors)) in frames.iter().zip(slots) {
             let used = match frame {
+                Outgoing::Lent { .. } => unreachable!("a packet socket takes none that are lent"),
                 Outgoing::Whole { bytes, .. } => {
                     vectors[0] = vector(bytes);
                     1

@@ -26,7 +26,9 @@ pub struct Flow {
 #[inline]
 fn outline<'f>(frame: &'f Outgoing<'_>) -> (&'f [u8], &'f [u8]) {
     let (addresses, rest) = match frame {
-        Outgoing::Whole { bytes, .. } => bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
+        Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => {
+            bytes[VNET_HDR_LEN..].split_at(ADDRESSES_LEN)
+        }
         Outgoing::Segment { head, .. } => head[VNET_HDR_LEN..].split_at(ADDRESSES_LEN),
         Outgoing::Pieces { addresses, rest, .. } => (*addresses, *rest),
     };

@@ -243,7 +243,7 @@ fn tci(frame: &Outgoing<'_>) -> Option<u16> {
     let [a, b, c, d] = match frame {
         Outgoing::Pieces { tag: Some(tag), .. } => *tag,
         Outgoing::Pieces { rest, .. } => *rest.first_chunk::<TAG_LEN>()?,
-        Outgoing::Whole { bytes, .. } => behind_addresses(bytes)?,
+        Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => behind_addresses(bytes)?,
         Outgoing::Segment { head, .. } => behind_addresses(head)?,
     };
     (u16::from_be_bytes([a, b]) == TPID_8021Q).then_some(u16::from_be_bytes([c, d]))

@@ -99,6 +99,16 @@ pub struct Area {
     pub len: usize,
 }
 
+impl Area {
+    /// What is behind its first `len` bytes, if anything is.
+    #[inline]
+    #[must_use]
+    pub fn behind(self, len: usize) -> Option<Area> {
+        let rest = self.len.checked_sub(len).filter(|&rest| rest > 0)?;
+        Some(Area { offset: self.offset + len, len: rest, ..self })
+    }
+}
+
 impl GuestMemory {
     /// The same with one region more. One that is there already stays: QEMU up to 8.1 adds each once a queue pair.
     ///

@@ -16,7 +16,7 @@ use super::ring::{Access, Budget, Chain, Found, Open, Ring, Setup};
 use super::{Fault, feature};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
-use crate::offload::{Capabilities, VNET_HDR_LEN};
+use crate::offload::{BadOffload, Capabilities, VNET_HDR_LEN};
 use crate::stats::{Counters, DropReason};
 use crate::sys::bells;
 
@@ -64,6 +64,8 @@ pub struct NetRing {
     call: Option<Arc<OwnedFd>>,
     /// Why it stopped.
     fault: Option<Fault>,
+    /// Whether frames in a batch have their ends in chains that it took and has not shown as given back.
+    lending: bool,
     /// Scratch memory: the chains that the frames of one call are in or go to.
     found: Found,
 }
@@ -100,6 +102,12 @@ impl Header {
     #[inline]
     fn filling(self, buffers: u32) -> Header {
         Header { rest: self.rest | buffers << u16::BITS, ..self }
+    }
+
+    /// Whether the frame is still to be segmented.
+    #[inline]
+    fn is_gso(self) -> bool {
+        self.first >> GSO_SHIFT & 0xff != 0
     }
 
     /// Without the number of buffers.
@@ -185,6 +193,7 @@ impl NetRing {
             header_len: if long { HEADER_LEN } else { VNET_HDR_LEN },
             call,
             fault: None,
+            lending: false,
             found: Found::default(),
         })
     }
@@ -222,7 +231,7 @@ impl NetRing {
     }
 
     /// Takes frames that the guest sends, until the batch is full, the budget spent, or nothing waits. With `listen` the driver is to
-    /// kick for what comes after.
+    /// kick for what comes after. What of them is lent is the guest's again with [`NetRing::take_back`].
     ///
     /// # Errors
     /// The driver broke a rule. The ring has stopped, and says the same for ever.
@@ -238,12 +247,27 @@ impl NetRing {
         }
         let taken = self.take_frames(batch, counters, budget);
         // What was taken until a rule was broken is given back all the same.
-        let shown = self.show();
+        let shown = if self.lending { Ok(()) } else { self.show() };
         let outcome = taken.and_then(|outcome| {
             shown?;
             self.listen(listen, outcome)
         });
         outcome.inspect_err(|&fault| self.fault = Some(fault))
+    }
+
+    /// Whether what it gave to a batch is lent, and [`NetRing::take_back`] is due.
+    #[must_use]
+    pub fn is_lending(&self) -> bool {
+        self.lending
+    }
+
+    /// Gives back to the driver what was lent to a batch.
+    pub fn take_back(&mut self) {
+        if std::mem::take(&mut self.lending)
+            && let Err(fault) = self.show()
+        {
+            self.fault = Some(fault);
+        }
     }
 
     /// Has the driver kick from now on; whether frames wait, which nobody may have kicked for.
@@ -272,7 +296,7 @@ impl NetRing {
         counters: &Counters,
         budget: &mut Budget,
     ) -> Result<Outcome, Fault> {
-        let NetRing { ring, header_len, found, .. } = self;
+        let NetRing { ring, header_len, found, lending, .. } = self;
         let mut ring = ring.open()?;
         found.clear();
         let room = u16::try_from(BATCH_FRAMES - batch.frames.len()).unwrap_or(u16::MAX);
@@ -303,9 +327,9 @@ impl NetRing {
             if len > FRAME_MAX {
                 counters.drop_frame(DropReason::RxError);
             } else {
-                copy_in(ring.memory(), own, *header_len, batch)?;
-                if batch.take(len, None).is_err() {
-                    counters.drop_frame(DropReason::BadOffload);
+                match take_frame(ring.memory(), own, *header_len, len, batch)? {
+                    Ok(lent) => *lending |= lent,
+                    Err(_) => counters.drop_frame(DropReason::BadOffload),
                 }
             }
             ring.advance(1);
@@ -403,36 +427,50 @@ impl NetRing {
     }
 }
 
-/// Copies the pieces of a chain to where the batch's next frame goes. What is there of a header that is cut short is zero.
+/// Takes a frame of `len` bytes into the batch, from the pieces of its chain; whether its end is lent.
 #[inline]
-fn copy_in(
-    memory: &GuestMemory,
+fn take_frame(
+    memory: &Arc<GuestMemory>,
     pieces: &[Area],
     header_len: usize,
+    len: usize,
     batch: &mut Batch,
-) -> Result<(), Fault> {
-    let Some((for_header, for_frame)) = batch.spare().split_first_chunk_mut() else { unreachable!() };
+) -> Result<Result<bool, BadOffload>, Fault> {
     let first = pieces.first().and_then(|&piece| memory.slice(piece));
     let Some((first, header)) = first.and_then(|first| Some((first, Header::read(&first, header_len)?))) else {
-        return copy_in_shreds(memory, pieces, header_len, for_header, for_frame);
+        copy_in_shreds(memory, pieces, header_len, batch)?;
+        return Ok(batch.take(len, None).map(|()| false));
     };
+    let here = batch.lends(header.is_gso(), len, pieces.len(), memory);
+    let Some((for_header, for_frame)) = batch.spare().split_first_chunk_mut() else { unreachable!() };
     *for_header = header.to_offload();
+    let for_frame = &mut for_frame[..here.unwrap_or(len)];
     let mut at = first.offset(header_len).map_err(|_| Fault::Memory)?.copy_to(for_frame);
     for &piece in &pieces[1..] {
+        if at == for_frame.len() {
+            break;
+        }
         at += memory.slice(piece).ok_or(Fault::Memory)?.copy_to(&mut for_frame[at..]);
     }
-    Ok(())
+    let Some(here) = here else { return Ok(batch.take(len, None).map(|()| false)) };
+    let mut before = header_len + here;
+    let behind = pieces.iter().filter_map(|piece| {
+        let rest = piece.behind(before);
+        before = before.saturating_sub(piece.len);
+        rest
+    });
+    Ok(batch.take_lent(here, len, memory, behind).map(|()| true))
 }
 
-/// The same for a header that is in several pieces, or not there.
+/// Copies the pieces of a chain to where the batch's next frame goes. What is there of a header that is cut short is zero.
 #[cold]
 fn copy_in_shreds(
     memory: &GuestMemory,
     pieces: &[Area],
     header_len: usize,
-    for_header: &mut [u8; VNET_HDR_LEN],
-    mut for_frame: &mut [u8],
+    batch: &mut Batch,
 ) -> Result<(), Fault> {
+    let (for_header, mut for_frame) = batch.spare().split_at_mut(VNET_HDR_LEN);
     let mut header = [0; HEADER_LEN];
     let mut headed = 0;
     for &piece in pieces {
@@ -516,17 +554,40 @@ impl<'r> Buffers<'r> {
             self.put(&header.to_bytes()[..header_len])?;
         }
         let [_, slices @ ..] = frame.slices();
-        slices.iter().try_for_each(|bytes| self.put(bytes))
+        slices.iter().try_for_each(|bytes| self.put(bytes))?;
+        let Some(rest) = frame.rest() else { return Ok(()) };
+        let pieces = rest.pieces.iter().filter_map(|&piece| rest.memory.slice(piece));
+        pieces.into_iter().try_for_each(|slice| self.put_slice(slice))
+    }
+
+    /// Copies from one guest's memory to another's.
+    #[inline]
+    fn put_slice(&mut self, mut from: VolatileSlice<'_>) -> Result<(), Fault> {
+        while !from.is_empty() {
+            self.next_piece()?;
+            let taken = from.len().min(self.slice.len());
+            from.copy_to_volatile_slice(self.slice);
+            self.slice = self.slice.offset(taken).map_err(|_| Fault::Memory)?;
+            from = from.offset(taken).map_err(|_| Fault::Memory)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with the next piece when this one is full.
+    #[inline]
+    fn next_piece(&mut self) -> Result<(), Fault> {
+        while self.slice.is_empty() {
+            let next;
+            (next, self.pieces) = self.pieces.split_first().ok_or(Fault::Memory)?;
+            self.slice = self.memory.slice(*next).ok_or(Fault::Memory)?;
+        }
+        Ok(())
     }
 
     #[inline]
     fn put(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         while !bytes.is_empty() {
-            if self.slice.is_empty() {
-                let next;
-                (next, self.pieces) = self.pieces.split_first().ok_or(Fault::Memory)?;
-                self.slice = self.memory.slice(*next).ok_or(Fault::Memory)?;
-            }
+            self.next_piece()?;
             let taken = bytes.len().min(self.slice.len());
             self.slice.copy_from(&bytes[..taken]);
             self.slice = self.slice.offset(taken).map_err(|_| Fault::Memory)?;

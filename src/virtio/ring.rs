@@ -297,7 +297,7 @@ impl<'r> Open<'r> {
     /// The guest's memory.
     #[inline]
     #[must_use]
-    pub fn memory(&self) -> &'r GuestMemory {
+    pub fn memory(&self) -> &'r Arc<GuestMemory> {
         &self.place.memory
     }
 

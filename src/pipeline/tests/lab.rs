@@ -4,16 +4,20 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use crate::addr::{MacAddr, PortId, VlanId, VlanSet};
-use crate::batch::Batch;
+use crate::batch::{BATCH_FRAMES, Batch};
 use crate::bridge::fdb::{Entry, Fdb, Key, Tick};
 use crate::bridge::vlan::VlanPolicy;
 use crate::frame::Outgoing;
-use crate::offload::{Capabilities, VNET_HDR_LEN};
+use crate::offload::{BadOffload, Capabilities, VNET_HDR_LEN};
 use crate::pipeline::{self, Context, Outbox, Workshop};
 use crate::port::{Health, Inbound, PortQueue, Received};
 use crate::spec::VlanMode;
 use crate::stats::{Counters, DropReason};
 use crate::topology::{Bridge, Port, PortShared, Topology};
+use crate::virtio::GuestMemory;
+use crate::virtio::driver::{memory, write};
+
+const LENDER_LEN: u64 = 4 << 20;
 
 pub(super) const ALL_OFFLOADS: Capabilities = Capabilities { csum: true, tso4: true, tso6: true, uso: true };
 pub(super) const NO_OFFLOADS: Capabilities =
@@ -74,7 +78,10 @@ pub(super) struct Sent {
 
 /// A device that keeps what it is given.
 #[derive(Clone, Debug, Default)]
-struct Tray(Arc<Mutex<Vec<Sent>>>);
+struct Tray {
+    sent: Arc<Mutex<Vec<Sent>>>,
+    takes_lent: bool,
+}
 
 impl PortQueue for Tray {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -89,12 +96,24 @@ impl PortQueue for Tray {
         assert!(!frames.is_empty(), "nothing to send is not sent");
         for frame in frames {
             let [header, bytes @ ..] = frame.slices();
-            let (header, bytes) = (header.try_into().expect("a header"), bytes.concat());
+            let (header, mut bytes) = (header.try_into().expect("a header"), bytes.concat());
+            if let Some(rest) = frame.rest() {
+                assert!(self.takes_lent, "it cannot send what is elsewhere");
+                for &piece in rest.pieces {
+                    let at = bytes.len();
+                    bytes.resize(at + piece.len, 0);
+                    rest.memory.slice(piece).expect("mapped").copy_to(&mut bytes[at..]);
+                }
+            }
             assert_eq!(bytes.len(), frame.frame_len());
             counters.sent(bytes.len(), frame.segments());
-            self.0.lock().unwrap().push(Sent { header, bytes, segments: frame.segments() });
+            self.sent.lock().unwrap().push(Sent { header, bytes, segments: frame.segments() });
         }
         Health::Alive
+    }
+
+    fn takes_lent(&self) -> bool {
+        self.takes_lent
     }
 }
 
@@ -107,6 +126,8 @@ pub(super) struct Lab {
     workshop: Workshop,
     batch: Batch,
     pub(super) now: Tick,
+    /// Memory in which long frames stay, if they do.
+    lender: Option<Arc<GuestMemory>>,
 }
 
 impl Lab {
@@ -130,7 +151,8 @@ impl Lab {
         });
         let topology =
             Topology { generation: 1, bridges: vec![bridge], ports: ports.collect(), ..Topology::default() };
-        let trays = vec![(); topology.ports.len()].into_iter().map(|()| Tray::default()).collect::<Vec<_>>();
+        let tray = |port: usize| Tray { takes_lent: port % 2 == 1, ..Tray::default() };
+        let trays = (0..topology.ports.len()).map(tray).collect::<Vec<_>>();
         let mut outbox = Outbox::default();
         outbox.resize(trays.len());
         Lab {
@@ -141,7 +163,29 @@ impl Lab {
             workshop: Workshop::default(),
             batch: Batch::default(),
             now: Tick(0),
+            lender: None,
         }
+    }
+
+    /// The same with long frames lent; every other port takes them so.
+    pub(super) fn lending(self) -> Lab {
+        Lab { lender: Some(memory(&[(0, LENDER_LEN)])), ..self }
+    }
+
+    /// Takes a frame into the batch with its end lent, cut into pieces, if it is long enough for that.
+    fn lend(&mut self, frame: &Arrival) -> Option<Result<(), BadOffload>> {
+        let lender = self.lender.as_ref().filter(|_| frame.tag.is_none())?;
+        let len = frame.bytes.len();
+        let here = self.batch.lends(frame.header[1] != 0, len, 3, lender)?;
+        // One behind the other, in memory that none of this batch uses.
+        let start = self.batch.frames.len() as u64 * (LENDER_LEN / BATCH_FRAMES as u64);
+        write(lender, start, &frame.bytes[here..]);
+        let pieces = [(0, 1), (1, 200), (200, len - here)];
+        let pieces = pieces.map(|(from, to)| lender.guest(start + from as u64, to - from).expect("room"));
+        let spare = self.batch.spare();
+        spare[..VNET_HDR_LEN].copy_from_slice(&frame.header);
+        spare[VNET_HDR_LEN..][..here].copy_from_slice(&frame.bytes[..here]);
+        Some(self.batch.take_lent(here, len, lender, pieces.into_iter()))
     }
 
     /// As many ports, all alike.
@@ -157,10 +201,13 @@ impl Lab {
                 self.run(port);
                 self.batch.clear();
             }
-            let spare = self.batch.spare();
-            spare[..VNET_HDR_LEN].copy_from_slice(&frame.header);
-            spare[VNET_HDR_LEN..][..frame.bytes.len()].copy_from_slice(&frame.bytes);
-            if self.batch.take(frame.bytes.len(), frame.tag).is_err() {
+            let taken = self.lend(frame).unwrap_or_else(|| {
+                let spare = self.batch.spare();
+                spare[..VNET_HDR_LEN].copy_from_slice(&frame.header);
+                spare[VNET_HDR_LEN..][..frame.bytes.len()].copy_from_slice(&frame.bytes);
+                self.batch.take(frame.bytes.len(), frame.tag)
+            });
+            if taken.is_err() {
                 self.counters(port).drop_frame(DropReason::BadOffload);
             }
         }
@@ -193,7 +240,7 @@ impl Lab {
 
     /// What was sent by a port since last asked.
     pub(super) fn take(&self, port: u16) -> Vec<Sent> {
-        std::mem::take(&mut *self.trays[usize::from(port)].0.lock().unwrap())
+        std::mem::take(&mut *self.trays[usize::from(port)].sent.lock().unwrap())
     }
 
     /// The bytes of what was sent by each port since last asked.

@@ -113,11 +113,12 @@ fn mode() -> impl Strategy<Value = VlanMode> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever the ports can take, in whatever VLANs: the frames on the wire in the end are those that a sender without
+    /// Whatever the ports can take, in whatever VLANs, and wherever the ends of frames are: the frames on the wire in the end are those that a sender without
     /// offloads would have sent, through the reference bridge.
     #[test]
     fn what_arrives_does_not_depend_on_what_ports_can_do(
         filtering: bool,
+        lends: bool,
         ports in proptest::collection::vec((mode(), capabilities()), 2..5),
         packets in proptest::collection::vec(packet(), 1..6),
     ) {
@@ -126,6 +127,9 @@ proptest! {
         };
         let setups: Vec<Setup> = ports.iter().map(setup).collect();
         let (mut lab, mut reference) = (Lab::new(filtering, &setups), Reference::new(filtering, &setups));
+        if lends {
+            lab = lab.lending();
+        }
         let arrivals: Vec<Arrival> = packets
             .iter()
             .map(|(bytes, claim)| Arrival { header: claim.write(), bytes: bytes.clone(), tag: None })

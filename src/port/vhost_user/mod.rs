@@ -3,9 +3,12 @@
 //! The guest's front end (QEMU, DPDK's virtio-user) shares the guest's memory and its virtqueues with us over a Unix socket
 //! (QEMU's `docs/interop/vhost-user.rst`). A thread a port speaks that protocol (`link.rs`, `device.rs`); workers own the rings ([`crate::virtio`]).
 //!
+//! **One copy.** A long frame's end stays in the memory of the guest that sent it, and is copied from there to where it goes: between two guests that
+//! is all the copying there is. Until its batch has left, the ring is lending, and its chains are not given back.
+//!
 //! **Who has a ring.** It lies in a slot behind a mutex, taken once a batch. From a slot's transmit queue only one worker
 //! takes frames, and a receive queue is that of all workers with more workers than queues; the protocol's thread takes the mutex to put a ring in or out, which is
-//! rare and short. So a ring that has been taken out is used by nobody, whatever the workers do at that moment, and no hand-over of the
+//! rare and short, and waits for a ring that is lending. So a ring that has been taken out is used by nobody, whatever the workers do at that moment, and no hand-over of the
 //! topology is needed when a guest boots. Which slots have a ring is also in two atomic words, so that an empty port costs a load.
 //!
 //! Queues have the guest's names: what it sends comes out of a *transmit* queue, what we send goes into a *receive* queue.
@@ -13,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received};
 use crate::batch::Batch;
@@ -88,12 +91,46 @@ impl QueueIndex {
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Slot(Mutex<Option<NetRing>>);
+struct Slot {
+    ring: Mutex<Held>,
+    /// Rung when a ring that is waited for is not lending any more.
+    rests: Condvar,
+}
+
+/// What is in a slot.
+#[derive(Debug, Default)]
+struct Held {
+    ring: Option<NetRing>,
+    /// Whether somebody waits until the ring, which lends memory to the batch that a worker has in hand, has taken it back.
+    awaited: bool,
+}
 
 impl Slot {
-    fn lock(&self) -> MutexGuard<'_, Option<NetRing>> {
+    /// For the worker that takes frames from it, which knows what it has in hand, and for those that put frames into it.
+    fn lock(&self) -> MutexGuard<'_, Held> {
         // A worker that panics ends the process; the protocol's thread leaves a ring or none.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For everybody else: with nothing lent. A batch is soon through.
+    fn lock_at_rest(&self) -> MutexGuard<'_, Held> {
+        let mut held = self.lock();
+        while held.ring.as_ref().is_some_and(NetRing::is_lending) {
+            held.awaited = true;
+            held = self.rests.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        held
+    }
+
+    /// Has the ring take back what it lent.
+    fn take_back(&self) {
+        let mut held = self.lock();
+        if let Some(ring) = &mut held.ring {
+            ring.take_back();
+        }
+        if std::mem::take(&mut held.awaited) {
+            self.rests.notify_all();
+        }
     }
 }
 
@@ -148,7 +185,7 @@ impl Rings {
     /// Gives a ring to the workers, which look at it at once.
     fn put(&self, index: QueueIndex, ring: NetRing) {
         let (slot, live) = self.slot(index);
-        let before = slot.lock().replace(ring);
+        let before = slot.lock_at_rest().ring.replace(ring);
         live.fetch_or(1 << index.pair, Ordering::Release);
         drop(before);
         if let Some(bells) = self.bells_of(index) {
@@ -160,7 +197,7 @@ impl Rings {
     fn take(&self, index: QueueIndex) -> Option<NetRing> {
         let (slot, live) = self.slot(index);
         live.fetch_and(!(1 << index.pair), Ordering::Relaxed);
-        slot.lock().take()
+        slot.lock_at_rest().ring.take()
     }
 
     /// A ring that broke stays in its slot, so that it can be told why, but is looked at no more.
@@ -178,7 +215,7 @@ impl Rings {
     fn faults(&self) -> Vec<(usize, Fault)> {
         let all = (0..2 * self.pairs()).filter_map(|number| {
             let (slot, _) = self.slot(QueueIndex::new(number));
-            Some((number, slot.lock().as_ref()?.fault()?))
+            Some((number, slot.lock().ring.as_ref()?.fault()?))
         });
         all.collect()
     }
@@ -195,13 +232,15 @@ struct Queue {
     turn: usize,
     /// Whether the worker waits for kicks.
     listening: bool,
+    /// Pairs that lend memory to the batch in hand: a bit each.
+    lending: u64,
 }
 
 impl Queue {
     fn new(rings: Arc<Rings>, worker: usize, workers: usize) -> Queue {
         let is_mine = |&pair: &usize| rings.worker_of(pair) == worker % workers;
         let mine = (0..rings.pairs()).filter(is_mine).fold(0, |mine, pair| mine | 1 << pair);
-        Queue { rings, worker, mine, turn: 0, listening: true }
+        Queue { rings, worker, mine, turn: 0, listening: true, lending: 0 }
     }
 }
 
@@ -235,7 +274,7 @@ impl PortQueue for Queue {
         let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
         for pair in bits(live) {
             // What waits, or has broken, is for the next look.
-            if self.rings.transmit[pair].lock().as_mut().is_some_and(|ring| ring.wait().unwrap_or(true)) {
+            if self.rings.transmit[pair].lock().ring.as_mut().is_some_and(|ring| ring.wait().unwrap_or(true)) {
                 bells.ring();
             }
         }
@@ -254,8 +293,12 @@ impl PortQueue for Queue {
             }
             // Held until the ring is retired: another may be put in its place.
             let mut slot = self.rings.transmit[pair].lock();
-            let Some(ring) = slot.as_mut() else { continue };
-            match ring.receive(batch, inbound.counters, &mut budget, self.listening) {
+            let Some(ring) = slot.ring.as_mut() else { continue };
+            let outcome = ring.receive(batch, inbound.counters, &mut budget, self.listening);
+            if ring.is_lending() {
+                self.lending |= 1 << pair;
+            }
+            match outcome {
                 Ok(Outcome::Drained) => {}
                 Ok(Outcome::More) => {
                     received = Received::More;
@@ -285,7 +328,7 @@ impl PortQueue for Queue {
         let nth = self.worker % live.count_ones() as usize;
         let Some(pair) = bits(live).nth(nth) else { return Health::Alive };
         let mut slot = self.rings.receive[pair].lock();
-        match slot.as_mut() {
+        match &mut slot.ring {
             Some(ring) => {
                 if ring.transmit(frames, counters).is_err() {
                     self.rings.retire(QueueIndex { pair, kind: Kind::Receive });
@@ -294,6 +337,16 @@ impl PortQueue for Queue {
             None => down(),
         }
         Health::Alive
+    }
+
+    fn takes_lent(&self) -> bool {
+        true
+    }
+
+    fn take_back(&mut self) {
+        for pair in bits(std::mem::take(&mut self.lending)) {
+            self.rings.transmit[pair].take_back();
+        }
     }
 }
 

@@ -96,6 +96,8 @@ impl Port {
         let mut batch = Batch::default();
         let inbound = Inbound { counters: &self.shared.counters[0], demux: None, worker };
         self.open.queues[worker].receive(&mut batch, &inbound);
+        batch.fetch();
+        self.open.queues[worker].take_back();
         batch.frames.iter().map(|frame| batch.bytes(frame).to_vec()).collect()
     }
 
@@ -321,6 +323,37 @@ fn rings_stop_and_go_on_where_they_were() {
     guest.front_end.set_vring_enable(0, true).expect("taken");
     talk(&mut port, &mut guest, 13);
     assert_eq!(port.counters().drops(DropReason::BadRing), 0);
+}
+
+#[test]
+fn a_ring_that_lends_is_waited_for() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::boot(connect(&folder));
+    eventually("up", || port.is_up());
+    guest.offer(&[7; 1500]);
+    let mut batch = Batch::default();
+    let inbound = Inbound { counters: &port.shared.counters[0], demux: None, worker: 0 };
+    eventually("a frame from the guest", || {
+        port.open.queues[0].receive(&mut batch, &inbound);
+        batch.is_lent()
+    });
+    let stopped = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let stop = || {
+            let base = guest.front_end.get_vring_base(1).expect("answered");
+            stopped.store(1, Ordering::SeqCst);
+            base
+        };
+        let base = scope.spawn(stop);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(stopped.load(Ordering::SeqCst), 0, "its memory is in use");
+        batch.fetch();
+        assert_eq!(batch.bytes(&batch.frames[0]), [7; 1500]);
+        port.open.queues[0].take_back();
+        assert_eq!(base.join().expect("no panic"), 1);
+    });
+    assert_eq!(guest.transmit.take_used(), [(0, 0)]);
 }
 
 #[test]

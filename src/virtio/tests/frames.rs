@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::super::Fault;
 use super::super::driver::{Driver, NEXT, WRITE, memory, read, write};
 use super::super::feature::*;
 use super::super::memory::GuestMemory;
@@ -19,6 +20,10 @@ fn net(memory: &Arc<GuestMemory>, size: u16, features: u64) -> (Driver, NetRing)
     let driver = Driver::new(memory, 0, size, 0);
     let setup = driver.setup(0, features & RING_EVENT_IDX != 0);
     (driver, NetRing::new(Arc::clone(memory), &setup, features, None).expect("a ring"))
+}
+
+fn receive(ring: &mut NetRing, batch: &mut Batch, counters: &Counters) -> Result<Outcome, Fault> {
+    ring.receive(batch, counters, &mut Budget::new(Budget::RECEIVING), true)
 }
 
 fn frame(len: usize) -> Vec<u8> {
@@ -47,7 +52,7 @@ fn frames_are_gathered_wherever_they_are_cut() {
             driver.descriptor(0, DATA + rest as u64, bytes.len() - rest, 0, 0);
             driver.offer(2);
             let (mut batch, counters) = (Batch::default(), Counters::default());
-            assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::Drained));
+            assert_eq!(receive(&mut ring, &mut batch, &counters), Ok(Outcome::Drained));
             assert_eq!(batch.frames.len(), 1);
             assert_eq!(batch.bytes(&batch.frames[0]), sent, "cut at {first} and {rest}");
             assert_eq!(driver.take_used(), [(2, 0)]);
@@ -68,11 +73,84 @@ fn a_batch_takes_no_more_than_it_has_room_for() {
         [(Outcome::More, 64), (Outcome::More, 64), (Outcome::More, 64), (Outcome::Drained, 8)]
     {
         let mut batch = Batch::default();
-        assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(outcome));
+        assert_eq!(receive(&mut ring, &mut batch, &counters), Ok(outcome));
         assert_eq!(batch.frames.len(), frames);
     }
     assert_eq!(driver.take_used().len(), 200);
     assert_eq!(driver.kick_after(), 200, "it listens when there is no more");
+}
+
+#[test]
+fn the_end_of_a_long_frame_is_copied_once() {
+    let memories = [memory(&[(0, LEN)]), memory(&[(0, LEN)])];
+    let features = FEATURES | OFFLOADS;
+    for (len, gso, here) in [(1514, 0, 128), (60_000, 1, 512)] {
+        let (mut sender, mut from) = net(&memories[0], 64, features);
+        let (mut receiver, mut to) = net(&memories[1], 64, features);
+        let mut sent = frame(len);
+        if gso != 0 {
+            let ip = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+            sent[12..14].copy_from_slice(&[8, 0]);
+            sent[14..34].copy_from_slice(&ip);
+            sent[46] = 0x50;
+        }
+        let header = [u8::from(gso != 0), gso, 54, 0, 0xb4, 5, if gso == 0 { 0 } else { 34 }, 0, 16, 0, 0, 0];
+        write(&memories[0], DATA, &[&if gso == 0 { [0; 12] } else { header }[..], &sent].concat());
+        // In three pieces.
+        for (n, (start, end)) in [(0, 50), (50, 700), (700, HEADER_LEN + len)].into_iter().enumerate() {
+            let n = u16::try_from(n).expect("small");
+            sender.descriptor(n, DATA + start as u64, end - start, if n == 2 { 0 } else { NEXT }, n + 1);
+        }
+        sender.offer(0);
+        for n in 0..64 {
+            receiver.descriptor(n, DATA + u64::from(n) * 4096, 1526, WRITE, 0);
+            receiver.offer(n);
+        }
+
+        let (mut batch, counters) = (Batch::default(), Counters::default());
+        assert_eq!(receive(&mut from, &mut batch, &counters), Ok(Outcome::Drained));
+        assert!(batch.is_lent() && from.is_lending());
+        let frame = &batch.frames[0];
+        assert_eq!((frame.len(), batch.bytes(frame).len()), (len, here));
+        assert!(sender.take_used().is_empty(), "not before it has left");
+        // It has not been copied so far, but its headers have: what its sender changes now is seen, or not.
+        write(&memories[0], DATA + HEADER_LEN as u64, &[0xff; 14]);
+        write(&memories[0], DATA + (HEADER_LEN + len) as u64 - 3, b"end");
+        sent[len - 3..].copy_from_slice(b"end");
+        sent[..here].copy_from_slice(batch.bytes(frame));
+
+        let (bytes, rest) = (batch.with_header(frame), batch.rest(frame).expect("lent"));
+        to.transmit(&[Outgoing::Lent { bytes, rest, segments: 1 }], &counters).expect("sent");
+        assert_eq!((counters.tx_frames.get(), counters.tx_bytes.get()), (1, len as u64));
+        let used = receiver.take_used();
+        let got = used.iter().flat_map(|&(head, written)| {
+            read(&memories[1], DATA + u64::from(head) * 4096, written as usize)
+        });
+        let got: Vec<u8> = got.collect();
+        assert_eq!(usize::from(u16::from_le_bytes([got[10], got[11]])), used.len());
+        assert!(got[HEADER_LEN..] == sent);
+
+        batch.fetch();
+        assert!(!batch.is_lent() && *batch.bytes(&batch.frames[0]) == sent);
+        from.take_back();
+        assert_eq!(sender.take_used(), [(0, 0)]);
+    }
+}
+
+#[test]
+fn a_batch_borrows_from_one_guest_and_not_for_little() {
+    let memories = [memory(&[(0, LEN)]), memory(&[(0, LEN)])];
+    let mut batch = Batch::default();
+    for (memory, len, lent) in [(0, 600, false), (0, 700, true), (1, 700, false), (0, 700, true)] {
+        let (mut driver, mut ring) = net(&memories[memory], 8, FEATURES);
+        driver.descriptor(0, DATA, HEADER_LEN + len, 0, 0);
+        driver.offer(0);
+        receive(&mut ring, &mut batch, &Counters::default()).expect("taken");
+        assert_eq!(ring.is_lending(), lent);
+        assert_eq!(driver.take_used().is_empty(), lent);
+    }
+    batch.clear();
+    assert!(!batch.is_lent());
 }
 
 #[test]
@@ -87,7 +165,7 @@ fn what_cannot_be_a_frame_is_counted_and_given_back() {
     driver.descriptor(2, DATA + 4096, 4, 0, 0);
     (0..3).for_each(|head| driver.offer(head));
     let (mut batch, counters) = (Batch::default(), Counters::default());
-    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::Drained));
+    assert_eq!(receive(&mut ring, &mut batch, &counters), Ok(Outcome::Drained));
     assert_eq!(counters.drops(DropReason::BadOffload), 1);
     assert_eq!(counters.drops(DropReason::RxError), 1);
     assert_eq!(
@@ -215,7 +293,7 @@ fn drivers_from_before_virtio_1_have_a_shorter_header() {
     driver.descriptor(0, DATA, VNET_HDR_LEN + 60, 0, 0);
     driver.offer(0);
     let mut batch = Batch::default();
-    ring.receive(&mut batch, &Counters::default(), &mut Budget::new(Budget::RECEIVING), true).expect("fine");
+    receive(&mut ring, &mut batch, &Counters::default()).expect("fine");
     assert_eq!(batch.bytes(&batch.frames[0]), sent);
 }
 
@@ -247,6 +325,6 @@ fn one_guest_does_not_keep_a_worker() {
     (0..64).for_each(|_| driver.offer(0));
     let counters = Counters::default();
     let mut batch = Batch::default();
-    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::More));
+    assert_eq!(receive(&mut ring, &mut batch, &counters), Ok(Outcome::More));
     assert!(batch.frames.len() < BATCH_FRAMES / 8, "{}", batch.frames.len());
 }

@@ -1,0 +1,157 @@
+"""Two guests that send each other frames as fast as the switch between them can take them, without a guest: DPDK's testpmd with two
+virtio-user ports, which are front ends of vhost-user as QEMU's are.
+
+    testpmd, CPU 0: what comes by one port leaves by the other
+        virtio_user0, 02:…:01 ═══ vm1 ══╗ the switch,
+        virtio_user1, 02:…:02 ═══ vm2 ══╝ CPU 1
+
+So many frames go round for ever, and are counted where testpmd receives them, both directions added up. The switch has one worker that
+polls without a rest, as a poll-mode driver does. Huge pages are what DPDK wants, and are given back.
+"""
+
+import os
+import re
+import shutil
+import time
+
+from .contenders import Contender, OpenVswitch, Vswitch
+from .load import Load
+from .system import Failed, Server
+
+PAGE_MIB, MEMORY_MIB = 2, 256
+PAGES = f"/sys/kernel/mm/hugepages/hugepages-{PAGE_MIB * 1024}kB/nr_hugepages"
+BURSTS = 16
+"""Bursts of 32 frames that each port begins with."""
+TESTPMD = "dpdk-testpmd"
+MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+
+def huge_pages(stack, mib):
+    """Takes care that so many MiB of huge pages are free, until the stack unwinds."""
+    with open(PAGES, encoding="ascii") as file:
+        before = file.read().strip()
+
+    def reserve(count):
+        with open(PAGES, "w", encoding="ascii") as file:
+            file.write(str(count))
+
+    stack.callback(reserve, before)
+    reserve(int(before) + mib // PAGE_MIB)
+    with open(PAGES, encoding="ascii") as file:
+        if int(file.read()) < int(before) + mib // PAGE_MIB:
+            raise Failed(f"no {mib} MiB of huge pages: memory is short or in pieces")
+
+
+class Guests(Contender):
+    """A switch with two vhost-user ports."""
+
+    def missing(self):
+        if os.cpu_count() < 2:
+            return "it needs two CPUs: one for the switch and one for testpmd"
+        if not os.path.exists(PAGES):
+            return f"no huge pages of {PAGE_MIB} MiB"
+        return None if shutil.which(TESTPMD) else f"no {TESTPMD}: apt-get install dpdk-dev"
+
+    def ready(self, link):
+        """The metric starts testpmd, with its length of frames."""
+
+
+class VswitchGuests(Guests):
+    """Ours."""
+
+    def __init__(self, folder, label=None, daemon_args=()):
+        self.ours = Vswitch("tap", folder, label, ["--workers", "1", "--cpus", "1", "--poll", "busy", *daemon_args])
+        self.name = "vswitch-vhost" + (f"@{label}" if label else "")
+        self.title = "vswitch, vhost-user ports" + (f" ({label})" if label else "")
+
+    def missing(self):
+        return super().missing() or self.ours.missing()
+
+    def version(self):
+        return self.ours.version()
+
+    def join(self, link):
+        huge_pages(link.stack, MEMORY_MIB)
+        _, ctl = self.ours.daemon(link)
+        ctl("bridge", "add", "br0")
+        for port in ("vm1", "vm2"):
+            ctl("port", "add", port, "--bridge", "br0", "--type", "vhost-user", "--path", link.path(port))
+
+
+class OpenVswitchGuests(Guests):
+    """Open vSwitch with DPDK: its poll-mode driver on CPU 1."""
+
+    name, title = "ovs-dpdk", "Open vSwitch with DPDK, vhost-user ports, one poll-mode driver"
+    program = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
+
+    def __init__(self):
+        self.ovs = OpenVswitch(
+            self.program,
+            "dpdk-init=true", "dpdk-lcore-mask=0x1", "pmd-cpu-mask=0x2", f"dpdk-socket-mem={MEMORY_MIB}",
+            "dpdk-extra=--in-memory --no-pci",
+        )  # fmt: skip
+
+    def missing(self):
+        if not os.access(self.program, os.X_OK):
+            return f"no {self.program}: apt-get install openvswitch-switch-dpdk"
+        return super().missing() or self.ovs.missing()
+
+    def version(self):
+        return self.ovs.version()
+
+    def join(self, link):
+        huge_pages(link.stack, 2 * MEMORY_MIB)
+        vsctl = self.ovs.start(link)
+        for port in ("vm1", "vm2"):
+            vsctl("add-port", "br0", port, "--", "set", "Interface", port, "type=dpdkvhostuser")
+
+
+def frames(link, setting, length):
+    """Frames of `length` bytes a second, received by both ports, in millions."""
+    ports = [
+        f"--vdev=net_virtio_user{number},path={link.path(port)},server=0,queue_size=1024,mac={mac}"
+        for number, (port, mac) in enumerate(zip(("vm1", "vm2"), MACS))
+    ]
+    testpmd = Server(
+        link.stack, "testpmd", TESTPMD, "--lcores", "0@0,1@0", "--no-pci", "--in-memory", "--single-file-segments",
+        "--socket-mem", MEMORY_MIB, "--log-level=error", *ports, "--", "--interactive", "--forward-mode=mac",
+        f"--txpkts={length}", f"--eth-peer=0,{MACS[1]}", f"--eth-peer=1,{MACS[0]}", "--rxd=1024", "--txd=1024",
+        directory=link.directory,
+    )  # fmt: skip
+
+    def tell(line):
+        testpmd.process.stdin.write(f"{line}\n".encode())
+        testpmd.process.stdin.flush()
+
+    def rates():
+        with open(testpmd.log, encoding="utf-8", errors="replace") as log:
+            return [int(rate) for rate in re.findall(r"Rx-pps:\s+(\d+)", log.read())]
+
+    def show():
+        """Received frames a second since the last time, of both ports."""
+        before = len(rates())
+        tell("show port stats all")
+        testpmd.wait_until(lambda: len(rates()) >= before + 2, "answer")
+        return sum(rates()[before : before + 2])
+
+    tell(f"start tx_first {BURSTS}")
+    show()
+    time.sleep(1)
+    show()
+    load = Load()
+    time.sleep(setting.seconds)
+    received = show()
+    load.end()
+    tell("stop")
+    tell("quit")
+    if not received:
+        raise Failed(f"no frame came back: {testpmd.tail()}")
+    prefix = f"frames{length}"
+    return {f"{prefix}_mpps": received / 1e6, f"{prefix}_gbps": received * length * 8 / 1e9}
+
+
+def guests(folder, also, daemon_args):
+    """The peer first; `also` maps labels to more folders of our binaries."""
+    ours = [VswitchGuests(folder, daemon_args=daemon_args)]
+    ours += [VswitchGuests(other, label, daemon_args) for label, other in also.items()]
+    return [OpenVswitchGuests(), *ours]
