@@ -23,7 +23,7 @@ use super::device::Device;
 use super::{Rings, messages};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
-use crate::sys::bells;
+use crate::sys::caller;
 use crate::topology::PortShared;
 use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
@@ -94,7 +94,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.inner.ends.store(true, Ordering::Relaxed);
-        bells::ring(&self.inner.bell);
+        let _ = self.inner.bell.write(1);
         if let Some(stream) = &*self.inner.stream.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
@@ -148,6 +148,12 @@ fn listen(path: &Path) -> Result<UnixListener, sys::Error> {
 
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+        if let Some(why) = caller::hindrance() {
+            let path = self.path.display();
+            tracing::warn!(
+                "{path}: no asynchronous I/O ({why}): a front end could hold up the worker that rings it"
+            );
+        }
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),
             None => self.connect(),
