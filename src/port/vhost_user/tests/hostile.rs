@@ -52,3 +52,38 @@ fn who_cannot_be_rung_holds_up_nobody() {
     assert_eq!(guest.call.read().expect("full"), u64::MAX, "it was rung all the same");
     drop(switch);
 }
+
+#[test]
+fn a_port_can_be_deleted_whatever_its_front_end_sent() {
+    use std::io::{IoSlice, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::time::Instant;
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+    let folder = Folder::new();
+    let (switch, _memory) = switch(&folder);
+    // A connection that nobody reads: whoever closes it last waits until it is empty.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut slow = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+    let unread = listener.accept().expect("a peer").0;
+    socket2::SockRef::from(&slow).set_linger(Some(Duration::from_secs(30))).expect("it lingers");
+    slow.set_nonblocking(true).expect("non-blocking");
+    while slow.write(&[0; 65_536]).is_ok() {}
+    slow.set_nonblocking(false).expect("blocking");
+    // SET_VRING_CALL of the first queue.
+    let front_end = connect(&folder);
+    let message = [13u32, 1, 8, 0, 0].map(u32::to_ne_bytes).concat();
+    let fds = [slow.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(front_end.as_raw_fd(), &[IoSlice::new(&message)], &rights, MsgFlags::empty(), None)
+        .expect("sent");
+    drop(slow);
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    switch.del_port("guest").expect("deleted");
+    assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+    assert!(!folder.socket().exists());
+    drop(unread);
+}
