@@ -87,3 +87,26 @@ fn a_port_can_be_deleted_whatever_its_front_end_sent() {
     assert!(!folder.socket().exists());
     drop(unread);
 }
+
+#[test]
+fn the_pairs_of_a_guest_have_one_budget() {
+    use std::sync::Arc;
+
+    use super::super::{Kind, Queue, QueueIndex, Rings};
+    use crate::batch::Batch;
+    use crate::port::{Inbound, PortQueue, Received};
+    use crate::stats::{Counters, DropReason};
+    use crate::virtio::tests::hostile::{PIECES, REGIONS, scattered, scattered_memory};
+
+    let rings = Arc::new(Rings::new(16, 1, 0).expect("rings"));
+    let memory = scattered_memory();
+    for pair in 0..16 {
+        rings.put(QueueIndex { pair, kind: Kind::Transmit }, scattered(&memory, pair as u64, 0).1);
+    }
+    let mut queue = Queue::new(rings, 0, 1);
+    let (mut batch, counters) = (Batch::default(), Counters::default());
+    let inbound = Inbound { counters: &counters, demux: None, worker: 0 };
+    assert!(matches!(queue.receive(&mut batch, &inbound), Received::More));
+    let looked = counters.drops(DropReason::RxError);
+    assert!(looked * REGIONS <= PIECES, "{looked} chains in one turn");
+}
