@@ -147,6 +147,12 @@ impl Watch {
         Ok(watch)
     }
 
+    /// For memory that belongs to no file, in an interpreter that has no signals.
+    #[cfg(miri)]
+    pub(crate) fn of_nothing() -> Watch {
+        Watch(&SLOTS[0])
+    }
+
     /// Whether its file has shrunk: what is read there is not what was written.
     #[inline]
     pub(crate) fn is_broken(&self) -> bool {

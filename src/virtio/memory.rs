@@ -138,6 +138,18 @@ impl GuestMemory {
         Ok(GuestMemory { regions })
     }
 
+    /// The same with one region more that belongs to no file, for an interpreter that knows of none.
+    #[cfg(miri)]
+    pub(crate) fn with_private(&self, spec: RegionSpec) -> GuestMemory {
+        let len = usize::try_from(spec.len).expect("small");
+        let pages = MmapRegion::new(len).expect("mapped");
+        let mapping = Arc::new(Mapping { watch: Watch::of_nothing(), pages });
+        let mut regions = self.regions.clone();
+        let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
+        regions.insert(place, Region { spec, offset: 0, len, file: (0, 0), mapping });
+        GuestMemory { regions }
+    }
+
     /// The same without the region of these addresses.
     ///
     /// # Errors
