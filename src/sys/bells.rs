@@ -39,7 +39,8 @@ impl Bells {
 
     /// Rings its own.
     pub(crate) fn ring(&self) {
-        ring(&self.own.as_fd());
+        // Nobody else has it: one that is full is heard already, and does not block.
+        let _ = self.own.write(1);
     }
 
     /// Forgets what has rung; what rings from now on is heard again.
@@ -56,13 +57,7 @@ impl AsFd for Bells {
     }
 }
 
-/// Rings an eventfd. One that is full is heard already.
-#[inline]
-pub(crate) fn ring(bell: &impl AsFd) {
-    let _ = super::write(bell.as_fd(), &1u64.to_ne_bytes());
-}
-
-/// Checks that a descriptor from elsewhere is an eventfd, which neither blocks when it is watched nor, set to `O_NONBLOCK` here, when it is rung.
+/// Checks that a descriptor from elsewhere is an eventfd, which may be watched, and rung by [`super::caller`].
 ///
 /// # Errors
 /// It is something else.
@@ -71,5 +66,5 @@ pub(crate) fn check(fd: &OwnedFd) -> io::Result<()> {
     if what.as_os_str() != "anon_inode:[eventfd]" {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an eventfd"));
     }
-    super::set_nonblocking(fd)
+    Ok(())
 }

@@ -5,19 +5,37 @@
 //! files. So watched mappings survive: the handler puts zeroed pages of our own in the place of the whole mapping, marks it broken, and the access goes
 //! on. Whoever uses the mapping looks at [`Watch::is_broken`] and stops.
 //!
+//! The kernel may refuse those pages, where it promises no more memory than it has (`vm.overcommit_memory=2`) or we have none left. So each watch has one page
+//! of a file of ours, allocated beforehand. Shared mappings of files are not counted as promises: the whole mapping becomes one of that file behind its end, which can
+//! have any length and any size of pages before it, and then each page that is touched becomes the one that is there.
+//!
 //! A SIGBUS anywhere else is handed to whoever handled it before, so a real fault still ends the process.
 //!
 //! This is the one place with state of the whole process, because a signal handler has nothing else.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Length of the page that a watch has.
+const PAGE: usize = 4096;
 /// Mappings that can be watched at a time.
 const WATCHES_MAX: usize = 16_384;
 
 static SLOTS: [Slot; WATCHES_MAX] = [const { Slot::FREE }; WATCHES_MAX];
-static BEFORE: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
+static INSTALLED: OnceLock<Result<Installed, i32>> = OnceLock::new();
+
+struct Installed {
+    /// What handled the signal before.
+    before: libc::sigaction,
+    /// A page a slot, those that have been taken.
+    pages: File,
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -43,19 +61,66 @@ impl Slot {
 }
 
 impl Slot {
-    fn set(&self, start: usize, len: usize) {
+    fn set(&self, watched: Watched) {
         self.version.fetch_add(1, Ordering::SeqCst);
-        self.start.store(start, Ordering::SeqCst);
-        self.len.store(len, Ordering::SeqCst);
+        self.start.store(watched.start, Ordering::SeqCst);
+        self.len.store(watched.len, Ordering::SeqCst);
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The mapping, unless it changes just now; then it is not one that somebody is touching.
-    fn get(&self) -> Option<(usize, usize)> {
+    /// What it watches, unless that changes just now; then it is not one that somebody is touching.
+    fn get(&self) -> Option<Watched> {
         let version = self.version.load(Ordering::SeqCst);
-        let mapping = (self.start.load(Ordering::SeqCst), self.len.load(Ordering::SeqCst));
-        (version.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == version).then_some(mapping)
+        let watched =
+            Watched { start: self.start.load(Ordering::SeqCst), len: self.len.load(Ordering::SeqCst) };
+        (version.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == version).then_some(watched)
     }
+}
+
+/// A mapping.
+#[derive(Clone, Copy)]
+struct Watched {
+    start: usize,
+    len: usize,
+}
+
+impl Watched {
+    const NOTHING: Watched = Watched { start: 0, len: 0 };
+
+    fn covers(&self, address: usize) -> bool {
+        address.checked_sub(self.start).is_some_and(|distance| distance < self.len)
+    }
+
+    /// Makes an address of it one that can be touched, by `page` of this file if it has to be. Whether it worked.
+    ///
+    /// # Safety
+    /// The mapping is one whose owner has it watched.
+    unsafe fn mend(self, address: usize, broken: bool, pages: &File, page: usize) -> bool {
+        let (Watched { start, len }, pages) = (self, pages.as_raw_fd());
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: as of `put`, of which the caller knows.
+        unsafe {
+            if !broken && put(start, len, anonymous, -1, 0) {
+                return true;
+            }
+            // A broken one is a mapping of that file behind its end.
+            (broken || put(start, len, libc::MAP_SHARED, pages, PAGE * WATCHES_MAX))
+                && put(address & !(PAGE - 1), PAGE, libc::MAP_SHARED, pages, PAGE * page)
+        }
+    }
+}
+
+/// Maps something in the place of what is there. A bare system call, for a signal handler.
+///
+/// # Safety
+/// What is there is only ever looked at as memory that others change.
+unsafe fn put(start: usize, len: usize, flags: libc::c_int, fd: libc::c_int, offset: usize) -> bool {
+    let (place, access) = (std::ptr::without_provenance_mut(start), libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: the caller knows of what is replaced.
+    let pages = unsafe {
+        libc::mmap(place, len, access, flags | libc::MAP_FIXED, fd, offset.cast_signed() as libc::off_t)
+    };
+    pages != libc::MAP_FAILED
 }
 
 /// A mapping that survives its file. Must go before the mapping does.
@@ -68,17 +133,24 @@ impl Watch {
     /// # Errors
     /// Too many are watched, or the kernel refuses the handler.
     pub(crate) fn new(mapping: &vm_memory::MmapRegion) -> io::Result<Watch> {
-        match BEFORE.get_or_init(install) {
-            Ok(_) => {}
-            Err(errno) => return Err(io::Error::from_raw_os_error(*errno)),
-        }
-        let free = |slot: &&Slot| {
+        let installed = INSTALLED.get_or_init(install).as_ref();
+        let Installed { pages, .. } = installed.map_err(|&errno| io::Error::from_raw_os_error(errno))?;
+        let free = |slot: &Slot| {
             slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
-        let slot = SLOTS.iter().find(free).ok_or(io::ErrorKind::OutOfMemory)?;
-        slot.broken.store(false, Ordering::Relaxed);
-        slot.set(mapping.as_ptr().addr(), mapping.size());
-        Ok(Watch(slot))
+        let page = SLOTS.iter().position(free).ok_or(io::ErrorKind::OutOfMemory)?;
+        let watch = Watch(&SLOTS[page]);
+        // Written, not only made that long: it has to be there when there is no other.
+        pages.write_all_at(&[0; PAGE], (PAGE * page) as u64)?;
+        watch.0.broken.store(false, Ordering::Relaxed);
+        watch.0.set(Watched { start: mapping.as_ptr().addr(), len: mapping.size() });
+        Ok(watch)
+    }
+
+    /// For memory that belongs to no file, in an interpreter that has no signals.
+    #[cfg(miri)]
+    pub(crate) fn of_nothing() -> Watch {
+        Watch(&SLOTS[0])
     }
 
     /// Whether its file has shrunk: what is read there is not what was written.
@@ -90,13 +162,14 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.set(0, 0);
+        self.0.set(Watched::NOTHING);
         self.0.taken.store(false, Ordering::Release);
     }
 }
 
-/// Returns what handled the signal before, or why the kernel refused.
-fn install() -> Result<libc::sigaction, i32> {
+/// Why the kernel refused, if it did.
+fn install() -> Result<Installed, i32> {
+    let pages = memfd_create(c"vswitch", MFdFlags::MFD_CLOEXEC).map_err(|errno| errno as i32)?.into();
     // SAFETY: sigaction is plain data for which zeros are valid.
     let (mut new, mut before) = unsafe { (std::mem::zeroed::<libc::sigaction>(), std::mem::zeroed()) };
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
@@ -104,7 +177,7 @@ fn install() -> Result<libc::sigaction, i32> {
     new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: both pointers are to live values; the handler calls only what may be called in one.
     match unsafe { libc::sigaction(libc::SIGBUS, &raw const new, &raw mut before) } {
-        0 => Ok(before),
+        0 => Ok(Installed { before, pages }),
         _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)),
     }
 }
@@ -112,25 +185,16 @@ fn install() -> Result<libc::sigaction, i32> {
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo_t to an SA_SIGINFO handler, and SIGBUS fills the address.
     let (address, fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
-    for slot in &SLOTS {
-        let Some((start, len)) = slot.get().filter(|_| fault) else { continue };
-        if len == 0 || !(start..start + len).contains(&address) {
-            continue;
-        }
-        // SAFETY: errno is this thread's own; mmap is a bare system call, and it replaces a mapping whose owner has it watched because
-        // it only ever looks at it as memory that others change.
+    let installed = INSTALLED.get().and_then(|installed| installed.as_ref().ok());
+    for (page, slot) in SLOTS.iter().enumerate() {
+        let Some(installed) = installed else { break };
+        let Some(watched) = slot.get().filter(|watched| fault && watched.covers(address)) else { continue };
+        // SAFETY: errno is this thread's own; the mapping is watched.
         unsafe {
             let errno = *libc::__errno_location();
-            let pages = libc::mmap(
-                std::ptr::without_provenance_mut(start),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
-                -1,
-                0,
-            );
+            let mended = watched.mend(address, slot.broken.load(Ordering::Relaxed), &installed.pages, page);
             *libc::__errno_location() = errno;
-            if pages != libc::MAP_FAILED {
+            if mended {
                 slot.broken.store(true, Ordering::Relaxed);
                 return;
             }
@@ -140,11 +204,66 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     // SAFETY: the pointer is to a sigaction that the kernel wrote, or to zeros, which are the default action.
     unsafe {
         let default = std::mem::zeroed();
-        let before = BEFORE.get().and_then(|before| before.as_ref().ok()).unwrap_or(&default);
+        let before = installed.map_or(&default, |installed| &installed.before);
         libc::sigaction(libc::SIGBUS, before, std::ptr::null_mut());
         if !fault {
             // Somebody sent the signal: nothing comes again by itself.
             libc::raise(libc::SIGBUS);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const NAME: &str = "sys::sigbus::tests::a_mapping_survives_without_memory_for_another";
+    const IN_CHILD: &str = "VSWITCH_SIGBUS_CHILD";
+    const LEN: usize = 64 * PAGE;
+
+    /// A limit that only private memory that can be written counts against: then the kernel refuses it, as it does where it promises no more
+    /// than it has.
+    fn set_private_memory(limit: libc::rlim_t) {
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: a live rlimit.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) }, 0);
+    }
+
+    #[test]
+    fn a_mapping_survives_without_memory_for_another() {
+        if std::env::var_os(IN_CHILD).is_none() {
+            // The limit is of the whole process.
+            let mut child = Command::new(std::env::current_exe().expect("this program"));
+            let done = child.args([NAME, "--exact", "--test-threads=1"]).env(IN_CHILD, "1").output();
+            let done = done.expect("a child");
+            assert!(done.status.success(), "{done:?}");
+            return;
+        }
+        let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file"));
+        file.set_len(LEN as u64).expect("that long");
+        let shared = file.try_clone().expect("another handle");
+        let mapping =
+            vm_memory::MmapRegion::from_file(vm_memory::FileOffset::new(file, 0), LEN).expect("mapped");
+        let watch = Watch::new(&mapping).expect("watched");
+        let read = |offset: usize| {
+            // SAFETY: inside the mapping.
+            unsafe { mapping.as_ptr().add(offset).read_volatile() }
+        };
+        let write = |offset: usize, byte: u8| {
+            // SAFETY: inside the mapping.
+            unsafe { mapping.as_ptr().add(offset).write_volatile(byte) }
+        };
+        write(5 * PAGE, 7);
+        shared.set_len(0).expect("shorter");
+        set_private_memory(PAGE as libc::rlim_t);
+        let first = read(5 * PAGE);
+        write(5 * PAGE + 1, 8);
+        let second = read(LEN - 1);
+        write(0, 9);
+        set_private_memory(libc::RLIM_INFINITY);
+        assert_eq!((first, second), (0, 0));
+        assert!(watch.is_broken());
     }
 }

@@ -10,7 +10,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -128,9 +129,9 @@ impl GuestMemory {
         if spec.len == 0 || i64::try_from(file_end).is_err() {
             return Err(impossible);
         }
-        let region = map(spec, file, file_end)?;
-        for Region { spec: other, file, .. } in &self.regions {
-            if *other == spec && *file == region.file {
+        let file = MemoryFile::new(file)?;
+        for Region { spec: other, file: its, .. } in &self.regions {
+            if *other == spec && *its == file.identity {
                 return Ok(self.clone());
             }
             if spec.guest_addr < other.guest_addr + other.len && other.guest_addr < guest_end {
@@ -140,10 +141,23 @@ impl GuestMemory {
                 return Err(MemoryError::Overlap(spec.user_addr));
             }
         }
+        let region = map(spec, file, file_end)?;
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, region);
         Ok(GuestMemory { regions })
+    }
+
+    /// The same with one region more that belongs to no file, for an interpreter that knows of none.
+    #[cfg(miri)]
+    pub(crate) fn with_private(&self, spec: RegionSpec) -> GuestMemory {
+        let len = usize::try_from(spec.len).expect("small");
+        let pages = MmapRegion::new(len).expect("mapped");
+        let mapping = Arc::new(Mapping { watch: Watch::of_nothing(), pages });
+        let mut regions = self.regions.clone();
+        let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
+        regions.insert(place, Region { spec, offset: 0, len, file: (0, 0), mapping });
+        GuestMemory { regions }
     }
 
     /// The same without the region of these addresses.
@@ -200,18 +214,40 @@ impl GuestMemory {
     }
 }
 
+/// A file that is memory and nothing else.
+struct MemoryFile {
+    file: File,
+    /// Device and inode.
+    identity: (u64, u64),
+    len: u64,
+    /// Length of its pages.
+    page: u64,
+}
+
+impl MemoryFile {
+    fn new(file: File) -> Result<MemoryFile, MemoryError> {
+        // Only files of tmpfs and hugetlbfs, and memfds, have seals. Of any other not even its kind is asked: the answer may come from a server, or
+        // from somebody's program, and never. Whoever touched its pages would wait likewise.
+        fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).map_err(|_| MemoryError::NoMemory)?;
+        let system = fstatfs(file.as_fd()).map_err(io::Error::from)?;
+        let page = match (system.filesystem_type(), u64::try_from(system.block_size())) {
+            (HUGETLBFS_MAGIC, Ok(size)) if size.is_power_of_two() => size,
+            (HUGETLBFS_MAGIC, _) => return Err(MemoryError::NoMemory),
+            _ => PAGE,
+        };
+        let about = file.metadata()?;
+        if !about.is_file() {
+            return Err(MemoryError::NoMemory);
+        }
+        Ok(MemoryFile { identity: (about.dev(), about.ino()), len: about.size(), page, file })
+    }
+}
+
 /// Maps what a region covers, in whole pages of whatever size its file has.
-fn map(spec: RegionSpec, file: File, file_end: u64) -> Result<Region, MemoryError> {
-    let system = fstatfs(file.as_fd()).map_err(io::Error::from)?;
-    let page = match (system.filesystem_type(), u64::try_from(system.block_size())) {
-        (HUGETLBFS_MAGIC, Ok(size)) if size.is_power_of_two() => size,
-        (TMPFS_MAGIC, _) => PAGE,
-        // Whoever touches its pages would wait for a disk, a server, or somebody's program.
-        _ => return Err(MemoryError::NoMemory),
-    };
-    let about = file.metadata()?;
-    if !about.is_file() || about.size() < file_end {
-        return Err(MemoryError::Short { file: about.size(), end: file_end });
+fn map(spec: RegionSpec, file: MemoryFile, file_end: u64) -> Result<Region, MemoryError> {
+    let MemoryFile { file, identity, len: file_len, page } = file;
+    if file_len < file_end {
+        return Err(MemoryError::Short { file: file_len, end: file_end });
     }
     let start = spec.file_offset & !(page - 1);
     let size = (file_end - start).next_multiple_of(page);
@@ -221,6 +257,5 @@ fn map(spec: RegionSpec, file: File, file_end: u64) -> Result<Region, MemoryErro
     };
     let pages = MmapRegion::from_file(FileOffset::new(file, start), size).map_err(io::Error::other)?;
     let watch = Watch::new(&pages)?;
-    let file = (about.dev(), about.ino());
-    Ok(Region { spec, offset, len, file, mapping: Arc::new(Mapping { watch, pages }) })
+    Ok(Region { spec, offset, len, file: identity, mapping: Arc::new(Mapping { watch, pages }) })
 }

@@ -10,7 +10,7 @@ pub mod memory;
 pub mod net;
 pub mod ring;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use memory::GuestMemory;
 pub use ring::Fault;

@@ -18,7 +18,7 @@ use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
 use crate::offload::{BadOffload, Capabilities, VNET_HDR_LEN};
 use crate::stats::{Counters, DropReason};
-use crate::sys::bells;
+use crate::sys::caller;
 
 /// Length of the header of virtio 1, in bytes.
 pub const HEADER_LEN: usize = VNET_HDR_LEN + 2;
@@ -218,7 +218,7 @@ impl NetRing {
 
     fn ring_driver(&self) {
         if let Some(call) = &self.call {
-            bells::ring(call);
+            caller::ring(call);
         }
     }
 

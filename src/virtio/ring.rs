@@ -280,6 +280,10 @@ impl Ring {
     /// The guest's memory is not there.
     #[inline]
     pub fn open(&mut self) -> Result<Open<'_>, Fault> {
+        // Memory that has gone is not touched again: each page of it would be replaced by itself.
+        if self.place.memory.is_broken() {
+            return Err(Fault::Memory);
+        }
         let view = self.place.view().ok_or(Fault::Memory)?;
         Ok(Open { place: &self.place, view, cursor: &mut self.cursor })
     }

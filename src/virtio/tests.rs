@@ -1,6 +1,6 @@
 //! Rings and memory, with drivers that keep the rules and drivers that do not.
 
 mod frames;
-mod hostile;
+pub(crate) mod hostile;
 mod memory;
 mod rings;

@@ -3,10 +3,9 @@
 //! One front end at a time; others are turned away. When it goes, its rings are taken from the workers and its memory is unmapped; a guest that
 //! is started again, or one whose switch was, begins from the start.
 
-use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +13,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use socket2::{Domain, SockAddr, Socket, Type};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
 use super::{Rings, messages};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
-use crate::sys::bells;
+use crate::sys::caller;
+use crate::sys::unix::{self, SockType, SocketFile};
 use crate::topology::PortShared;
 use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
@@ -32,15 +32,23 @@ use crate::virtio::net::capabilities;
 const RETRY: (u16, u16) = (100, 3200);
 /// How often rings are looked at that may have broken, in milliseconds.
 const LOOK: u16 = 1000;
+/// How long the thread may take to end.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A port's connection to its guest. Dropping it ends the thread and removes the socket.
 #[derive(Debug)]
 pub struct Link {
     inner: Arc<Inner>,
     listener: Option<UnixListener>,
-    thread: Option<JoinHandle<()>>,
-    /// The socket that was made: its device and inode.
-    made: Option<(u64, u64)>,
+    thread: Option<Thread>,
+    _file: Option<SocketFile>,
+}
+
+/// What speaks, and what is heard when it has ended.
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    ended: Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -59,17 +67,13 @@ impl Link {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| sys::Error::new("cannot make an eventfd", error))?;
         let path = spec.path.clone();
-        let (listener, made) = match spec.role {
+        let (listener, file) = match spec.role {
             SocketRole::Client => (None, None),
-            SocketRole::Server => {
-                let listener = listen(&path)?;
-                let made = std::fs::symlink_metadata(&path).ok().map(|about| (about.dev(), about.ino()));
-                (Some(listener), made)
-            }
+            SocketRole::Server => listen(&path).map(|(listener, file)| (Some(listener), Some(file)))?,
         };
         let (ends, stream) = (AtomicBool::new(false), Mutex::new(None));
         let inner = Arc::new(Inner { path, rings, ends, bell, stream });
-        Ok(Link { inner, listener, thread: None, made })
+        Ok(Link { inner, listener, thread: None, _file: file })
     }
 
     /// Begins to speak, for a port.
@@ -79,8 +83,14 @@ impl Link {
     pub fn start(&mut self, port: Arc<PortShared>) -> io::Result<()> {
         port.set_taken(capabilities(0));
         let (inner, listener) = (Arc::clone(&self.inner), self.listener.take());
-        let run = move || inner.run(listener.as_ref(), &port);
-        self.thread = Some(std::thread::Builder::new().name("vhost-user".into()).spawn(run)?);
+        let (ends, ended) = crossbeam_channel::bounded(0);
+        let run = move || {
+            // Told by going, however the thread ends.
+            let _ends: Sender<()> = ends;
+            inner.run(listener.as_ref(), &port);
+        };
+        let handle = std::thread::Builder::new().name("vhost-user".into()).spawn(run)?;
+        self.thread = Some(Thread { handle, ended });
         Ok(())
     }
 
@@ -94,60 +104,54 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.inner.ends.store(true, Ordering::Relaxed);
-        bells::ring(&self.inner.bell);
+        let _ = self.inner.bell.write(1);
         if let Some(stream) = &*self.inner.stream.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(Thread { handle, ended }) = self.thread.take() else { return };
+        if ended.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
+            // Closing a descriptor may wait for whoever is behind it, and front ends send what they like.
+            tracing::error!(
+                "{}: a front end holds its thread up; it is left alone",
+                self.inner.path.display()
+            );
+        } else if handle.join().is_err() {
             tracing::error!("a vhost-user thread panicked");
         }
-        let there = std::fs::symlink_metadata(&self.inner.path).ok().map(|about| (about.dev(), about.ino()));
-        if self.made.is_some() && there == self.made {
-            let _ = std::fs::remove_file(&self.inner.path);
-        }
     }
-}
-
-/// Connects to a path, or not, at once: one that listens and does not accept must hold up nobody.
-fn dial(path: &Path) -> io::Result<UnixStream> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(socket.into())
 }
 
 /// Listens on a path. What a switch that was killed left there is replaced.
-fn listen(path: &Path) -> Result<UnixListener, sys::Error> {
-    let shown = path.display();
-    if std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket()) {
-        if !dial(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-            let what = format!("somebody listens on '{shown}' already; choose another --path");
-            return Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what));
-        }
-        let _ = std::fs::remove_file(path);
-    }
-    let listener = UnixListener::bind(path).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        // Who may write to it may attach a guest.
-        std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
-        Ok(listener)
-    });
-    listener.map_err(|error| match error.kind() {
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), sys::Error> {
+    // Who may write to it may attach a guest.
+    match unix::bind_at(path, SockType::Stream, 0o660) {
+        Ok((listener, file)) => Ok((listener.into(), file)),
         // A bare "not found" would be taken for an interface that is yet to come.
-        io::ErrorKind::NotFound => {
-            let what = format!("there is no directory for the socket '{shown}'; make it first");
-            sys::Error::refused(io::ErrorKind::InvalidInput, what)
+        Err(error) if error.is_not_found() => {
+            let what = format!("there is no directory for the socket '{}'; make it first", path.display());
+            Err(sys::Error::refused(io::ErrorKind::InvalidInput, what))
         }
-        io::ErrorKind::AddrInUse => {
-            let what = format!("'{shown}' exists and is no socket; choose another --path");
-            sys::Error::refused(io::ErrorKind::AlreadyExists, what)
+        Err(error) if error.is_exists() => {
+            let shown = path.display();
+            let is_socket = path.symlink_metadata().is_ok_and(|about| about.file_type().is_socket());
+            let what = match is_socket {
+                true => format!("somebody listens on '{shown}' already; choose another --path"),
+                false => format!("'{shown}' exists and is no socket; choose another --path"),
+            };
+            Err(sys::Error::refused(io::ErrorKind::AlreadyExists, what))
         }
-        _ => sys::Error::new(format!("cannot listen on '{shown}'"), error),
-    })
+        Err(error) => Err(error),
+    }
 }
 
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+        if let Some(why) = caller::hindrance() {
+            let path = self.path.display();
+            tracing::warn!(
+                "{path}: no asynchronous I/O ({why}): a front end could hold up the worker that rings it"
+            );
+        }
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),
             None => self.connect(),
@@ -192,8 +196,8 @@ impl Inner {
     fn connect(&self) -> Option<UnixStream> {
         let mut pause = RETRY.0;
         while !self.ends() {
-            if let Ok(stream) = dial(&self.path) {
-                return Some(stream);
+            if let Ok(stream) = unix::connect_to(&self.path) {
+                return Some(stream.into());
             }
             self.wait(&[], PollTimeout::from(pause))?;
             pause = (pause * 2).min(RETRY.1);

@@ -35,6 +35,7 @@ const OFFLOADS: u64 = NET_GUEST_CSUM | NET_GUEST_TSO4 | NET_GUEST_TSO6 | NET_GUE
 const FEATURES: u64 =
     VERSION_1 | NET_MRG_RXBUF | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES | OFFLOADS;
 
+mod hostile;
 mod load;
 
 /// A folder of its own, gone with the test.

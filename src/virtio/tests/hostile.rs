@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::driver::{Driver, memory, put_descriptor, write};
+use super::super::driver::{Driver, WRITE, memory, put_descriptor, write};
 use super::super::feature::*;
-use super::super::net::NetRing;
+use super::super::memory::GuestMemory;
+use super::super::net::{NetRing, Outcome};
 use super::super::ring::Budget;
 use crate::batch::Batch;
 use crate::frame::Outgoing;
@@ -78,4 +79,53 @@ proptest! {
         let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
         prop_assert_eq!(counters.tx_frames.get() + dropped, 3, "each frame is counted once");
     }
+}
+
+/// Pieces that one call may look at, and then some: beside its budget a frame that was begun.
+pub(crate) const PIECES: u64 = 8192;
+/// Regions behind one another, so that memory that is one piece to the guest is as many to the host.
+pub(crate) const REGIONS: u64 = 200;
+const PAGE: u64 = 4096;
+
+/// A region for rings and frames, and these behind it.
+pub(crate) fn scattered_memory() -> Arc<GuestMemory> {
+    let others = (0..REGIONS).map(|n| (LEN + n * PAGE, PAGE));
+    memory(&std::iter::once((0, LEN)).chain(others).collect::<Vec<_>>())
+}
+
+/// The n-th ring there, and as many chains as it has places: a frame, and descriptors that cover all other regions.
+pub(crate) fn scattered(memory: &Arc<GuestMemory>, n: u64, flags: u16) -> (Driver, NetRing) {
+    let mut driver = Driver::new(memory, n * 2 * PAGE, 256, 0);
+    driver.descriptor(0, LEN - PAGE, 72, flags, 0);
+    for n in 1..256 {
+        driver.descriptor(n, LEN, usize::try_from(REGIONS * PAGE).expect("small"), flags, 0);
+    }
+    (0..256).for_each(|n| driver.offer(n));
+    let setup = driver.setup(0, false);
+    let ring = NetRing::new(Arc::clone(memory), &setup, VERSION_1 | NET_MRG_RXBUF, None).expect("a ring");
+    (driver, ring)
+}
+
+#[test]
+fn a_look_is_bounded_by_pieces_and_not_by_descriptors() {
+    let memory = scattered_memory();
+    let (_, mut ring) = scattered(&memory, 0, 0);
+    let (mut batch, counters) = (Batch::default(), Counters::default());
+    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::More));
+    let looked = counters.drops(DropReason::RxError);
+    assert_eq!(batch.frames.len(), 1);
+    assert!(looked * REGIONS <= PIECES, "{looked} chains at once");
+
+    let (mut driver, mut ring) = scattered(&memory, 1, WRITE);
+    let bytes = vec![0; VNET_HDR_LEN + 60];
+    let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 64];
+    let counters = Counters::default();
+    ring.transmit(&frames, &counters).expect("no rule was broken");
+    let looked = driver.take_used().len() as u64;
+    assert!(looked * REGIONS <= PIECES, "{looked} chains at once");
+    assert_eq!(
+        counters.tx_frames.get() + counters.drops(DropReason::TxFull),
+        64,
+        "each frame is counted once"
+    );
 }

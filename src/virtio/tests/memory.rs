@@ -34,6 +34,36 @@ fn impossible_regions_are_refused() {
 }
 
 #[test]
+fn a_region_is_looked_at_before_it_is_mapped() {
+    // So long that the kernel would refuse to map it.
+    const WHOLE: u64 = 1 << 47;
+    let endless = || {
+        let file = file(0);
+        file.set_len(WHOLE).expect("sparse");
+        file
+    };
+    let empty = GuestMemory::default();
+    assert!(matches!(empty.with(region(0, WHOLE), endless()), Err(MemoryError::Map(_))));
+    let one = memory(&[(0x10000, PAGE)]);
+    assert!(matches!(one.with(region(0, WHOLE), endless()), Err(MemoryError::Overlap(_))));
+}
+
+#[test]
+fn what_is_not_memory_is_not_asked_what_it_is() {
+    let on_disk = std::env::temp_dir().join(format!("vswitch-memory-{}", std::process::id()));
+    let file = std::fs::File::create_new(&on_disk).expect("a file");
+    std::fs::remove_file(&on_disk).expect("removed");
+    let is_tmpfs = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS).is_ok();
+    file.set_len(PAGE).expect("that long");
+    assert_eq!(GuestMemory::default().with(region(0, PAGE), file).is_ok(), is_tmpfs);
+    let program = std::fs::File::open("/proc/self/status").expect("a file of the kernel's");
+    assert!(matches!(GuestMemory::default().with(region(0, PAGE), program), Err(MemoryError::NoMemory)));
+    let socket = std::os::unix::net::UnixStream::pair().expect("a pair").0;
+    let socket = std::fs::File::from(std::os::fd::OwnedFd::from(socket));
+    assert!(matches!(GuestMemory::default().with(region(0, PAGE), socket), Err(MemoryError::NoMemory)));
+}
+
+#[test]
 fn there_is_a_most_of_regions() {
     let mut memory = GuestMemory::default();
     for n in 0..REGIONS_MAX as u64 {

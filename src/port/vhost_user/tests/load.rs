@@ -18,7 +18,7 @@ const PLACES: u64 = 512 << 10;
 const LONG: Duration = Duration::from_secs(10);
 
 /// Frame number `n` from the station `from` to `to`.
-fn frame(to: u8, from: u8, n: u32) -> Vec<u8> {
+pub(super) fn frame(to: u8, from: u8, n: u32) -> Vec<u8> {
     let mut bytes = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 0x88, 0xb5];
     bytes.extend(n.to_be_bytes());
     bytes.resize(60, 0);
@@ -31,7 +31,7 @@ fn number(frame: &[u8]) -> u32 {
 
 impl Guest {
     /// Makes frames available in as many buffers, and kicks if that is wanted.
-    fn send(&mut self, numbers: std::ops::Range<u32>) {
+    pub(super) fn send(&mut self, numbers: std::ops::Range<u32>) {
         let before = self.transmit.index();
         for n in numbers {
             let slot = u16::try_from(n % u32::from(self.transmit.size)).expect("small");

@@ -1,0 +1,139 @@
+//! Ringing an eventfd that somebody else has, too, without ever waiting.
+//!
+//! write(2) sleeps while an eventfd's counter is full and `O_NONBLOCK` is off. Whoever sent us the eventfd can bring about both at any time, because
+//! flags belong to the open file and not to our descriptor of it: checking first is a race. The kernel itself adds to a counter without waiting
+//! (a full one stays full, and is readable all the same), and Linux AIO has it do so: an operation with `IOCB_FLAG_RESFD` rings when it is complete, and
+//! polling `/dev/null` is complete at once.
+//!
+//! It takes 640 ns where write(2) takes 265 (2-core virtual machine, Linux 6.18). An io_uring with a registered eventfd takes 440 to 500, but is a ring for each
+//! eventfd, and containers and hardened hosts often refuse it. A second thread that writes would itself be held up, and a
+//! signal to whoever has been writing for long ends the wait only after it held up others.
+//!
+//! Where there is no AIO (a seccomp filter, or `fs.aio-max-nr` is used up), what is left is to set `O_NONBLOCK` before each write: a front end then has
+//! to win a race to hold us up.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use vmm_sys_util::aio::{IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
+
+/// `IOCB_CMD_POLL` (`linux/aio_abi.h`, Linux 4.18), which the library lacks.
+const IOCB_CMD_POLL: u16 = 5;
+/// Completions taken at a time.
+const REAPED: usize = 64;
+
+thread_local! {
+    // Rings go from thread to thread, and those that ring are few. So a context is a thread's: made when it rings first, shared with nobody.
+    static CALLER: io::Result<Caller> = Caller::new();
+}
+
+/// A context of Linux AIO whose completions tell nobody anything: they are taken when there is no room for more.
+#[derive(Debug)]
+struct Caller {
+    context: IoContext,
+    null: File,
+}
+
+impl Caller {
+    fn new() -> io::Result<Caller> {
+        // The kernel rounds up to a page of completions.
+        let caller = Caller { context: IoContext::new(1)?, null: File::open("/dev/null")? };
+        // A kernel that has AIO may lack this operation.
+        let own = nix::sys::eventfd::EventFd::new()?;
+        caller.ring(own.as_fd())?;
+        Ok(caller)
+    }
+
+    #[inline]
+    #[allow(clippy::cast_sign_loss, reason = "descriptors and flags are not negative")]
+    fn ring(&self, bell: BorrowedFd<'_>) -> io::Result<()> {
+        let mut poll = IoControlBlock {
+            aio_lio_opcode: IOCB_CMD_POLL,
+            aio_fildes: self.null.as_raw_fd() as u32,
+            aio_buf: libc::POLLIN as u64,
+            aio_flags: IOCB_FLAG_RESFD,
+            aio_resfd: bell.as_raw_fd() as u32,
+            ..IoControlBlock::default()
+        };
+        match self.context.submit(&[&mut poll]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done.map(drop),
+        }
+        self.reap()?;
+        self.context.submit(&[&mut poll]).map(drop)
+    }
+
+    #[cold]
+    fn reap(&self) -> io::Result<()> {
+        let mut done = [IoEvent::default(); REAPED];
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        while self.context.get_events(0, &mut done, Some(&mut now))? == REAPED {}
+        Ok(())
+    }
+}
+
+/// Rings an eventfd, whatever its flags and its counter.
+#[inline]
+pub(crate) fn ring(bell: &impl AsFd) {
+    let bell = bell.as_fd();
+    let rung = CALLER.try_with(|caller| caller.as_ref().is_ok_and(|caller| caller.ring(bell).is_ok()));
+    if rung != Ok(true) {
+        let _ = super::set_nonblocking(&bell).and_then(|()| super::write(bell, &1u64.to_ne_bytes()));
+    }
+}
+
+/// Why this thread cannot ring without a chance to be held up, if it cannot.
+pub(crate) fn hindrance() -> Option<String> {
+    CALLER.with(|caller| caller.as_ref().err().map(ToString::to_string))
+}
+
+/// What a front end can do to an eventfd at any time.
+#[cfg(test)]
+pub(crate) fn make_blocking(bell: &impl AsRawFd) {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    // SAFETY: the descriptor is open for as long as its owner is borrowed.
+    let bell = unsafe { BorrowedFd::borrow_raw(bell.as_raw_fd()) };
+    fcntl(bell, FcntlArg::F_SETFL(OFlag::empty())).expect("an eventfd");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+
+    /// Does something that must not wait.
+    fn at_once<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, told) = mpsc::channel();
+        std::thread::spawn(move || done.send(what()));
+        told.recv_timeout(Duration::from_secs(10)).expect("not held up")
+    }
+
+    #[test]
+    fn nobody_is_held_up_by_a_full_counter() {
+        let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
+        bell.write(u64::MAX - 1).expect("full");
+        let bell = at_once(move || {
+            assert_eq!(hindrance(), None, "this kernel has AIO");
+            (0..3).for_each(|_| ring(&bell));
+            bell
+        });
+        assert_eq!(bell.read().expect("readable"), u64::MAX, "it stays full");
+    }
+
+    #[test]
+    fn each_ring_is_heard() {
+        // More than fit among completions that nobody took.
+        const RINGS: u64 = 10_000;
+        let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
+        let bell = at_once(move || {
+            (0..RINGS).for_each(|_| ring(&bell));
+            bell
+        });
+        assert_eq!(bell.read().expect("readable"), RINGS);
+    }
+}
