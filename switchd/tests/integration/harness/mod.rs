@@ -49,6 +49,9 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 const WITH_GUESTS: &[&str] = &[
     "attach::real_guests",
     "guests::behind_a_tap",
+    "scenarios::everybody_reaches_everybody",
+    "scenarios::guests_in_vlans",
+    "scenarios::the_switch_comes_back",
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",
