@@ -48,6 +48,7 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 /// Tests with guests, and what they may lack.
 const WITH_GUESTS: &[&str] = &[
     "attach::real_guests",
+    "explained::command_lines",
     "guests::behind_a_tap",
     "scenarios::everybody_reaches_everybody",
     "scenarios::guests_in_vlans",
