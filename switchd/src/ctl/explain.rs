@@ -223,6 +223,7 @@ fn guest(port: &PortInfo, path: &str, role: Role) -> String {
          \x20   -netdev vhost-user,id=net0,chardev=char0 \\\n\
          \x20   -device {}\n\
          For N queues: queues=N at the netdev, mq=on,vectors=2N+2 at the device; at most {}.\n\
+         Without KVM, QEMU 7.2 crashes unless vectors=0 is at the device.\n\
          With libvirt, in the domain:\n\
          \x20 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
          and in its <devices>:\n\
