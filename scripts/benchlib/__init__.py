@@ -2,6 +2,8 @@
 
     cli         the command line; the rounds
     contenders  how each switch is set up between two namespaces, and taken down
+    overlays    the same for tunnels between two hosts
+    guests      the same for guests under QEMU
     metrics     what is measured through it
     load        whose work the CPUs did meanwhile
     stats       medians, spreads and ratios of the raw samples

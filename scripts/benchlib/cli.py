@@ -10,6 +10,7 @@ import time
 
 from . import machine, report
 from .contenders import Link, all_contenders
+from .guests import attachments
 from .load import QUIET_CPUS, wait_for_quiet
 from .metrics import METRICS, Setting, applies, measure
 from .overlays import overlays
@@ -17,6 +18,7 @@ from .system import Failed, exit_on_sigterm, undoing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ALL_METRICS = [*METRICS, "idle"]
+SETS = {"core": all_contenders, "vxlan": overlays, "vm": attachments}
 
 
 def arguments(argv):
@@ -25,7 +27,7 @@ def arguments(argv):
         prog="scripts/bench",
         description="Measures vswitch beside the Linux bridge, Open vSwitch and VDE, in turn, on this machine.",
     )
-    parser.add_argument("set", nargs="?", choices=["core", "vxlan"], default="core", help="what to measure: switches on one host (core), or VXLAN between two (vxlan)")
+    parser.add_argument("set", nargs="?", choices=list(SETS), default="core", help="what to measure: switches on one host (core), VXLAN between two (vxlan), or guests under QEMU (vm)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of everything (default 5)")
     parser.add_argument("--seconds", type=int, default=3, metavar="S", help="length of a sample (default 3)")
     parser.add_argument("--only", action="append", metavar="NAME[,NAME]", help="only these contenders; `vswitch` is tap and packet")
@@ -61,8 +63,7 @@ def words(text):
 def choose(options, parser):
     """(contenders that can run, {name: why} of those that cannot)."""
     also = dict(pair.split("=", 1) for pair in options.also)
-    make = overlays if options.set == "vxlan" else all_contenders
-    everyone = make(options.bin, also, shlex.split(options.vswitchd_args))
+    everyone = SETS[options.set](options.bin, also, shlex.split(options.vswitchd_args))
     options.reference = everyone[0].name
 
     def asked(contender, name):

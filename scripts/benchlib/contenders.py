@@ -65,6 +65,8 @@ class Contender:
     title = ""
     # Whether it runs without being asked for by its own name.
     default = True
+    # What it is measured for.
+    metrics = ("tcp1", "tcp4", "rtt", "small")
 
     def missing(self):
         """Why it cannot run here, or None."""
@@ -114,11 +116,14 @@ class Vswitch(Contender):
         self.name = f"vswitch-{kind}" + (f"@{label}" if label else "")
         # A plain TAP answers what offloads are worth, which is nobody's first question.
         self.default = kind != "plain"
+        # The idle cost is asked of our daemon alone, once for each set of binaries.
+        if kind == "tap":
+            self.metrics = (*self.metrics, "idle")
         ports = {"tap": "tap ports", "packet": "packet ports on veth", "plain": "tap ports without offloads"}[kind]
         self.title = f"vswitch, {ports}" + (f" ({label})" if label else "")
 
     def missing(self):
-        for program in ("vswitchd", "vswitchctl"):
+        for program in ("vswitchd", "vswitchctl", "vswitch-bridge-helper"):
             if not os.access(os.path.join(self.folder, program), os.X_OK):
                 return f"no {program} in {self.folder}: cargo build --release"
         return None

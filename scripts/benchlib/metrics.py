@@ -6,13 +6,17 @@ tcp1, tcp4   iperf3 with 1 or 4 streams from station A to B, the first second le
 rtt          one-byte TCP ping-pong by vswitch-bench, both ends blocking in read.
 small        60-byte frames of one flow offered by one thread as fast as it can; delivered is what the receiving
              interface's kernel counter gains per second in mid-flood.
+gso, mtu     iperf3 with one stream among two guests and a station in a namespace: from guest to guest, from a guest to the
+             station and back; with the offloads that guests have, and with cards that take frames of the MTU's size only.
 idle         vswitchd alone with 32 tap ports and 2 workers, nobody sending: CPU of the process over 10 s, and its memory.
 """
 
+import functools
 import json
 import time
 
-from .contenders import ADDRESS_B, Vswitch
+from .contenders import ADDRESS_A, ADDRESS_B
+from .guests import GUESTS, boot, iperf
 from .load import Load
 from .system import Failed, Server, run
 
@@ -29,6 +33,12 @@ FIELDS = {
     "small_mpps": ("60-byte frames delivered", "M/s", 3, "higher"),
     "tcp1_cpu_s_per_gb": ("CPU cost of TCP, 1 stream", "s/GB", 3, "lower"),
     "tcp4_cpu_s_per_gb": ("CPU cost of TCP, 4 streams", "s/GB", 3, "lower"),
+    "gso_guests_gbps": ("guest to guest", "Gbit/s", 2, "higher"),
+    "gso_out_gbps": ("guest to namespace", "Gbit/s", 2, "higher"),
+    "gso_in_gbps": ("namespace to guest", "Gbit/s", 2, "higher"),
+    "mtu_guests_gbps": ("guest to guest, frames of the MTU's size", "Gbit/s", 2, "higher"),
+    "mtu_out_gbps": ("guest to namespace, frames of the MTU's size", "Gbit/s", 2, "higher"),
+    "mtu_in_gbps": ("namespace to guest, frames of the MTU's size", "Gbit/s", 2, "higher"),
     "idle_cpu_percent": ("idle, 32 ports: CPU", "%", 2, "lower"),
     "idle_rss_mib": ("idle, 32 ports: memory", "MiB", 1, "lower"),
 }
@@ -107,6 +117,19 @@ def small(link, setting):
     }
 
 
+def among_guests(link, setting, card):
+    """Bulk TCP between two guests, and between one of them and the station."""
+    one, two = boot(link, card)
+    two.run("iperf3 -s -D")
+    server = Server(link.stack, "iperf3", "iperf3", "-s", netns=link.a, directory=link.directory)
+    server.wait_listening(TCP_PORT)
+    values = {}
+    for way, (address, *more) in {"guests": (GUESTS[1],), "out": (ADDRESS_A,), "in": (ADDRESS_A, "-R")}.items():
+        bits_per_s, _, retransmits = parse_iperf(iperf(one, address, setting.seconds, OMIT_SECONDS, *more))
+        values |= {f"{card}_{way}_gbps": bits_per_s / 1e9, f"{card}_{way}_retransmits": retransmits}
+    return values
+
+
 def idle(link, contender):
     """What vswitchd costs when nothing happens."""
     server, ctl = contender.daemon(link, "--workers", str(IDLE_WORKERS))
@@ -125,20 +148,24 @@ METRICS = {
     "tcp4": lambda link, setting: tcp(link, setting, 4),
     "rtt": rtt,
     "small": small,
+    "gso": functools.partial(among_guests, card="gso"),
+    "mtu": functools.partial(among_guests, card="mtu"),
 }
-"""What every contender is measured for."""
+"""What contenders are measured for, each for those that it names."""
 
 
 def applies(metric, contender):
-    """The idle cost is asked of our daemon alone, once for each set of binaries."""
-    return metric != "idle" or (isinstance(contender, Vswitch) and contender.kind == "tap")
+    """Whether the contender is measured for this."""
+    return metric in contender.metrics
 
 
 def measure(metric, contender, link, setting):
     """One sample: sets the contender up on a fresh link and measures it once; (values, CPUs that others used)."""
     if metric != "idle":
         contender.join(link)
-        link.ready()
+        # Guests are yet to boot.
+        if link.dev_b:
+            link.ready()
     load = Load()
     values = idle(link, contender) if metric == "idle" else METRICS[metric](link, setting)
     return values, load.end().foreign_cpus

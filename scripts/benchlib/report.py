@@ -25,6 +25,12 @@ COLUMNS = {
     "small_mpps": "60 B, M/s",
     "tcp1_cpu_s_per_gb": "CPU 1, s/GB",
     "tcp4_cpu_s_per_gb": "CPU 4, s/GB",
+    "gso_guests_gbps": "guests, Gbit/s",
+    "gso_out_gbps": "out, Gbit/s",
+    "gso_in_gbps": "in, Gbit/s",
+    "mtu_guests_gbps": "MTU: guests, Gbit/s",
+    "mtu_out_gbps": "MTU: out, Gbit/s",
+    "mtu_in_gbps": "MTU: in, Gbit/s",
     "idle_cpu_percent": "idle, %",
     "idle_rss_mib": "idle, MiB",
 }

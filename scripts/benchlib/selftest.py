@@ -5,7 +5,7 @@ import sys
 import unittest
 import xml.etree.ElementTree
 
-from . import cli, load, metrics, report, stats
+from . import cli, contenders, guests, load, metrics, report, stats
 from .system import Failed, Server, directory, run, undoing
 
 
@@ -121,9 +121,30 @@ class Arguments(unittest.TestCase):
         self.assertEqual(self.names("--only", "vswitch-plain,bridge"), {"vswitch-plain", "bridge"})
         self.assertIn("vswitch-plain", self.names("--list"))
 
+    def test_guests_are_measured_for_what_is_theirs(self):
+        self.assertEqual(self.names("vm"), {"vm-bridge", "vm-tap", "vm-vhost-user"})
+        self.assertIn("vm-vhost-user@old", self.names("vm", "--also", "old=/nowhere"))
+        for contender in guests.attachments("/nowhere", {}, []):
+            self.assertEqual([name for name in cli.ALL_METRICS if metrics.applies(name, contender)], ["gso", "mtu"])
+        self.assertFalse(any(metrics.applies("gso", contender) for contender in contenders.all_contenders("/nowhere", {}, [])))
+
     def test_every_field_belongs_to_a_metric(self):
         for field in metrics.FIELDS:
             self.assertIn(field.split("_")[0], cli.ALL_METRICS)
+
+
+class Console(unittest.TestCase):
+    def test_what_a_guest_says_is_read_up_to_its_mark(self):
+        with undoing() as stack:
+            folder = directory(stack)
+            guest = object.__new__(guests.Guest)
+            script = "echo '@@guest is ready'; while read -r line; do eval \"$line\"; echo \"@@ended $?\"; done"
+            guest.server, guest.seen = Server(stack, "console", "sh", "-c", script, directory=folder), 0
+            guest.booted(5)
+            self.assertEqual(guest.run("echo one; echo two"), "one\ntwo\n")
+            with self.assertRaisesRegex(Failed, "console: echo no; false: 1: no"):
+                guest.run("echo no; false")
+            self.assertEqual(guest.run("true"), "")
 
 
 class Processes(unittest.TestCase):

@@ -90,23 +90,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         text.push_str(&qemu(port, socket));
     }
     if port.kind == "packet" && port.attached.is_none() {
-        let mtu = host_mtu(port);
-        let size = port
-            .mtu
-            .filter(|mtu| *mtu != 1500)
-            .map_or_else(String::new, |mtu| format!("    <mtu size='{mtu}'/>\n"));
-        let _ = writeln!(
-            text,
-            "\nIf '{ifname}' is to be a QEMU guest's tap, make it once and let QEMU hold it:\n\
-             \x20 ip tuntap add dev {ifname} mode tap vnet_hdr && ip link set {ifname} up\n\
-             \x20 qemu-system-x86_64 … -netdev tap,id=net0,ifname={ifname},script=no,downscript=no \\\n\
-             \x20   -device virtio-net-pci,netdev=net0{mtu}\n\
-             With libvirt, instead of the second line, in the domain's <devices>:\n\
-             \x20 <interface type='ethernet'>\n\
-             \x20   <target dev='{ifname}' managed='no'/>\n\
-             \x20   <model type='virtio'/>\n{size}\
-             \x20 </interface>"
-        );
+        text.push_str(&tap(port, ifname));
     }
     if let (Some(path), Some(role)) = (&port.path, port.role) {
         text.push_str(&guest(port, path, role));
@@ -125,22 +109,70 @@ fn stream(port: &PortInfo) -> &'static str {
     }
 }
 
-/// What a network card is told of the MTU, if it is not the one it expects.
-fn host_mtu(port: &PortInfo) -> String {
-    port.mtu.filter(|mtu| *mtu != 1500).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"))
+/// The port's MTU, where it is not what a network card expects.
+fn unusual_mtu(port: &PortInfo) -> Option<u32> {
+    port.mtu.filter(|mtu| *mtu != 1500)
+}
+
+/// QEMU's network card at the netdev `net0`. QEMU gives all guests the same address, so it is told one, made of the names of the port and
+/// its bridge (FNV-1a): the same whenever it is asked for.
+fn card(port: &PortInfo) -> String {
+    let names = [&port.bridge, " ", &port.name].into_iter().flat_map(str::bytes);
+    let hash = names.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let [_, a, b, c] = hash.to_be_bytes();
+    let mtu = unusual_mtu(port).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
+    format!("virtio-net-pci,netdev=net0{mtu},mac=52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+/// What libvirt's interface says of the MTU.
+fn size(port: &PortInfo) -> String {
+    unusual_mtu(port).map_or_else(String::new, |mtu| format!("    <mtu size='{mtu}'/>\n"))
+}
+
+/// As part of an option in a shell's line: in QEMU's options a comma is written twice.
+fn option(text: &str) -> String {
+    let text = text.replace(',', ",,");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-,:+@%=".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// As the value of an attribute in single quotes.
+fn attribute(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
+}
+
+/// How a guest gets the tap that a packet port may stand on.
+fn tap(port: &PortInfo, ifname: &str) -> String {
+    let inside = port.netns.as_ref().map_or_else(String::new, |netns| {
+        let path = if netns.starts_with('/') { netns.clone() } else { format!("/run/netns/{netns}") };
+        format!("nsenter --net={path} ")
+    });
+    format!(
+        "\nIf '{ifname}' is to be a QEMU guest's tap, make it once and let QEMU hold it:\n\
+         \x20 {inside}ip tuntap add dev {ifname} mode tap vnet_hdr && {inside}ip link set {ifname} up\n\
+         \x20 {inside}qemu-system-x86_64 … -netdev tap,id=net0,ifname={},script=no,downscript=no \\\n\
+         \x20   -device {}\n\
+         With libvirt, instead of the second line, in the domain's <devices>:\n\
+         \x20 <interface type='ethernet'>\n\
+         \x20   <target dev='{}' managed='no'/>\n\
+         \x20   <model type='virtio'/>\n{}\
+         \x20 </interface>\n",
+        option(ifname),
+        card(port),
+        attribute(ifname),
+        size(port)
+    )
 }
 
 /// What to give QEMU as the other end of a socket.
 fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     let kind = port.kind.as_str();
-    let mtu = host_mtu(port);
-    // In QEMU's options a comma is written twice.
-    let place = |text: &Option<String>| text.clone().unwrap_or_default().replace(',', ",,");
+    let place = |text: &Option<String>| option(text.as_deref().unwrap_or_default());
     let server = if socket.role.as_deref() == Some("client") { "on" } else { "off" };
     let address = match (&socket.path, &socket.address) {
         (Some(_), _) => format!("addr.type=unix,addr.path={}", place(&socket.path)),
         (None, address) => {
-            let address = place(address);
+            let address = address.clone().unwrap_or_default();
             let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
             let host = match host.trim_matches(['[', ']']) {
                 "0.0.0.0" | "::" => "HOST",
@@ -151,10 +183,7 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     };
     let netdev = if kind == "dgram" {
         let (ours, theirs) = (place(&socket.path), place(&socket.peer));
-        format!(
-            "dgram,id=net0,local.type=unix,local.path={theirs},\\\n\
-             \x20   remote.type=unix,remote.path={ours}"
-        )
+        format!("dgram,id=net0,local.type=unix,local.path={theirs},remote.type=unix,remote.path={ours}")
     } else {
         format!("stream,id=net0,server={server},{address}")
     };
@@ -166,47 +195,47 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     };
     format!(
         "\nThe other end may be a QEMU guest (7.2 or later):\n\
-         \x20 qemu-system-x86_64 … -netdev {netdev} \\\n\
-         \x20   -device virtio-net-pci,netdev=net0{mtu}\n{again}"
+         \x20 qemu-system-x86_64 … \\\n\
+         \x20   -netdev {netdev} \\\n\
+         \x20   -device {}\n{again}",
+        card(port)
     )
 }
 
 /// What to start QEMU with, and what to tell libvirt.
 fn guest(port: &PortInfo, path: &str, role: Role) -> String {
-    let id = &port.name;
+    let place = attribute(path);
     let (chardev, source) = match role {
         Role::Server => (
-            "reconnect=1".to_owned(),
+            "reconnect=1",
             format!(
-                "<source type='unix' path='{path}' mode='client'>\n\
+                "<source type='unix' path='{place}' mode='client'>\n\
                  \x20     <reconnect enabled='yes' timeout='1'/>\n\
                  \x20   </source>"
             ),
         ),
-        Role::Client => {
-            ("server=on,wait=off".to_owned(), format!("<source type='unix' path='{path}' mode='server'/>"))
-        }
+        Role::Client => ("server=on,wait=off", format!("<source type='unix' path='{place}' mode='server'/>")),
     };
-    let mtu = port.mtu.filter(|mtu| *mtu != 1500);
-    let (host_mtu, size) = mtu.map_or_else(Default::default, |mtu| {
-        (format!(",host_mtu={mtu}"), format!("    <mtu size='{mtu}'/>\n"))
-    });
     format!(
-        "\nStart QEMU with the guest's memory shared, all of it, and an address that no other guest has:\n\
+        "\nStart QEMU with the guest's memory shared, all of it:\n\
          \x20 qemu-system-x86_64 … -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\\n\
-         \x20   -chardev socket,id=char-{id},path={path},{chardev} \\\n\
-         \x20   -netdev vhost-user,id=net-{id},chardev=char-{id} \\\n\
-         \x20   -device virtio-net-pci,netdev=net-{id},mac=52:54:00:…{host_mtu}\n\
+         \x20   -chardev socket,id=char0,path={},{chardev} \\\n\
+         \x20   -netdev vhost-user,id=net0,chardev=char0 \\\n\
+         \x20   -device {}\n\
          For N queues: queues=N at the netdev, mq=on,vectors=2N+2 at the device; at most {}.\n\
+         Without KVM, QEMU 7.2 crashes unless vectors=0 is at the device.\n\
          With libvirt, in the domain:\n\
          \x20 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
          and in its <devices>:\n\
          \x20 <interface type='vhostuser'>\n\
          \x20   {source}\n\
-         \x20   <model type='virtio'/>\n{size}\
+         \x20   <model type='virtio'/>\n{}\
          \x20 </interface>\n\
          QEMU must be allowed to write to the socket, or vswitchd to its: see to the directory's permissions.\n",
-        port.queues
+        option(path),
+        card(port),
+        port.queues,
+        size(port)
     )
 }
 

@@ -518,6 +518,15 @@ pub fn arguments() -> Outcome {
     Ok(())
 }
 
+/// The helper for QEMU, which knows this daemon's socket.
+pub fn helper_script(daemon: &Daemon) -> PathBuf {
+    let script = daemon.path("helper");
+    fs::write(&script, format!("#!/bin/sh\nexec {HELPER} --socket {} \"$@\"\n", socket(daemon)))
+        .expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("ours");
+    script
+}
+
 /// Two guests of a real QEMU, by `-netdev bridge`, talk to a namespace and to each other; segments stay together on the way.
 pub fn real_guests() -> Outcome {
     can_boot()?;
@@ -525,11 +534,7 @@ pub fn real_guests() -> Outcome {
     let daemon = Daemon::start(&switch);
     daemon.ctl("bridge add br0");
     daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
-    // QEMU's argument has no place for more than a path.
-    let script = daemon.path("helper");
-    fs::write(&script, format!("#!/bin/sh\nexec {HELPER} --socket {} \"$@\"\n", socket(&daemon)))
-        .expect("written");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("ours");
+    let script = helper_script(&daemon);
     let boot = |number: u8| {
         Qemu::start(
             &switch,
@@ -542,7 +547,7 @@ pub fn real_guests() -> Outcome {
     };
     let (mut one, mut two) = (boot(1), boot(2));
     for (guest, number) in [(&mut one, 1), (&mut two, 2)] {
-        guest.wait_for("@@guest is ready", Duration::from_secs(120));
+        guest.wait_until_ready();
         guest.address(&format!("10.9.0.1{number}/24"));
     }
     one.talk("10.9.0.11", &host, "10.9.0.1");

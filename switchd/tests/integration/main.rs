@@ -9,6 +9,7 @@
 
 mod attach;
 mod cli;
+mod explained;
 mod faults;
 mod guests;
 mod harness;
@@ -19,6 +20,7 @@ mod oracle;
 mod overlays;
 mod path_mtu;
 mod ports;
+mod scenarios;
 mod settings;
 mod sockets;
 mod traffic;
@@ -154,6 +156,11 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
+    ("scenarios::everybody_reaches_everybody", scenarios::everybody_reaches_everybody),
+    ("scenarios::guests_in_vlans", scenarios::guests_in_vlans),
+    ("scenarios::the_switch_comes_back", scenarios::the_switch_comes_back),
+    ("explained::command_lines", explained::command_lines),
+    ("explained::libvirt_xml", explained::libvirt_xml),
     ("sockets::as_asked", sockets::as_asked),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),

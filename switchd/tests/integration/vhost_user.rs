@@ -13,7 +13,7 @@ const LINES: u32 = 200_000;
 
 /// QEMU's side of the port at `socket`, as `port explain` says: the switch listens, or with `waits` QEMU does. No
 /// MSI-X: QEMU 7.2 crashes when it masks its vectors for a vhost-user device without KVM.
-fn arguments(socket: &Path, number: u8, waits: bool) -> String {
+pub fn arguments(socket: &Path, number: u8, waits: bool) -> String {
     let chardev = if waits { "server=on,wait=off" } else { "reconnect=1" };
     format!(
         "-object memory-backend-memfd,id=mem,size=192M,share=on -machine memory-backend=mem \

@@ -48,7 +48,11 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 /// Tests with guests, and what they may lack.
 const WITH_GUESTS: &[&str] = &[
     "attach::real_guests",
+    "explained::command_lines",
     "guests::behind_a_tap",
+    "scenarios::everybody_reaches_everybody",
+    "scenarios::guests_in_vlans",
+    "scenarios::the_switch_comes_back",
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",

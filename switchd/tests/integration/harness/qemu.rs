@@ -1,11 +1,10 @@
-//! Real guests: QEMU with Debian's cloud kernel and an initramfs of busybox, which the test makes.
+//! Real guests: QEMU with Debian's cloud kernel and an initramfs of busybox (`scripts/lib/initramfs.sh`).
 //!
 //! A guest boots in a few seconds, emulated (`-accel tcg`: a `/dev/kvm` may be there and not boot a stock kernel). Its serial
 //! console is a channel for commands. It takes the network devices that the test names, and it ends with the test.
 //!
 //! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::daemon::folder;
-use super::net::Ns;
+use super::net::{Ns, run};
 use super::{PATIENCE, Random, Skip};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -27,36 +26,6 @@ pub const CARD: &str = "-device virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,
 /// Longest time to boot: emulated, on a machine that is busy with other tests.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// Drivers in the order in which they are loaded; one that the kernel has built in is left out.
-const DRIVERS: [&str; 8] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-];
-
-/// The first program in the guest. It runs lines from the console and says how each ended; nothing is echoed.
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
-/bin/busybox --install -s
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-for driver in DRIVERS; do [ ! -e /$driver.ko ] || insmod /$driver.ko; done
-sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
-ip link set lo up
-exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty raw -echo
-echo "@@guest is ready"
-while read -r line; do
-    eval "$line" </dev/null
-    echo "@@ended $?"
-done
-"#;
 const READY: &str = "@@guest is ready";
 /// Lines of text that a guest tells.
 const LINES: u32 = 100_000;
@@ -83,12 +52,8 @@ pub fn can_boot() -> Result<(), Skip> {
     Ok(())
 }
 
-fn unpacked() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest")
-}
-
 fn kernel() -> PathBuf {
-    unpacked().join("vmlinuz")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/vmlinuz")
 }
 
 /// A running guest; dropping it ends it.
@@ -107,8 +72,14 @@ impl Qemu {
     #[track_caller]
     pub fn boot(ns: &Ns, arguments: &str) -> Qemu {
         let mut guest = Qemu::start(ns, arguments);
-        guest.wait_for(READY, BOOT);
+        guest.wait_until_ready();
         guest
+    }
+
+    /// Waits for a guest that was started.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        self.wait_for(READY, BOOT);
     }
 
     /// Starts QEMU, and does not wait for the guest.
@@ -116,7 +87,8 @@ impl Qemu {
     pub fn start(ns: &Ns, arguments: &str) -> Qemu {
         let folder = folder();
         let initramfs = folder.path().join("initramfs");
-        fs::write(&initramfs, archive()).expect("written");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lib/initramfs.sh");
+        run(script.to_str().expect("UTF-8"), &[initramfs.to_str().expect("UTF-8")]);
         let target = ns.open();
         let mut command = Command::new(QEMU);
         command
@@ -230,7 +202,7 @@ impl Qemu {
     #[track_caller]
     pub fn reboot(&mut self) {
         writeln!(self.stdin, "reboot -f").expect("the console takes it");
-        self.wait_for(READY, BOOT);
+        self.wait_until_ready();
     }
 
     /// Ends QEMU without asking.
@@ -291,39 +263,4 @@ fn keep(mut from: impl Read + Send + 'static, console: &Arc<Mutex<Vec<u8>>>) {
             console.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..len]);
         }
     });
-}
-
-/// The initramfs: busybox, the drivers and [`INIT`].
-fn archive() -> Vec<u8> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let busybox =
-        std::env::split_paths(&path).map(|folder| folder.join("busybox")).find(|path| path.exists());
-    let busybox = fs::read(busybox.expect("looked for before")).expect("readable");
-    let mut archive = Vec::new();
-    let mut add = |name: &str, mode: u32, content: &[u8]| entry(&mut archive, name, mode, content);
-    add("bin", 0o040_755, &[]);
-    add("dev", 0o040_755, &[]);
-    add("bin/busybox", 0o100_755, &busybox);
-    add("init", 0o100_755, INIT.replace("DRIVERS", &DRIVERS.join(" ")).as_bytes());
-    for driver in DRIVERS {
-        let file = format!("{driver}.ko");
-        if let Ok(content) = fs::read(unpacked().join(&file)) {
-            add(&file, 0o100_644, &content);
-        }
-    }
-    add("TRAILER!!!", 0, &[]);
-    archive
-}
-
-/// Appends a file to a cpio archive in the format `newc` (cpio(5)).
-fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
-    let inode = archive.len() + 1;
-    let fields = [inode, mode as usize, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
-    archive.extend_from_slice(b"070701");
-    fields.iter().for_each(|field| archive.extend_from_slice(format!("{field:08x}").as_bytes()));
-    archive.extend_from_slice(name.as_bytes());
-    archive.push(0);
-    archive.resize(archive.len().next_multiple_of(4), 0);
-    archive.extend_from_slice(content);
-    archive.resize(archive.len().next_multiple_of(4), 0);
 }
