@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::memory::{Area, GuestMemory};
-use super::ring::{Access, Budget, PIECES_MAX, Ring, Setup};
+use super::ring::{Access, Budget, PIECES_MAX, Records, Ring, Setup};
 use super::{Fault, feature};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
@@ -70,9 +70,23 @@ impl NetRing {
         features: u64,
         call: Option<Arc<OwnedFd>>,
     ) -> Result<NetRing, Fault> {
+        NetRing::recorded(memory, setup, features, call, Records::default())
+    }
+
+    /// The same with records.
+    ///
+    /// # Errors
+    /// As of [`Ring::recorded`].
+    pub fn recorded(
+        memory: Arc<GuestMemory>,
+        setup: &Setup,
+        features: u64,
+        call: Option<Arc<OwnedFd>>,
+        records: Records,
+    ) -> Result<NetRing, Fault> {
         let long = features & (feature::VERSION_1 | feature::NET_MRG_RXBUF) != 0;
         Ok(NetRing {
-            ring: Ring::new(memory, setup)?,
+            ring: Ring::recorded(memory, setup, records)?,
             features,
             header_len: if long { HEADER_LEN } else { VNET_HDR_LEN },
             call,
@@ -86,6 +100,15 @@ impl NetRing {
     #[must_use]
     pub fn base(&self) -> u16 {
         self.ring.base()
+    }
+
+    /// Stops in order, so that nothing is in flight any more.
+    pub fn settle(&mut self) {
+        // Of a ring that broke nothing more is given back.
+        if self.fault.is_none() && self.ring.drain().unwrap_or(false) {
+            self.ring_driver();
+        }
+        self.ring.forget();
     }
 
     /// Why it stopped, if it did.
@@ -168,6 +191,7 @@ impl NetRing {
             }
             self.pieces.clear();
             let chain = self.ring.chain(0, Access::Read, &mut self.pieces, &mut budget)?;
+            self.ring.take(chain.head)?;
             self.ring.advance(1);
             let len = chain.len.saturating_sub(self.header_len);
             if len > FRAME_MAX {
@@ -239,8 +263,12 @@ impl NetRing {
         header_out[..VNET_HDR_LEN].copy_from_slice(&header);
         let count = u16::try_from(self.chains.len()).map_err(|_| Fault::Pieces)?;
         header_out[VNET_HDR_LEN..].copy_from_slice(&count.to_le_bytes());
+        for &(head, _) in &self.chains {
+            self.ring.take(head)?;
+        }
         let [_, frame_slices @ ..] = slices;
         self.copy_out(&header_out[..self.header_len], &frame_slices)?;
+        self.ring.wrote(&self.pieces, needed)?;
         self.ring.advance(count);
         let mut rest = needed;
         for index in 0..self.chains.len() {

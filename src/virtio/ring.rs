@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{ByteValued, Le16, Le32};
 
+use super::dirty::RingLog;
+use super::inflight::{Again, Inflight};
 use super::memory::{Area, GuestMemory};
 
 /// Largest ring.
@@ -67,6 +69,12 @@ pub enum Fault {
     /// The ring's size or place is impossible.
     #[error("the ring's size or place is impossible")]
     Layout,
+    /// The front end's bitmap of pages that were written has no bit for one.
+    #[error("the dirty log is too short or has gone")]
+    Log,
+    /// The front end's record of chains in flight is not one of this ring.
+    #[error("the record of descriptors in flight makes no sense")]
+    Inflight,
 }
 
 /// Which way chains go.
@@ -120,6 +128,15 @@ pub struct Setup {
     pub indirect: bool,
 }
 
+/// What is recorded of a ring outside the guest's memory. Nothing, unless the front end asks for it.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Pages that were written.
+    pub log: Option<RingLog>,
+    /// Chains that were taken and not given back.
+    pub inflight: Option<Inflight>,
+}
+
 /// A descriptor, as it was when it was read.
 #[derive(Clone, Copy, Debug)]
 struct Descriptor {
@@ -163,6 +180,9 @@ pub struct Ring {
     shown_used: u16,
     /// Whether the driver is to kick.
     listening: bool,
+    records: Records,
+    /// What was in flight when a switch before us ended.
+    again: Again,
 }
 
 impl Ring {
@@ -171,6 +191,14 @@ impl Ring {
     /// # Errors
     /// The size is none, or a part of it is not in the guest's memory or not aligned.
     pub fn new(memory: Arc<GuestMemory>, setup: &Setup) -> Result<Ring, Fault> {
+        Ring::recorded(memory, setup, Records::default())
+    }
+
+    /// The same with records. With one of chains in flight it goes on where that says, not at the setup's base.
+    ///
+    /// # Errors
+    /// As of [`Ring::new`], or the records make no sense.
+    pub fn recorded(memory: Arc<GuestMemory>, setup: &Setup, mut records: Records) -> Result<Ring, Fault> {
         let &Setup { size, event_idx, indirect, .. } = setup;
         if !size.is_power_of_two() || size > SIZE_MAX {
             return Err(Fault::Layout);
@@ -192,7 +220,15 @@ impl Ring {
         let place = Place { memory, descriptors, available, used, size, event_idx, indirect };
         let view = place.view().ok_or(Fault::Layout)?;
         let used = u16::from_le(view.used_index()?.load(Ordering::Acquire));
-        let (next_avail, shown_used) = (setup.base, used);
+        let (mut next_avail, shown_used) = (setup.base, used);
+        let mut again = Again::default();
+        if let Some(inflight) = &mut records.inflight
+            && let Some(heads) = inflight.recover(size, used)?
+        {
+            again = Again::new(heads);
+            // All that was taken was given back, or is in flight.
+            next_avail = used.wrapping_add(again.len());
+        }
         let mut ring = Ring {
             place,
             next_avail,
@@ -200,6 +236,8 @@ impl Ring {
             next_used: shown_used,
             shown_used,
             listening: false,
+            records,
+            again,
         };
         ring.listen(true)?;
         Ok(ring)
@@ -229,7 +267,8 @@ impl Ring {
     /// More than the ring has room for.
     #[inline]
     pub fn waiting(&mut self, wanted: u16) -> Result<u16, Fault> {
-        let known = self.seen_avail.wrapping_sub(self.next_avail);
+        let again = self.again.len();
+        let known = self.seen_avail.wrapping_sub(self.next_avail).saturating_add(again);
         if known >= wanted {
             return Ok(known);
         }
@@ -240,7 +279,7 @@ impl Ring {
             return Err(Fault::AvailIndex);
         }
         self.seen_avail = seen;
-        Ok(waiting)
+        Ok(waiting.saturating_add(again))
     }
 
     /// Looks at the chain `ahead` places behind the next one, which must be waiting, and adds its memory to `pieces`.
@@ -256,9 +295,15 @@ impl Ring {
         budget: &mut Budget,
     ) -> Result<Chain, Fault> {
         let view = self.place.view().ok_or(Fault::Memory)?;
-        let slot = self.next_avail.wrapping_add(ahead) & (self.place.size - 1);
-        let head: Le16 = read(&view.available, 4 + 2 * usize::from(slot))?;
-        let head = head.to_native();
+        let head = match self.again.get(ahead) {
+            Some(head) => head,
+            None => {
+                let next = self.next_avail.wrapping_add(ahead - self.again.len());
+                let slot = next & (self.place.size - 1);
+                let head: Le16 = read(&view.available, 4 + 2 * usize::from(slot))?;
+                head.to_native()
+            }
+        };
         let mut walk = Walk { memory: &self.place.memory, access, pieces, budget, len: 0 };
         let first = view.descriptor(head, self.place.size)?;
         let mut descriptor = first;
@@ -280,10 +325,47 @@ impl Ring {
         Err(Fault::Loop)
     }
 
+    /// Records that a chain will be taken, before anything is done with it.
+    ///
+    /// # Errors
+    /// The record makes no sense.
+    #[inline]
+    pub fn take(&mut self, head: u16) -> Result<(), Fault> {
+        self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.take(head))
+    }
+
+    /// Records that so many bytes were written into these pieces.
+    ///
+    /// # Errors
+    /// The dirty log is too short.
+    #[inline]
+    pub fn wrote(&self, pieces: &[Area], written: usize) -> Result<(), Fault> {
+        self.records.log.as_ref().map_or(Ok(()), |log| log.buffers(&self.place.memory, pieces, written))
+    }
+
+    /// Gives back as it is what a switch before us had taken; whether the driver wants to be told.
+    ///
+    /// # Errors
+    /// The guest's memory is not there, or the record makes no sense.
+    pub fn drain(&mut self) -> Result<bool, Fault> {
+        while let Some(head) = self.again.get(0) {
+            self.advance(1);
+            self.give_back(head, 0)?;
+        }
+        self.show()
+    }
+
+    /// Has the record of chains in flight forget the ring, which has stopped in order.
+    pub fn forget(&mut self) {
+        if let Some(inflight) = &mut self.records.inflight {
+            inflight.forget();
+        }
+    }
+
     /// Takes the next `chains` chains, which have been looked at.
     #[inline]
     pub fn advance(&mut self, chains: u16) {
-        self.next_avail = self.next_avail.wrapping_add(chains);
+        self.next_avail = self.next_avail.wrapping_add(self.again.advance(chains));
     }
 
     /// Gives a chain back, with so many bytes written; the driver sees it when it is shown.
@@ -298,7 +380,7 @@ impl Ring {
         write(&view.used, entry, Le32::from(u32::from(head)))?;
         write(&view.used, entry + 4, Le32::from(written))?;
         self.next_used = self.next_used.wrapping_add(1);
-        Ok(())
+        self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.give_back(head))
     }
 
     /// Shows the driver what was given back; whether it wants to be told.
@@ -312,7 +394,10 @@ impl Ring {
             return Ok(false);
         }
         let view = self.place.view().ok_or(Fault::Memory)?;
+        #[cfg(test)]
+        super::inflight::crash::step();
         view.used_index()?.store(self.next_used.to_le(), Ordering::Release);
+        self.records.shown(before, self.next_used, self.place.size)?;
         // Before the driver's wish is read: it may say that it wants to be told and then look at the index once more.
         fence(Ordering::SeqCst);
         if self.place.event_idx {
@@ -333,9 +418,11 @@ impl Ring {
         let view = self.place.view().ok_or(Fault::Memory)?;
         if !self.place.event_idx {
             write(&view.used, 0, Le16::from(if on { 0 } else { USED_F_NO_NOTIFY }))?;
+            self.records.wrote_used(0, 2)?;
         } else if on {
             let event = 4 + USED_LEN * usize::from(self.place.size);
             write(&view.used, event, Le16::from(self.next_avail))?;
+            self.records.wrote_used(event, 2)?;
         }
         if !on {
             return Ok(false);
@@ -344,6 +431,27 @@ impl Ring {
         fence(Ordering::SeqCst);
         self.seen_avail = self.next_avail;
         Ok(self.waiting(1)? > 0)
+    }
+}
+
+impl Records {
+    #[inline]
+    fn wrote_used(&self, offset: usize, len: usize) -> Result<(), Fault> {
+        self.log.as_ref().map_or(Ok(()), |log| log.used(offset, len))
+    }
+
+    /// The driver sees what was given back: the used entries between two indices, and the index.
+    #[inline]
+    fn shown(&mut self, before: u16, now: u16, size: u16) -> Result<(), Fault> {
+        if let Some(log) = &self.log {
+            let (first, count) = (before & (size - 1), now.wrapping_sub(before).min(size));
+            let behind = count.min(size - first);
+            for (slot, count) in [(first, behind), (0, count - behind)] {
+                log.used(4 + USED_LEN * usize::from(slot), USED_LEN * usize::from(count))?;
+            }
+            log.used(2, 2)?;
+        }
+        self.inflight.as_mut().map_or(Ok(()), |inflight| inflight.shown(before, now))
     }
 }
 

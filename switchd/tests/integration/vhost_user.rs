@@ -13,7 +13,7 @@ const LINES: u32 = 200_000;
 
 /// QEMU's side of the port at `socket`, as `port explain` says: the switch listens, or with `waits` QEMU does. No
 /// MSI-X: QEMU 7.2 crashes when it masks its vectors for a vhost-user device without KVM.
-fn arguments(socket: &Path, number: u8, waits: bool) -> String {
+pub fn arguments(socket: &Path, number: u8, waits: bool) -> String {
     let chardev = if waits { "server=on,wait=off" } else { "reconnect=1" };
     format!(
         "-object memory-backend-memfd,id=mem,size=192M,share=on -machine memory-backend=mem \
@@ -29,11 +29,11 @@ fn with_two_queues(arguments: &str) -> String {
 }
 
 /// A bridge with a host at 10.9.0.1, and a daemon that keeps both over a restart.
-fn layout(ports: &str) -> String {
+pub fn layout(ports: &str) -> String {
     format!("[[bridge]]\nname = \"br0\"\n{ports}")
 }
 
-fn host(host: &Ns) -> String {
+pub fn host(host: &Ns) -> String {
     format!(
         "[[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\naddress = \"10.9.0.1/24\"\n",
         host.name

@@ -49,6 +49,8 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
 const WITH_GUESTS: &[&str] = &[
     "attach::real_guests",
     "guests::behind_a_tap",
+    "migration::on_one_switch",
+    "migration::to_another_switch",
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",

@@ -6,15 +6,17 @@
 //! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::daemon::folder;
@@ -233,6 +235,25 @@ impl Qemu {
         self.wait_for(READY, BOOT);
     }
 
+    /// Moves the guest to another QEMU, which was started with the same devices and [`Migration::incoming`]. `meanwhile` is done when all of the guest's memory was sent
+    /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its guest has stopped.
+    #[track_caller]
+    pub fn migrate(&self, by: &Migration, meanwhile: impl FnOnce()) {
+        super::eventually("the other QEMU listens", || by.incoming.exists());
+        let stream = UnixStream::connect(&by.monitor).expect("QEMU listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.read();
+        monitor.execute("qmp_capabilities", json!({}));
+        // It does not end while the guest writes more than that.
+        monitor.execute("migrate-set-parameters", json!({"downtime-limit": 1, "max-bandwidth": 32 << 20}));
+        monitor.execute("migrate", json!({"uri": format!("unix:{}", by.incoming.display())}));
+        monitor.wait(|about| about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2));
+        meanwhile();
+        monitor.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
+        monitor.wait(|about| about["status"] == "completed");
+    }
+
     /// Ends QEMU without asking.
     pub fn kill(mut self) {
         self.end();
@@ -278,6 +299,72 @@ impl Drop for Qemu {
             let console = self.console();
             let lines: Vec<&str> = console.lines().collect();
             eprintln!("--- the guest's console\n{}\n---", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// The sockets by which a guest is moved.
+#[derive(Debug)]
+pub struct Migration {
+    monitor: PathBuf,
+    incoming: PathBuf,
+}
+
+impl Migration {
+    pub fn new(folder: &Path) -> Migration {
+        Migration { monitor: folder.join("monitor"), incoming: folder.join("incoming") }
+    }
+
+    /// For the QEMU that has the guest.
+    pub fn outgoing(&self) -> String {
+        format!(" -qmp unix:{},server=on,wait=off", self.monitor.display())
+    }
+
+    /// For the QEMU that gets it.
+    pub fn incoming(&self) -> String {
+        format!(" -incoming unix:{}", self.incoming.display())
+    }
+}
+
+/// QEMU's own protocol (QMP).
+#[derive(Debug)]
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("QEMU speaks");
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    #[track_caller]
+    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({"execute": command, "arguments": arguments});
+        self.0.get_mut().write_all(request.to_string().as_bytes()).expect("QEMU listens");
+        loop {
+            let mut answer = self.read();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            // What else comes are events.
+            if let Some(result) = answer.get_mut("return") {
+                return result.take();
+            }
+        }
+    }
+
+    /// Waits until the migration is that far.
+    #[track_caller]
+    fn wait(&mut self, mut far_enough: impl FnMut(&Value) -> bool) {
+        let began = Instant::now();
+        loop {
+            let about = self.execute("query-migrate", json!({}));
+            assert!(
+                about["status"] != "failed" && began.elapsed() < BOOT,
+                "the guest does not move: {about}"
+            );
+            if far_enough(&about) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
