@@ -36,6 +36,7 @@ const FEATURES: u64 =
     VERSION_1 | NET_MRG_RXBUF | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES | OFFLOADS;
 
 mod load;
+mod migration;
 
 /// A folder of its own, gone with the test.
 struct Folder(PathBuf);
@@ -130,7 +131,12 @@ impl Guest {
         assert_eq!(offered & FEATURES, FEATURES);
         front_end.set_features(FEATURES).expect("taken");
         let protocol = front_end.get_protocol_features().expect("answered");
-        let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS;
+        let wanted = Protocol::MQ
+            | Protocol::REPLY_ACK
+            | Protocol::CONFIGURE_MEM_SLOTS
+            | Protocol::LOG_SHMFD
+            | Protocol::INFLIGHT_SHMFD
+            | Protocol::RARP;
         assert_eq!(protocol, wanted, "and none of those that the library cannot");
         front_end.set_protocol_features(wanted).expect("taken");
         front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

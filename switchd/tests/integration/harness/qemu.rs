@@ -5,7 +5,7 @@
 //!
 //! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -235,23 +235,37 @@ impl Qemu {
         self.wait_for(READY, BOOT);
     }
 
-    /// Moves the guest to another QEMU, which was started with the same devices and [`Migration::incoming`]. `meanwhile` is done when all of the guest's memory was sent
-    /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its guest has stopped.
+    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments). `meanwhile` is done when all of the guest's memory was sent
+    /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its
+    /// guest has stopped. Before the other goes on, both memories are compared.
     #[track_caller]
-    pub fn migrate(&self, by: &Migration, meanwhile: impl FnOnce()) {
-        super::eventually("the other QEMU listens", || by.incoming.exists());
-        let stream = UnixStream::connect(&by.monitor).expect("QEMU listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
-        let mut monitor = Monitor(BufReader::new(stream));
-        monitor.read();
-        monitor.execute("qmp_capabilities", json!({}));
+    pub fn migrate(&self, to: &Qemu, by: &Migration, meanwhile: impl FnOnce()) {
+        super::eventually("the other QEMU listens", || by.incoming.exists() && by.monitors[1].exists());
+        let [mut here, mut there] = by.monitors.each_ref().map(|path| Monitor::connect(path));
         // It does not end while the guest writes more than that.
-        monitor.execute("migrate-set-parameters", json!({"downtime-limit": 1, "max-bandwidth": 32 << 20}));
-        monitor.execute("migrate", json!({"uri": format!("unix:{}", by.incoming.display())}));
-        monitor.wait(|about| about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2));
+        here.execute("migrate-set-parameters", json!({"downtime-limit": 1, "max-bandwidth": 32 << 20}));
+        here.execute("migrate", json!({"uri": format!("unix:{}", by.incoming.display())}));
+        here.wait("query-migrate", |about| {
+            assert!(about["status"] != "failed", "the guest does not move: {about}");
+            about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2)
+        });
         meanwhile();
-        monitor.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
-        monitor.wait(|about| about["status"] == "completed");
+        here.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
+        here.wait("query-migrate", |about| about["status"] == "completed");
+        there.wait("query-status", |about| about["status"] != "inmigrate");
+        let differ = differences(&self.memory(), &to.memory());
+        assert!(differ.is_empty(), "{} pages were not sent as they were at last: {differ:x?}", differ.len());
+        there.execute("cont", json!({}));
+    }
+
+    /// The file that is the guest's memory.
+    fn memory(&self) -> File {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("QEMU runs");
+        let paths = fds.flatten().map(|entry| entry.path());
+        let mut named = paths.filter(|path| {
+            fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:memory-backend-memfd"))
+        });
+        File::open(named.next().expect("memory-backend-memfd")).expect("ours")
     }
 
     /// Ends QEMU without asking.
@@ -306,24 +320,36 @@ impl Drop for Qemu {
 /// The sockets by which a guest is moved.
 #[derive(Debug)]
 pub struct Migration {
-    monitor: PathBuf,
+    monitors: [PathBuf; 2],
     incoming: PathBuf,
 }
 
 impl Migration {
     pub fn new(folder: &Path) -> Migration {
-        Migration { monitor: folder.join("monitor"), incoming: folder.join("incoming") }
+        let monitors = ["from", "to"].map(|name| folder.join(name));
+        Migration { monitors, incoming: folder.join("incoming") }
     }
 
     /// For the QEMU that has the guest.
     pub fn outgoing(&self) -> String {
-        format!(" -qmp unix:{},server=on,wait=off", self.monitor.display())
+        format!(" -qmp unix:{},server=on,wait=off", self.monitors[0].display())
     }
 
-    /// For the QEMU that gets it.
+    /// For the QEMU that gets it, and does not let it run before it is told to.
     pub fn incoming(&self) -> String {
-        format!(" -incoming unix:{}", self.incoming.display())
+        let monitor = self.monitors[1].display();
+        format!(" -qmp unix:{monitor},server=on,wait=off -S -incoming unix:{}", self.incoming.display())
     }
+}
+
+/// Numbers of the pages in which two memories differ.
+fn differences(mut one: &File, mut other: &File) -> Vec<u64> {
+    const PAGE: usize = 4096;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    one.read_to_end(&mut a).and_then(|_| other.read_to_end(&mut b)).expect("read");
+    assert_eq!(a.len(), b.len());
+    let pages = (0..).zip(a.chunks(PAGE).zip(b.chunks(PAGE)));
+    pages.filter(|(_, (a, b))| a != b).map(|(page, _)| page).collect()
 }
 
 /// QEMU's own protocol (QMP).
@@ -331,6 +357,16 @@ impl Migration {
 struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
+    #[track_caller]
+    fn connect(path: &Path) -> Monitor {
+        let stream = UnixStream::connect(path).expect("QEMU listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.read();
+        monitor.execute("qmp_capabilities", json!({}));
+        monitor
+    }
+
     fn read(&mut self) -> Value {
         let mut line = String::new();
         self.0.read_line(&mut line).expect("QEMU speaks");
@@ -351,19 +387,16 @@ impl Monitor {
         }
     }
 
-    /// Waits until the migration is that far.
+    /// Asks until the answer is as it should be.
     #[track_caller]
-    fn wait(&mut self, mut far_enough: impl FnMut(&Value) -> bool) {
+    fn wait(&mut self, query: &str, mut done: impl FnMut(&Value) -> bool) {
         let began = Instant::now();
         loop {
-            let about = self.execute("query-migrate", json!({}));
-            assert!(
-                about["status"] != "failed" && began.elapsed() < BOOT,
-                "the guest does not move: {about}"
-            );
-            if far_enough(&about) {
+            let about = self.execute(query, json!({}));
+            if done(&about) {
                 return;
             }
+            assert!(began.elapsed() < BOOT, "{query} still says: {about}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
