@@ -279,5 +279,6 @@ fn heads_to_be_taken_again_come_first() {
     assert_eq!(again.advance(1), 0);
     assert_eq!(again.get(0), Some(2));
     assert_eq!(again.advance(3), 2);
-    assert!(again.is_empty() && again.len() == 0);
+    assert!(again.is_empty());
+    assert_eq!(again.len(), 0);
 }

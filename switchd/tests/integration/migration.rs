@@ -86,8 +86,8 @@ fn moved(station: &Ns, from: (&Ns, &Daemon), to: (&Ns, &Daemon)) {
     // And one that keeps QEMU busy with memory that changes, until the test lets it end.
     source.run("dd if=/dev/urandom of=/tmp/random bs=1M count=4 2>/dev/null");
     source.run("while [ ! -e /tmp/read ]; do cat /tmp/random >/tmp/copy; sleep 0.02; done &");
-    let mut unread = vec![0; UNREAD];
-    Random::new(5).fill(&mut unread);
+    let mut random = Random::new(5);
+    let mut unread = Vec::new();
 
     let (ends, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     let talks_on = |what: &str| {
@@ -101,7 +101,10 @@ fn moved(station: &Ns, from: (&Ns, &Daemon), to: (&Ns, &Daemon)) {
         let pinger = scope.spawn(|| ping(station, &ends));
         talks_on("they talk");
         source.migrate(&destination, &migration, || {
-            late.write_all(&unread).expect("the guest takes it");
+            let mut more = vec![0; UNREAD / 2];
+            random.fill(&mut more);
+            late.write_all(&more).expect("the guest takes it");
+            unread.extend(more);
             talks_on("they talk while the guest moves");
         });
         to.1.wait_port_state("vm2", "up");

@@ -54,7 +54,7 @@ impl Guest {
     }
 
     fn keep(&mut self, about: &VhostUserInflight, kept: &File) -> vhost::Result<()> {
-        self.front_end.set_inflight_fd(about, kept.as_raw_fd()).map_err(vhost::Error::from)
+        self.front_end.set_inflight_fd(about, kept.as_raw_fd())
     }
 }
 

@@ -235,21 +235,28 @@ impl Qemu {
         self.wait_for(READY, BOOT);
     }
 
-    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments). `meanwhile` is done when all of the guest's memory was sent
+    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments), at the second attempt: the first is cancelled. `meanwhile` is done, in both, when all of the guest's memory was sent
     /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its
     /// guest has stopped. Before the other goes on, both memories are compared.
     #[track_caller]
-    pub fn migrate(&self, to: &Qemu, by: &Migration, meanwhile: impl FnOnce()) {
+    pub fn migrate(&self, to: &Qemu, by: &Migration, mut meanwhile: impl FnMut()) {
         super::eventually("the other QEMU listens", || by.incoming.exists() && by.monitors[1].exists());
         let [mut here, mut there] = by.monitors.each_ref().map(|path| Monitor::connect(path));
         // It does not end while the guest writes more than that.
         here.execute("migrate-set-parameters", json!({"downtime-limit": 1, "max-bandwidth": 32 << 20}));
-        here.execute("migrate", json!({"uri": format!("unix:{}", by.incoming.display())}));
-        here.wait("query-migrate", |about| {
-            assert!(about["status"] != "failed", "the guest does not move: {about}");
-            about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2)
-        });
-        meanwhile();
+        let nowhere = "exec:cat >/dev/null".to_owned();
+        for uri in [nowhere, format!("unix:{}", by.incoming.display())] {
+            here.execute("migrate", json!({ "uri": uri }));
+            here.wait("query-migrate", |about| {
+                assert!(about["status"] != "failed", "the guest does not move: {about}");
+                about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2)
+            });
+            meanwhile();
+            if uri.starts_with("exec") {
+                here.execute("migrate_cancel", json!({}));
+                here.wait("query-migrate", |about| about["status"] == "cancelled");
+            }
+        }
         here.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
         here.wait("query-migrate", |about| about["status"] == "completed");
         there.wait("query-status", |about| about["status"] != "inmigrate");
