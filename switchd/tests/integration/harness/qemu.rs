@@ -235,7 +235,8 @@ impl Qemu {
         self.wait_for(READY, BOOT);
     }
 
-    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments), at the second attempt: the first is cancelled. `meanwhile` is done, in both, when all of the guest's memory was sent
+    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments), at the second attempt: the first is
+    /// cancelled. `meanwhile` is done in both, when all of the guest's memory was sent
     /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its
     /// guest has stopped. Before the other goes on, both memories are compared.
     #[track_caller]
