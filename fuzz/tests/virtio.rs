@@ -20,9 +20,11 @@ use vswitch::port;
 use vswitch::spec::{PortKind, SocketRole, VhostUserSpec};
 use vswitch::stats::{Counters, DropReason};
 use vswitch::topology::PortShared;
+use vswitch::virtio::dirty::{DirtyLog, RingLog};
+use vswitch::virtio::inflight::InflightFile;
 use vswitch::virtio::memory::{GuestMemory, RegionSpec};
 use vswitch::virtio::net::NetRing;
-use vswitch::virtio::ring::{Budget, Setup};
+use vswitch::virtio::ring::{Budget, Records, Setup};
 
 const LEN: u64 = 256 << 10;
 const SIZE: u16 = 16;
@@ -78,10 +80,10 @@ fn features(input: &Input) -> u64 {
     (0..).zip(offered).filter(|(bit, _)| input.0 & 1 << bit != 0).fold(0, |all, (_, feature)| all | feature)
 }
 
-fn ring(input: &Input) -> Option<NetRing> {
+fn setup(input: &Input) -> Setup {
     use vswitch::virtio::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
     let features = features(input);
-    let setup = Setup {
+    Setup {
         size: SIZE,
         descriptors: LEN,
         available: LEN + AVAILABLE,
@@ -89,8 +91,11 @@ fn ring(input: &Input) -> Option<NetRing> {
         base: input.1,
         event_idx: features & RING_EVENT_IDX != 0,
         indirect: features & RING_INDIRECT_DESC != 0,
-    };
-    NetRing::new(memory(input), &setup, features, None).ok()
+    }
+}
+
+fn ring(input: &Input) -> Option<NetRing> {
+    NetRing::new(memory(input), &setup(input), features(input), None).ok()
 }
 
 /// Never a panic, never an access outside the guest's memory, and every frame is counted once.
@@ -101,7 +106,7 @@ fn rings_are_not_believed() {
         let (mut batch, counters) = (Batch::default(), Counters::default());
         for listen in [true, false, true] {
             batch.clear();
-            let received = from.receive(&mut batch, &counters, listen);
+            let received = from.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), listen);
             assert_eq!(received.err(), from.fault());
         }
         let Some(mut to) = ring(input) else { return };
@@ -111,6 +116,49 @@ fn rings_are_not_believed() {
         let _ = to.transmit(&frames, &counters);
         let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
         assert_eq!(counters.tx_frames.get() + dropped, 5);
+    });
+}
+
+/// Nor what a front end keeps for us: which chains were in flight (from what to overwrite where), and a log of pages (its length, and where the used ring is).
+#[test]
+fn records_are_not_believed() {
+    type Kept = (Vec<(u16, u16)>, u8, u64);
+    bolero::check!().with_type::<(Input, Kept)>().with_iterations(5000).for_each(|(input, kept)| {
+        let (patches, log_len, used) = kept;
+        let file = InflightFile::create(1, SIZE).expect("a file");
+        let len = InflightFile::len(1, SIZE);
+        // One that was begun.
+        file.write_all_at(&[1, 0, 16, 0], 8).expect("written");
+        for &(at, value) in patches {
+            file.write_all_at(&value.to_le_bytes(), u64::from(at) * 2 % len).expect("written");
+        }
+        let features = features(input);
+        let recorded = || {
+            let log = File::from(memfd_create(c"log", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+            log.set_len(256).expect("that long");
+            let log = Arc::new(DirtyLog::new(log, 0, u64::from(*log_len).max(1)).expect("a log"));
+            let kept = file.try_clone().expect("another handle");
+            let kept = Arc::new(InflightFile::new(kept, 0, len, 1, SIZE).expect("long enough"));
+            let records = Records {
+                log: Some(RingLog { log, buffers: input.0 & 1 != 0, used: Some(*used) }),
+                inflight: kept.ring(0),
+            };
+            NetRing::recorded(memory(input), &setup(input), features, None, records).ok()
+        };
+        if let Some(mut from) = recorded() {
+            let (mut batch, counters) = (Batch::default(), Counters::default());
+            let _ = from.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true);
+            from.settle();
+        }
+        if let Some(mut to) = recorded() {
+            let bytes = vec![0; VNET_HDR_LEN + 14 + usize::from(input.5)];
+            let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 5];
+            let counters = Counters::default();
+            let _ = to.transmit(&frames, &counters);
+            let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
+            assert_eq!(counters.tx_frames.get() + dropped, 5);
+            to.settle();
+        }
     });
 }
 

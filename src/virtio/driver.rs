@@ -102,6 +102,11 @@ impl Driver {
         self.available() + (6 + 2 * u64::from(self.size)).next_multiple_of(4)
     }
 
+    /// Guest address of the used ring.
+    pub(crate) fn used_addr(&self) -> u64 {
+        self.used()
+    }
+
     fn put16(&self, addr: u64, value: u16) {
         write(&self.memory, addr, &value.to_le_bytes());
     }

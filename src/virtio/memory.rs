@@ -199,6 +199,15 @@ impl GuestMemory {
         self.area(region, distance(&self.regions[region])?, len).filter(|area| area.len == len)
     }
 
+    /// The guest physical address of an area of this table.
+    #[inline]
+    #[must_use]
+    pub fn addr(&self, area: Area) -> Option<u64> {
+        let region = self.regions.get(area.region)?;
+        let distance = area.offset.checked_sub(region.offset)?;
+        Some(region.spec.guest_addr + u64::try_from(distance).ok()?)
+    }
+
     fn area(&self, region: usize, distance: u64, len: usize) -> Option<Area> {
         let Region { offset, len: size, .. } = self.regions[region];
         let distance = usize::try_from(distance).ok()?;

@@ -4,8 +4,10 @@
 //! value is read once and checked after it was copied, each address is translated and bounded, and whatever makes no sense is a
 //! [`Fault`], which stops that ring and nothing else.
 
+pub mod dirty;
 #[cfg(test)]
 pub(crate) mod driver;
+pub mod inflight;
 pub mod memory;
 pub mod net;
 pub mod ring;
@@ -33,6 +35,7 @@ pub mod feature {
     pub const NET_CTRL_RX: u64 = 1 << 18;
     pub const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const NET_MQ: u64 = 1 << 22;
+    pub const LOG_ALL: u64 = 1 << 26;
     pub const ANY_LAYOUT: u64 = 1 << 27;
     pub const RING_INDIRECT_DESC: u64 = 1 << 28;
     pub const RING_EVENT_IDX: u64 = 1 << 29;

@@ -12,7 +12,7 @@ use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{Le16, Le32, Le64};
 
 use super::memory::{Area, GuestMemory};
-use super::ring::{Access, Budget, Chain, Found, Open, Ring, Setup};
+use super::ring::{Access, Budget, Chain, Found, Open, Records, Ring, Setup};
 use super::{Fault, feature};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
@@ -186,9 +186,23 @@ impl NetRing {
         features: u64,
         call: Option<Arc<OwnedFd>>,
     ) -> Result<NetRing, Fault> {
+        NetRing::recorded(memory, setup, features, call, Records::default())
+    }
+
+    /// The same with records.
+    ///
+    /// # Errors
+    /// As of [`Ring::recorded`].
+    pub fn recorded(
+        memory: Arc<GuestMemory>,
+        setup: &Setup,
+        features: u64,
+        call: Option<Arc<OwnedFd>>,
+        records: Records,
+    ) -> Result<NetRing, Fault> {
         let long = features & (feature::VERSION_1 | feature::NET_MRG_RXBUF) != 0;
         Ok(NetRing {
-            ring: Ring::new(memory, setup)?,
+            ring: Ring::recorded(memory, setup, records)?,
             features,
             header_len: if long { HEADER_LEN } else { VNET_HDR_LEN },
             call,
@@ -202,6 +216,15 @@ impl NetRing {
     #[must_use]
     pub fn base(&self) -> u16 {
         self.ring.base()
+    }
+
+    /// Stops in order, so that nothing is in flight any more.
+    pub fn settle(&mut self) {
+        // Of a ring that broke nothing more is given back.
+        if self.fault.is_none() && self.ring.open().and_then(|mut ring| ring.drain()).unwrap_or(false) {
+            self.ring_driver();
+        }
+        self.ring.forget();
     }
 
     /// Why it stopped, if it did.
@@ -323,6 +346,7 @@ impl NetRing {
             }
             let own;
             (own, pieces) = pieces.split_at(chain.pieces);
+            ring.take(chain.head)?;
             let len = chain.len.saturating_sub(*header_len);
             if len > FRAME_MAX {
                 counters.drop_frame(DropReason::RxError);
@@ -332,7 +356,6 @@ impl NetRing {
                     Err(_) => counters.drop_frame(DropReason::BadOffload),
                 }
             }
-            ring.advance(1);
             ring.give_back(chain.head, 0)?;
         }
         let all = found.chains.len() == usize::from(waiting);
@@ -413,10 +436,7 @@ impl NetRing {
                     (own_pieces, pieces) = pieces.split_at(room.pieces as usize);
                     // As it was when room was looked for.
                     let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
-                    let mut buffers = Buffers::new(ring.memory(), own_pieces).map_err(|fault| (index, fault))?;
-                    buffers
-                        .put_frame(header.filling(room.chains), *header_len, frame)
-                        .and_then(|()| give_back(&mut ring, own_chains, *header_len + frame.frame_len()))
+                    put(&mut ring, frame, header.filling(room.chains), *header_len, own_chains, own_pieces)
                         .map_err(|fault| (index, fault))?;
                     counters.sent(frame.frame_len(), frame.segments());
                 }
@@ -519,13 +539,25 @@ fn find_room(
     Ok(Err(reason))
 }
 
-/// Gives back the chains that `written` bytes are in.
+/// Writes a frame into the buffers that were found for it, and gives them back.
 #[inline]
-fn give_back(ring: &mut Open<'_>, chains: &[Chain], mut written: usize) -> Result<(), Fault> {
+fn put(
+    ring: &mut Open<'_>,
+    frame: &Outgoing<'_>,
+    header: Header,
+    header_len: usize,
+    chains: &[Chain],
+    pieces: &[Area],
+) -> Result<(), Fault> {
+    for chain in chains {
+        ring.take(chain.head)?;
+    }
+    Buffers::new(ring.memory(), pieces)?.put_frame(header, header_len, frame)?;
+    let mut written = header_len + frame.frame_len();
+    ring.wrote(pieces, written)?;
     for chain in chains {
         let here = written.min(chain.len);
         written -= here;
-        ring.advance(1);
         ring.give_back(chain.head, u32::try_from(here).map_err(|_| Fault::Pieces)?)?;
     }
     Ok(())

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{ByteValued, Le16, Le64};
 
+use super::dirty::RingLog;
+use super::inflight::{Again, Inflight};
 use super::memory::{Area, GuestMemory};
 use crate::sys::mem;
 
@@ -68,6 +70,12 @@ pub enum Fault {
     /// The ring's size or place is impossible.
     #[error("the ring's size or place is impossible")]
     Layout,
+    /// The front end's bitmap of pages that were written has no bit for one.
+    #[error("the dirty log is too short or has gone")]
+    Log,
+    /// The front end's record of chains in flight is not one of this ring.
+    #[error("the record of descriptors in flight makes no sense")]
+    Inflight,
 }
 
 /// Which way chains go.
@@ -136,6 +144,15 @@ pub struct Setup {
     pub event_idx: bool,
     /// `VIRTIO_F_RING_INDIRECT_DESC`.
     pub indirect: bool,
+}
+
+/// What is recorded of a ring outside the guest's memory. Nothing, unless the front end asks for it.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Pages that were written.
+    pub log: Option<RingLog>,
+    /// Chains that were taken and not given back.
+    pub inflight: Option<Inflight>,
 }
 
 /// A descriptor, as it was when it was read.
@@ -208,6 +225,8 @@ struct Cursor {
     shown_used: u16,
     /// Whether the driver is to kick.
     listening: bool,
+    /// What was in flight when a switch before us ended; taken before what is available.
+    again: Again,
 }
 
 /// A virtqueue.
@@ -215,6 +234,7 @@ struct Cursor {
 pub struct Ring {
     place: Place,
     cursor: Cursor,
+    records: Records,
 }
 
 impl Ring {
@@ -223,6 +243,14 @@ impl Ring {
     /// # Errors
     /// The size is none, or a part of it is not in the guest's memory or not aligned.
     pub fn new(memory: Arc<GuestMemory>, setup: &Setup) -> Result<Ring, Fault> {
+        Ring::recorded(memory, setup, Records::default())
+    }
+
+    /// The same with records. With one of chains in flight it goes on where that says, not at the setup's base.
+    ///
+    /// # Errors
+    /// As of [`Ring::new`], or the records make no sense.
+    pub fn recorded(memory: Arc<GuestMemory>, setup: &Setup, mut records: Records) -> Result<Ring, Fault> {
         let &Setup { size, event_idx, indirect, .. } = setup;
         if !size.is_power_of_two() || size > SIZE_MAX {
             return Err(Fault::Layout);
@@ -243,15 +271,23 @@ impl Ring {
         };
         let place = Place { memory, descriptors, available, used, size, event_idx, indirect };
         let used = u16::from_le(place.view().ok_or(Fault::Layout)?.used_index()?.load(Ordering::Acquire));
-        let base = setup.base;
+        let (mut base, mut again) = (setup.base, Again::default());
+        if let Some(inflight) = &mut records.inflight
+            && let Some(heads) = inflight.recover(size, used)?
+        {
+            again = Again::new(heads);
+            // All that was taken was given back, or is in flight.
+            base = used.wrapping_add(again.len());
+        }
         let cursor = Cursor {
             next_avail: base,
             seen_avail: base,
             next_used: used,
             shown_used: used,
             listening: false,
+            again,
         };
-        let mut ring = Ring { place, cursor };
+        let mut ring = Ring { place, cursor, records };
         ring.open()?.listen(true)?;
         Ok(ring)
     }
@@ -274,6 +310,13 @@ impl Ring {
         &self.place.memory
     }
 
+    /// Has the record of chains in flight forget the ring, which has stopped in order.
+    pub fn forget(&mut self) {
+        if let Some(inflight) = &mut self.records.inflight {
+            inflight.forget();
+        }
+    }
+
     /// The ring with its parts looked up: once for all that is done with it in one go.
     ///
     /// # Errors
@@ -285,7 +328,7 @@ impl Ring {
             return Err(Fault::Memory);
         }
         let view = self.place.view().ok_or(Fault::Memory)?;
-        Ok(Open { place: &self.place, view, cursor: &mut self.cursor })
+        Ok(Open { place: &self.place, view, cursor: &mut self.cursor, records: &mut self.records })
     }
 }
 
@@ -295,6 +338,7 @@ pub struct Open<'r> {
     place: &'r Place,
     view: View<'r>,
     cursor: &'r mut Cursor,
+    records: &'r mut Records,
 }
 
 impl<'r> Open<'r> {
@@ -311,7 +355,8 @@ impl<'r> Open<'r> {
     /// More than the ring has room for.
     #[inline]
     pub fn waiting(&mut self, wanted: u16) -> Result<u16, Fault> {
-        let known = self.cursor.seen_avail.wrapping_sub(self.cursor.next_avail);
+        let again = self.cursor.again.len();
+        let known = self.cursor.seen_avail.wrapping_sub(self.cursor.next_avail).saturating_add(again);
         if known >= wanted {
             return Ok(known);
         }
@@ -321,13 +366,18 @@ impl<'r> Open<'r> {
             return Err(Fault::AvailIndex);
         }
         self.cursor.seen_avail = seen;
-        Ok(waiting)
+        Ok(waiting.saturating_add(again))
     }
 
     /// The head of the chain `ahead` places behind the next one, which must be waiting.
     #[inline]
     fn head(&self, ahead: u16) -> Result<u16, Fault> {
-        let slot = self.cursor.next_avail.wrapping_add(ahead) & (self.place.size - 1);
+        let again = &self.cursor.again;
+        if let Some(head) = again.get(ahead) {
+            return Ok(head);
+        }
+        let next = self.cursor.next_avail.wrapping_add(ahead - again.len());
+        let slot = next & (self.place.size - 1);
         let head: Le16 = read(&self.view.available, 4 + 2 * usize::from(slot))?;
         Ok(head.to_native())
     }
@@ -420,10 +470,36 @@ impl<'r> Open<'r> {
         }
     }
 
-    /// Takes the next `chains` chains, which have been looked at.
+    /// Takes the next chain, which has been looked at, before anything is done with it.
+    ///
+    /// # Errors
+    /// The record of chains in flight makes no sense.
     #[inline]
-    pub fn advance(&mut self, chains: u16) {
-        self.cursor.next_avail = self.cursor.next_avail.wrapping_add(chains);
+    pub fn take(&mut self, head: u16) -> Result<(), Fault> {
+        self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.take(head))?;
+        self.cursor.next_avail = self.cursor.next_avail.wrapping_add(self.cursor.again.advance(1));
+        Ok(())
+    }
+
+    /// Records that so many bytes were written into these pieces.
+    ///
+    /// # Errors
+    /// The dirty log is too short.
+    #[inline]
+    pub fn wrote(&self, pieces: &[Area], written: usize) -> Result<(), Fault> {
+        self.records.log.as_ref().map_or(Ok(()), |log| log.buffers(&self.place.memory, pieces, written))
+    }
+
+    /// Gives back as it is what a switch before us had taken; whether the driver wants to be told.
+    ///
+    /// # Errors
+    /// The guest's memory is not there, or the record makes no sense.
+    pub fn drain(&mut self) -> Result<bool, Fault> {
+        while let Some(head) = self.cursor.again.get(0) {
+            self.take(head)?;
+            self.give_back(head, 0)?;
+        }
+        self.show()
     }
 
     /// Gives a chain back, with so many bytes written; the driver sees it when it is shown.
@@ -436,7 +512,7 @@ impl<'r> Open<'r> {
         let entry = u64::from(written) << 32 | u64::from(head);
         write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))?;
         self.cursor.next_used = self.cursor.next_used.wrapping_add(1);
-        Ok(())
+        self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.give_back(head))
     }
 
     /// Shows the driver what was given back; whether it wants to be told.
@@ -450,7 +526,10 @@ impl<'r> Open<'r> {
         if before == now {
             return Ok(false);
         }
+        #[cfg(test)]
+        super::inflight::crash::step();
         self.view.used_index()?.store(now.to_le(), Ordering::Release);
+        self.records.shown(before, now, self.place.size)?;
         // Before the driver's wish is read: it may say that it wants to be told and then look at the index once more.
         fence(Ordering::SeqCst);
         if self.place.event_idx {
@@ -470,9 +549,11 @@ impl<'r> Open<'r> {
         self.cursor.listening = on;
         if !self.place.event_idx {
             write(&self.view.used, 0, Le16::from(if on { 0 } else { USED_F_NO_NOTIFY }))?;
+            self.records.wrote_used(0, 2)?;
         } else if on {
             let event = 4 + USED_LEN * usize::from(self.place.size);
             write(&self.view.used, event, Le16::from(self.cursor.next_avail))?;
+            self.records.wrote_used(event, 2)?;
         }
         if !on {
             return Ok(false);
@@ -481,6 +562,27 @@ impl<'r> Open<'r> {
         fence(Ordering::SeqCst);
         self.cursor.seen_avail = self.cursor.next_avail;
         Ok(self.waiting(1)? > 0)
+    }
+}
+
+impl Records {
+    #[inline]
+    fn wrote_used(&self, offset: usize, len: usize) -> Result<(), Fault> {
+        self.log.as_ref().map_or(Ok(()), |log| log.used(offset, len))
+    }
+
+    /// The driver sees what was given back: the used entries between two indices, and the index.
+    #[inline]
+    fn shown(&mut self, before: u16, now: u16, size: u16) -> Result<(), Fault> {
+        if let Some(log) = &self.log {
+            let (first, count) = (before & (size - 1), now.wrapping_sub(before).min(size));
+            let behind = count.min(size - first);
+            for (slot, count) in [(first, behind), (0, count - behind)] {
+                log.used(4 + USED_LEN * usize::from(slot), USED_LEN * usize::from(count))?;
+            }
+            log.used(2, 2)?;
+        }
+        self.inflight.as_mut().map_or(Ok(()), |inflight| inflight.shown(before, now))
     }
 }
 

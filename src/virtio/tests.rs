@@ -1,6 +1,8 @@
 //! Rings and memory, with drivers that keep the rules and drivers that do not.
 
+mod dirty;
 mod frames;
 pub(crate) mod hostile;
+mod inflight;
 mod memory;
-mod rings;
+pub(crate) mod rings;

@@ -1,4 +1,4 @@
-//! ARP for IPv4 over Ethernet (RFC 826).
+//! ARP for IPv4 over Ethernet (RFC 826), and its reverse (RFC 903) as far as it announces where a station is.
 
 /// What a packet says.
 pub use etherparse::ArpEthIpv4Packet as Packet;
@@ -34,6 +34,30 @@ pub fn reply(request: &Packet, mac: MacAddr) -> Packet {
     }
 }
 
+/// Ethernet's shortest frame, without its checksum.
+const SHORTEST: usize = 60;
+const RARP: [u8; 2] = [0x80, 0x35];
+const REVERSE_REQUEST: Operation = Operation(3);
+
+/// A frame to all by which switches learn that `mac` is where it comes from: a reverse request for its own address, as QEMU sends it for guests that
+/// moved.
+#[must_use]
+pub fn announcement(mac: MacAddr) -> [u8; SHORTEST] {
+    let packet = Packet {
+        operation: REVERSE_REQUEST,
+        sender_mac: mac.0,
+        sender_ipv4: [0; 4],
+        target_mac: mac.0,
+        target_ipv4: [0; 4],
+    };
+    let mut frame = [0; SHORTEST];
+    let parts = [&MacAddr::BROADCAST.0[..], &mac.0, &RARP, &packet.to_bytes()];
+    for (place, byte) in frame.iter_mut().zip(parts.into_iter().flatten()) {
+        *place = *byte;
+    }
+    frame
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +75,14 @@ mod tests {
             reply,
             [0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 2, 10, 0, 0, 2, 2, 0, 0, 0, 0, 1, 10, 0, 0, 1]
         );
+    }
+
+    #[test]
+    fn an_announcement_to_the_byte() {
+        let frame = announcement(MacAddr([2, 0, 0, 0, 0, 1]));
+        let head = [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 0x80, 0x35];
+        let body = [0, 1, 8, 0, 6, 4, 0, 3, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert_eq!(frame[..], [&head[..], &body, &[0; 18]].concat());
     }
 
     #[test]

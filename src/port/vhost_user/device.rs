@@ -18,11 +18,14 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::{Eventfd, QueueIndex, Rings};
+use crate::addr::MacAddr;
 use crate::sys::bells;
 use crate::topology::PortShared;
+use crate::virtio::dirty::{DirtyLog, RingLog};
+use crate::virtio::inflight::InflightFile;
 use crate::virtio::memory::{MemoryError, REGIONS_MAX, RegionSpec};
 use crate::virtio::net::{NetRing, capabilities};
-use crate::virtio::ring::{SIZE_MAX, Setup};
+use crate::virtio::ring::{Records, SIZE_MAX, Setup};
 use crate::virtio::{GuestMemory, feature};
 
 /// What we can do. Not here: features that a switch has no say in, and those whose messages the library does not know (see [`PROTOCOL`]).
@@ -41,6 +44,7 @@ const FEATURES: u64 = feature::NET_CSUM
     | feature::NET_CTRL_RX
     | feature::NET_GUEST_ANNOUNCE
     | feature::NET_MQ
+    | feature::LOG_ALL
     | feature::ANY_LAYOUT
     | feature::RING_INDIRECT_DESC
     | feature::RING_EVENT_IDX
@@ -51,9 +55,12 @@ const FEATURES: u64 = feature::NET_CSUM
     | feature::NET_GUEST_USO6
     | feature::NET_HOST_USO;
 
-/// Not RARP, MTU and STATUS, whose messages the library refuses.
+/// Not MTU and STATUS, whose messages the library refuses.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
+    .union(VhostUserProtocolFeatures::RARP)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 /// The addresses of a ring, in the front end's process.
@@ -62,6 +69,8 @@ struct Addresses {
     descriptors: u64,
     available: u64,
     used: u64,
+    /// Where the used ring is for the dirty log, if it is logged.
+    log: Option<u64>,
 }
 
 /// A virtqueue as far as it is known.
@@ -86,13 +95,16 @@ pub(super) struct Device {
     features: u64,
     protocol: u64,
     memory: Arc<GuestMemory>,
+    log: Option<Arc<DirtyLog>>,
+    inflight: Option<Arc<InflightFile>>,
     vrings: Vec<Vring>,
 }
 
 impl Device {
     pub(super) fn new(rings: Arc<Rings>, port: Arc<PortShared>) -> Device {
         let vrings = (0..2 * rings.pairs()).map(|_| Vring::default()).collect();
-        Device { rings, port, features: 0, protocol: 0, memory: Arc::default(), vrings }
+        let (memory, log, inflight) = (Arc::default(), None, None);
+        Device { rings, port, features: 0, protocol: 0, memory, log, inflight, vrings }
     }
 
     /// Whether it says of each request that it was done, when asked to.
@@ -105,25 +117,32 @@ impl Device {
     }
 
     /// Takes a ring from the workers, and remembers where it was.
-    fn stop(&mut self, index: usize) {
+    fn stop(&mut self, index: usize) -> Option<NetRing> {
         let vring = &mut self.vrings[index];
         if !std::mem::take(&mut vring.runs) {
-            return;
+            return None;
         }
         let place = QueueIndex::new(index);
-        if let Some(ring) = self.rings.take(place) {
+        let ring = self.rings.take(place);
+        if let Some(ring) = &ring {
             vring.base = ring.base();
         }
         if let (Some(bells), Some(kick)) = (self.rings.bells_of(place), &vring.kick) {
             bells.remove(kick);
         }
+        ring
     }
 
-    /// Gives a ring to the workers if it has all it needs.
-    fn start(&mut self, index: usize) -> Result<()> {
-        let vring = &mut self.vrings[index];
-        let (true, Some(addresses), Some(kick)) = (vring.enabled, vring.addresses, &vring.kick) else {
-            return Ok(());
+    /// Makes a ring of what is known; none if that is not enough.
+    fn make(&self, index: usize) -> Result<Option<NetRing>> {
+        let vring = &self.vrings[index];
+        let Some(addresses) = vring.addresses else { return Ok(None) };
+        let buffers = self.features & feature::LOG_ALL != 0;
+        let log = match &self.log {
+            _ if !buffers && addresses.log.is_none() => None,
+            Some(log) => Some(RingLog { log: Arc::clone(log), buffers, used: addresses.log }),
+            // What it wrote would be lost.
+            None => return Ok(None),
         };
         let setup = Setup {
             size: vring.size,
@@ -134,13 +153,23 @@ impl Device {
             event_idx: self.features & feature::RING_EVENT_IDX != 0,
             indirect: self.features & feature::RING_INDIRECT_DESC != 0,
         };
-        let ring = NetRing::new(Arc::clone(&self.memory), &setup, self.features, vring.call.clone())
-            .map_err(|fault| refuse(&format!("virtqueue {index}: {fault}")))?;
+        let records = Records { log, inflight: self.inflight.as_ref().and_then(|file| file.ring(index)) };
+        let memory = Arc::clone(&self.memory);
+        NetRing::recorded(memory, &setup, self.features, vring.call.clone(), records)
+            .map(Some)
+            .map_err(|fault| refuse(&format!("virtqueue {index}: {fault}")))
+    }
+
+    /// Gives a ring to the workers if it has all it needs.
+    fn start(&mut self, index: usize) -> Result<()> {
+        let vring = &self.vrings[index];
+        let (true, Some(kick)) = (vring.enabled, vring.kick.clone()) else { return Ok(()) };
+        let Some(ring) = self.make(index)? else { return Ok(()) };
         let place = QueueIndex::new(index);
         if let Some(bells) = self.rings.bells_of(place) {
-            bells.add(kick).map_err(Error::ReqHandlerError)?;
+            bells.add(&kick).map_err(Error::ReqHandlerError)?;
         }
-        vring.runs = true;
+        self.vrings[index].runs = true;
         self.rings.put(place, ring);
         Ok(())
     }
@@ -155,7 +184,9 @@ impl Device {
     }
 
     fn stop_all(&mut self) {
-        (0..self.vrings.len()).for_each(|index| self.stop(index));
+        for index in 0..self.vrings.len() {
+            self.stop(index);
+        }
     }
 
     /// Makes all rings anew after `change`.
@@ -168,12 +199,34 @@ impl Device {
     fn forget(&mut self) {
         self.stop_all();
         self.vrings.fill_with(Vring::default);
+        (self.log, self.inflight) = (None, None);
         self.port.set_taken(capabilities(0));
     }
 
     fn set_memory(&mut self, memory: std::result::Result<GuestMemory, MemoryError>) -> Result<()> {
         let memory = memory.map_err(|error| refuse(&error.to_string()))?;
         self.restart_all(|device| device.memory = Arc::new(memory))
+    }
+
+    /// How many rings are to be tracked, and of what size at most.
+    fn inflight_size(&self, about: &VhostUserInflight) -> Result<(u16, u16)> {
+        let (rings, size) = (about.num_queues, about.queue_size);
+        if usize::from(rings) > self.vrings.len() || size > SIZE_MAX {
+            return Err(refuse(&format!("{rings} virtqueues of {size} descriptors to track")));
+        }
+        Ok((rings, size))
+    }
+
+    /// Says in the guest's stead where it is now.
+    pub(super) fn send_rarp(&mut self, mac: MacAddr) -> Result<()> {
+        if self.protocol & VhostUserProtocolFeatures::RARP.bits() == 0 {
+            return Err(NOT_OFFERED);
+        }
+        if !mac.is_station() {
+            return Err(refuse(&format!("{mac} is no station's address")));
+        }
+        self.rings.announce(mac);
+        Ok(())
     }
 }
 
@@ -263,13 +316,14 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
-        _: u64,
+        log: u64,
     ) -> Result<()> {
-        self.restart(index, |vring| vring.addresses = Some(Addresses { descriptors, available, used }))
+        let log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        self.restart(index, |vring| vring.addresses = Some(Addresses { descriptors, available, used, log }))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -280,8 +334,17 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         self.vring(index)?;
-        self.stop(index as usize);
-        let vring = self.vring(index)?;
+        let index_of = index as usize;
+        let mut ring = self.stop(index_of);
+        if ring.is_none() && self.inflight.is_some() {
+            // Stopped already, and what was in flight then is to come back all the same. Where it cannot be, the base stays.
+            ring = self.make(index_of).unwrap_or_default();
+        }
+        let vring = &mut self.vrings[index_of];
+        if let Some(mut ring) = ring {
+            ring.settle();
+            vring.base = ring.base();
+        }
         vring.kick = None;
         Ok(VhostUserVringState::new(index, u32::from(vring.base)))
     }
@@ -350,6 +413,25 @@ impl VhostUserBackendReqHandlerMut for Device {
         }
     }
 
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (rings, size) = self.inflight_size(wanted)?;
+        let file = InflightFile::create(rings, size).map_err(Error::ReqHandlerError)?;
+        Ok((VhostUserInflight::new(InflightFile::len(rings, size), 0, rings, size), file))
+    }
+
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        let (rings, size) = self.inflight_size(given)?;
+        let file = InflightFile::new(file, given.mmap_offset, given.mmap_size, rings, size)
+            .map_err(|error| refuse(&error.to_string()))?;
+        self.restart_all(|device| device.inflight = Some(Arc::new(file)))
+    }
+
+    fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::new(file, given.mmap_offset, given.mmap_size)
+            .map_err(|error| refuse(&error.to_string()))?;
+        self.restart_all(|device| device.log = Some(Arc::new(log)))
+    }
+
     // What was not offered is not asked for; the rest of the protocol is of other devices.
 
     fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
@@ -368,14 +450,6 @@ impl VhostUserBackendReqHandlerMut for Device {
         Err(NOT_OFFERED)
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(NOT_OFFERED)
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(NOT_OFFERED)
-    }
-
     fn set_device_state_fd(
         &mut self,
         _: VhostTransferStateDirection,
@@ -390,10 +464,6 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(NOT_OFFERED)
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
         Err(NOT_OFFERED)
     }
 }

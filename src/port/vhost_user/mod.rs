@@ -19,9 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received};
+use crate::addr::MacAddr;
 use crate::batch::Batch;
 use crate::frame::Outgoing;
-use crate::offload::Capabilities;
+use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::spec::VhostUserSpec;
 use crate::stats::{Counters, DropReason};
 use crate::sys;
@@ -29,6 +30,7 @@ use crate::sys::bells::Bells;
 use crate::virtio::Fault;
 use crate::virtio::net::{NetRing, Outcome};
 use crate::virtio::ring::Budget;
+use crate::wire::arp;
 
 mod device;
 mod link;
@@ -146,6 +148,8 @@ struct Rings {
     bells: Box<[Bells]>,
     /// The worker that takes what comes by the first pair.
     first: usize,
+    /// A guest's address that is to be announced; 0: none.
+    announced: AtomicU64,
 }
 
 impl Rings {
@@ -158,6 +162,7 @@ impl Rings {
             transmit_live: AtomicU64::new(0),
             bells: (0..workers).map(|_| Bells::new()).collect::<io::Result<_>>()?,
             first: first % workers.max(1),
+            announced: AtomicU64::new(0),
         })
     }
 
@@ -198,6 +203,21 @@ impl Rings {
         let (slot, live) = self.slot(index);
         live.fetch_and(!(1 << index.pair), Ordering::Relaxed);
         slot.lock_at_rest().ring.take()
+    }
+
+    /// Has the network told where a guest is now, at the next look of the worker that takes what comes by the first pair.
+    fn announce(&self, mac: MacAddr) {
+        self.announced.store(mac.to_u64(), Ordering::Relaxed);
+        self.bells[self.worker_of(0)].ring();
+    }
+
+    /// The announcement that waits for a worker.
+    #[inline]
+    fn take_announcement(&self, worker: usize) -> Option<MacAddr> {
+        if self.announced.load(Ordering::Relaxed) == 0 || worker != self.worker_of(0) {
+            return None;
+        }
+        Some(MacAddr::from_u64(self.announced.swap(0, Ordering::Relaxed)))
     }
 
     /// A ring that broke stays in its slot, so that it can be told why, but is looked at no more.
@@ -244,6 +264,17 @@ impl Queue {
     }
 }
 
+/// Puts a frame into the batch as though the guest had sent it: a request that nobody answers, from which switches learn.
+#[cold]
+fn announce(mac: MacAddr, batch: &mut Batch) {
+    let frame = arp::announcement(mac);
+    let (header, rest) = batch.spare().split_at_mut(VNET_HDR_LEN);
+    header.fill(0);
+    rest[..frame.len()].copy_from_slice(&frame);
+    // There is nothing in the header to be wrong.
+    let _ = batch.take(frame.len(), None);
+}
+
 /// The bits of a word from one on, all once.
 fn bits_from(word: u64, first: usize) -> impl Iterator<Item = usize> {
     let before = 1u64.checked_shl(u32::try_from(first).unwrap_or(u64::BITS)).map_or(u64::MAX, |bit| bit - 1);
@@ -283,6 +314,11 @@ impl PortQueue for Queue {
     fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
         if self.listening {
             self.rings.bells[self.worker].silence();
+        }
+        if !batch.is_full()
+            && let Some(mac) = self.rings.take_announcement(self.worker)
+        {
+            announce(mac, batch);
         }
         let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
         let mut received = Received::Drained;

@@ -37,6 +37,7 @@ const FEATURES: u64 =
 
 mod hostile;
 mod load;
+mod migration;
 
 /// A folder of its own, gone with the test.
 struct Folder(PathBuf);
@@ -133,7 +134,12 @@ impl Guest {
         assert_eq!(offered & FEATURES, FEATURES);
         front_end.set_features(FEATURES).expect("taken");
         let protocol = front_end.get_protocol_features().expect("answered");
-        let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS;
+        let wanted = Protocol::MQ
+            | Protocol::REPLY_ACK
+            | Protocol::CONFIGURE_MEM_SLOTS
+            | Protocol::LOG_SHMFD
+            | Protocol::INFLIGHT_SHMFD
+            | Protocol::RARP;
         assert_eq!(protocol, wanted, "and none of those that the library cannot");
         front_end.set_protocol_features(wanted).expect("taken");
         front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

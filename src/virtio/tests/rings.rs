@@ -14,11 +14,11 @@ fn ring(memory: &Arc<GuestMemory>, size: u16, index: u16, event_idx: bool) -> (D
     (driver, ring)
 }
 
-fn open(ring: &mut Ring) -> Open<'_> {
+pub(crate) fn open(ring: &mut Ring) -> Open<'_> {
     ring.open().expect("mapped")
 }
 
-fn look(ring: &mut Ring, access: Access) -> Result<Chain, Fault> {
+pub(crate) fn look(ring: &mut Ring, access: Access) -> Result<Chain, Fault> {
     let mut found = Found::default();
     ring.open()?.chain(0, access, 64, &mut found, &mut Budget::new(Budget::RECEIVING))?;
     assert_eq!(found.chains.iter().map(|chain| chain.pieces).sum::<usize>(), found.pieces.len());
@@ -37,7 +37,7 @@ fn chains_go_round_the_ring_and_the_indices_wrap() {
             driver.offer(3);
             assert_eq!(open(&mut ring).waiting(1), Ok(1));
             assert_eq!(look(&mut ring, Access::Read), Ok(Chain { head: 3, len: 120, pieces: 2 }));
-            open(&mut ring).advance(1);
+            open(&mut ring).take(3).expect("fine");
             open(&mut ring).give_back(3, 7).expect("given back");
             assert!(driver.take_used().is_empty(), "not before it is shown");
             open(&mut ring).show().expect("shown");
@@ -61,7 +61,7 @@ fn a_table_may_hold_a_chain() {
     // Behind a plain descriptor.
     driver.descriptor(0, DATA + 512, 8, NEXT, 1);
     driver.offer(0);
-    open(&mut ring).advance(1);
+    open(&mut ring).take(1).expect("fine");
     assert_eq!(look(&mut ring, Access::Read), Ok(Chain { head: 0, len: 80, pieces: 3 }));
 }
 
@@ -92,7 +92,7 @@ fn kicks_are_switched_off_and_on() {
     driver.descriptor(0, DATA, 1, 0, 0);
     driver.offer(0);
     open(&mut event).waiting(1).expect("fine");
-    open(&mut event).advance(1);
+    open(&mut event).take(0).expect("fine");
     assert_eq!(driver.kick_after(), 100, "stays behind: no kicks");
     assert_eq!(open(&mut event).listen(true), Ok(false));
     assert_eq!(driver.kick_after(), 101);

@@ -15,6 +15,7 @@ mod guests;
 mod harness;
 mod host;
 mod lifecycle;
+mod migration;
 mod neighbours;
 mod oracle;
 mod overlays;
@@ -138,6 +139,8 @@ const TESTS: &[(&str, Test)] = &[
     ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
     ("vhost_user::qemu_listens", vhost_user::qemu_listens),
     ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
+    ("migration::on_one_switch", migration::on_one_switch),
+    ("migration::to_another_switch", migration::to_another_switch),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),
     ("traffic::tunnels_of_hosts", traffic::tunnels_of_hosts),
     ("traffic::vlans_over_a_trunk", traffic::vlans_over_a_trunk),

@@ -29,11 +29,11 @@ fn with_two_queues(arguments: &str) -> String {
 }
 
 /// A bridge with a host at 10.9.0.1, and a daemon that keeps both over a restart.
-fn layout(ports: &str) -> String {
+pub fn layout(ports: &str) -> String {
     format!("[[bridge]]\nname = \"br0\"\n{ports}")
 }
 
-fn host(host: &Ns) -> String {
+pub fn host(host: &Ns) -> String {
     format!(
         "[[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\naddress = \"10.9.0.1/24\"\n",
         host.name

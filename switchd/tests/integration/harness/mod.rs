@@ -50,6 +50,8 @@ const WITH_GUESTS: &[&str] = &[
     "attach::real_guests",
     "explained::command_lines",
     "guests::behind_a_tap",
+    "migration::on_one_switch",
+    "migration::to_another_switch",
     "scenarios::everybody_reaches_everybody",
     "scenarios::guests_in_vlans",
     "scenarios::the_switch_comes_back",

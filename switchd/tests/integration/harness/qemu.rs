@@ -5,15 +5,18 @@
 //!
 //! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
 
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::daemon::folder;
@@ -205,6 +208,47 @@ impl Qemu {
         self.wait_until_ready();
     }
 
+    /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments), at the second attempt: the first is
+    /// cancelled. `meanwhile` is done in both, when all of the guest's memory was sent
+    /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its
+    /// guest has stopped. Before the other goes on, both memories are compared.
+    #[track_caller]
+    pub fn migrate(&self, to: &Qemu, by: &Migration, mut meanwhile: impl FnMut()) {
+        super::eventually("the other QEMU listens", || by.incoming.exists() && by.monitors[1].exists());
+        let [mut here, mut there] = by.monitors.each_ref().map(|path| Monitor::connect(path));
+        // It does not end while the guest writes more than that.
+        here.execute("migrate-set-parameters", json!({"downtime-limit": 1, "max-bandwidth": 32 << 20}));
+        let nowhere = "exec:cat >/dev/null".to_owned();
+        for uri in [nowhere, format!("unix:{}", by.incoming.display())] {
+            here.execute("migrate", json!({ "uri": uri }));
+            here.wait("query-migrate", |about| {
+                assert!(about["status"] != "failed", "the guest does not move: {about}");
+                about["ram"]["dirty-sync-count"].as_u64().is_some_and(|passes| passes > 2)
+            });
+            meanwhile();
+            if uri.starts_with("exec") {
+                here.execute("migrate_cancel", json!({}));
+                here.wait("query-migrate", |about| about["status"] == "cancelled");
+            }
+        }
+        here.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
+        here.wait("query-migrate", |about| about["status"] == "completed");
+        there.wait("query-status", |about| about["status"] != "inmigrate");
+        let differ = differences(&self.memory(), &to.memory());
+        assert!(differ.is_empty(), "{} pages were not sent as they were at last: {differ:x?}", differ.len());
+        there.execute("cont", json!({}));
+    }
+
+    /// The file that is the guest's memory.
+    fn memory(&self) -> File {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("QEMU runs");
+        let paths = fds.flatten().map(|entry| entry.path());
+        let mut named = paths.filter(|path| {
+            fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:memory-backend-memfd"))
+        });
+        File::open(named.next().expect("memory-backend-memfd")).expect("ours")
+    }
+
     /// Ends QEMU without asking.
     pub fn kill(mut self) {
         self.end();
@@ -250,6 +294,91 @@ impl Drop for Qemu {
             let console = self.console();
             let lines: Vec<&str> = console.lines().collect();
             eprintln!("--- the guest's console\n{}\n---", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// The sockets by which a guest is moved.
+#[derive(Debug)]
+pub struct Migration {
+    monitors: [PathBuf; 2],
+    incoming: PathBuf,
+}
+
+impl Migration {
+    pub fn new(folder: &Path) -> Migration {
+        let monitors = ["from", "to"].map(|name| folder.join(name));
+        Migration { monitors, incoming: folder.join("incoming") }
+    }
+
+    /// For the QEMU that has the guest.
+    pub fn outgoing(&self) -> String {
+        format!(" -qmp unix:{},server=on,wait=off", self.monitors[0].display())
+    }
+
+    /// For the QEMU that gets it, and does not let it run before it is told to.
+    pub fn incoming(&self) -> String {
+        let monitor = self.monitors[1].display();
+        format!(" -qmp unix:{monitor},server=on,wait=off -S -incoming unix:{}", self.incoming.display())
+    }
+}
+
+/// Numbers of the pages in which two memories differ.
+fn differences(mut one: &File, mut other: &File) -> Vec<u64> {
+    const PAGE: usize = 4096;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    one.read_to_end(&mut a).and_then(|_| other.read_to_end(&mut b)).expect("read");
+    assert_eq!(a.len(), b.len());
+    let pages = (0..).zip(a.chunks(PAGE).zip(b.chunks(PAGE)));
+    pages.filter(|(_, (a, b))| a != b).map(|(page, _)| page).collect()
+}
+
+/// QEMU's own protocol (QMP).
+#[derive(Debug)]
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    #[track_caller]
+    fn connect(path: &Path) -> Monitor {
+        let stream = UnixStream::connect(path).expect("QEMU listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.read();
+        monitor.execute("qmp_capabilities", json!({}));
+        monitor
+    }
+
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("QEMU speaks");
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    #[track_caller]
+    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({"execute": command, "arguments": arguments});
+        self.0.get_mut().write_all(request.to_string().as_bytes()).expect("QEMU listens");
+        loop {
+            let mut answer = self.read();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            // What else comes are events.
+            if let Some(result) = answer.get_mut("return") {
+                return result.take();
+            }
+        }
+    }
+
+    /// Asks until the answer is as it should be.
+    #[track_caller]
+    fn wait(&mut self, query: &str, mut done: impl FnMut(&Value) -> bool) {
+        let began = Instant::now();
+        loop {
+            let about = self.execute(query, json!({}));
+            if done(&about) {
+                return;
+            }
+            assert!(began.elapsed() < BOOT, "{query} still says: {about}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
