@@ -17,6 +17,7 @@ use crate::sys;
 use crate::tunnel::Demux;
 
 mod dgram;
+mod macvtap;
 pub mod mem;
 mod packet;
 pub mod stream;
@@ -104,6 +105,7 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::Macvtap(spec) => macvtap::open(spec, workers),
         PortKind::Dgram(spec) => dgram::open(spec, workers),
         PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
@@ -136,5 +138,5 @@ fn refused(error: &io::Error) -> DropReason {
 
 /// Errors that mean the device itself is no more.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::ENOLINK))
 }

@@ -89,12 +89,22 @@ impl Port {
         matches!(self.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
     }
 
+    /// Whether its device stays when its descriptors are closed, unless the kernel is told to remove it.
+    fn has_lasting_device(&self) -> bool {
+        self.leaves || matches!(&self.spec.kind, PortKind::Macvtap(spec) if spec.lower.is_some())
+    }
+
     /// What overflowed a TAP's queue towards us was lost before any worker could count it; the kernel tells as long as there
     /// is the device.
     fn count_missed(&mut self, namespaces: &Namespaces) {
         let netlink = self.interface().and_then(|(place, _)| namespaces.get(&place));
-        if let (true, Some(link), Some(netlink)) = (self.is_tap() && self.open, &self.link, netlink) {
-            self.missed = self.missed.max(netlink.tx_dropped(link.index).unwrap_or(0));
+        if let (true, Some(link), Some(netlink)) = (self.open, &self.link, netlink) {
+            let dropped = match self.spec.kind {
+                PortKind::Tap(_) | PortKind::Internal(_) => netlink.tx_dropped(link.index),
+                PortKind::Macvtap(_) => netlink.rx_dropped(link.index),
+                _ => return,
+            };
+            self.missed = self.missed.max(dropped.unwrap_or(0));
         }
     }
 
@@ -132,11 +142,21 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
+        PortKind::Macvtap(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Mem(_)
         | PortKind::Tunnel(_)
         | PortKind::Stream(_)
         | PortKind::Dgram(_)
         | PortKind::VhostUser(_) => None,
+    }
+}
+
+/// Name of the interface that was there before the port, and whose coming brings the port back.
+fn awaited(kind: &PortKind) -> Option<&str> {
+    match kind {
+        PortKind::Packet(spec) => Some(&spec.ifname),
+        PortKind::Macvtap(spec) => Some(spec.awaited()),
+        _ => None,
     }
 }
 
@@ -333,12 +353,21 @@ impl Control {
             )));
         }
         let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
-        let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
+        let existing = |kind: &PortKind| awaited(kind).is_some();
         let same = |port: &&Port| {
             let there = port.interface().filter(|(_, name)| *name == ifname);
             there.is_some_and(|(there, _)| same_place(&there, &place))
-                && (packet(&port.spec.kind) == packet(&spec.kind) || port.spec.bridge == spec.bridge)
+                && (existing(&port.spec.kind) == existing(&spec.kind) || port.spec.bridge == spec.bridge)
         };
+        // A macvtap and its lower are one wire: as two ports they would have every frame twice.
+        let below = |port: &&Port| {
+            let (Some((there, name)), Some(lower)) = (port.interface(), awaited(&spec.kind)) else {
+                return false;
+            };
+            let over = name == lower && (existing(&port.spec.kind) || port.spec.bridge == spec.bridge);
+            (over || awaited(&port.spec.kind) == Some(ifname)) && same_place(&there, &place)
+        };
+        let same = |port: &&Port| same(port) || below(port);
         match self.ports.values().find(same) {
             None => Ok(()),
             Some(port) => Err(Error::Exists(format!(
@@ -441,23 +470,24 @@ impl Control {
     }
 
     /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many in one namespace go at once when
-    /// the kernel is told so before. One whose fd somebody else holds goes only when the kernel is told.
+    /// the kernel is told so before. A macvtap device, and one whose fd somebody else holds, goes only when the kernel is told.
     fn delete_devices(&self, ports: &[Port]) {
         let mut devices: HashMap<Place, Vec<&Link>> = HashMap::new();
-        let mut lent: HashSet<Place> = HashSet::new();
-        for port in ports.iter().filter(|port| port.open && (port.is_tap() || port.leaves)) {
+        let mut lasting: HashSet<Place> = HashSet::new();
+        for port in ports.iter().filter(|port| port.open && (port.is_tap() || port.has_lasting_device())) {
             if let (Some((place, _)), Some(link)) = (port.interface(), &port.link) {
-                if port.leaves {
-                    lent.insert(place.clone());
+                if port.has_lasting_device() {
+                    lasting.insert(place.clone());
                 }
                 devices.entry(place).or_default().push(link);
             }
         }
-        for (place, links) in devices.iter().filter(|(place, links)| links.len() > 1 || lent.contains(place))
+        for (place, links) in
+            devices.iter().filter(|(place, links)| links.len() > 1 || lasting.contains(place))
         {
             let Some(netlink) = self.namespaces.get(place) else { continue };
             match netlink.del_links(links) {
-                Err(error) if lent.contains(place) => tracing::warn!("{error}"),
+                Err(error) if lasting.contains(place) => tracing::warn!("{error}"),
                 // They go all the same, only slower.
                 Err(error) => tracing::debug!("{error}"),
                 Ok(()) => {}

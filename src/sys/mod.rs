@@ -18,6 +18,7 @@ mod assembler;
 pub(crate) mod bells;
 pub mod bpf;
 mod filter;
+pub mod macvtap;
 pub(crate) mod mem;
 pub mod netlink;
 pub mod netns;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
+use vswitch::spec::{
+    BridgeSpec, MacvtapSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode,
+};
 
 use crate::api::values::{VlanList, on_off_text};
 use crate::api::{DfMode, Role, SocketInfo, TunnelInfo};
@@ -75,6 +77,7 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             all.add("ifname", &old.ifname, &new.ifname, String::clone);
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
+        (PortKind::Macvtap(old), PortKind::Macvtap(new)) => macvtaps(&mut all, old, new),
         (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
             tunnels(&mut all, old, new);
         }
@@ -122,6 +125,22 @@ fn taps(all: &mut Differences, old: &TapSpec, new: &TapSpec) {
     all.add("gateway", &old.gateway, &new.gateway, or_default);
     all.add("queues", &old.queues, &new.queues, or_default);
     all.add("offload", &old.offload, &new.offload, switch);
+}
+
+fn macvtaps(all: &mut Differences, old: &MacvtapSpec, new: &MacvtapSpec) {
+    all.add("ifname", &old.ifname, &new.ifname, String::clone);
+    all.add("netns", &old.netns, &new.netns, or_default);
+    all.add("queues", &old.queues, &new.queues, or_default);
+    let of = |spec: &MacvtapSpec| {
+        let lower = spec.lower.as_ref();
+        let name = lower.map(|lower| lower.ifname.clone());
+        (name, lower.map(|lower| lower.mode.name()), lower.and_then(|l| l.mac), lower.and_then(|l| l.mtu))
+    };
+    let (was, is) = (of(old), of(new));
+    all.add("lower", &was.0, &is.0, or_default);
+    all.add("mode", &was.1, &is.1, or_default);
+    all.add("mac", &was.2, &is.2, or_default);
+    all.add("mtu", &was.3, &is.3, or_default);
 }
 
 fn sockets(all: &mut Differences, old: &PortKind, new: &PortKind) {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Control, Port};
+use super::{Control, Port, awaited};
 use crate::addr::PortId;
 use crate::spec::PortKind;
 use crate::status::PortState;
@@ -12,7 +12,7 @@ use crate::switch::namespaces::{News, Place};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 
 impl Control {
-    /// Follows what happened to interfaces and namespaces; brings back packet ports whose interface is there again.
+    /// Follows what happened to interfaces and namespaces; brings back ports whose interface is there again.
     pub(in crate::switch) fn catch_up(&mut self) {
         for (place, news) in self.namespaces.news() {
             match news {
@@ -127,7 +127,7 @@ impl Control {
     fn link_removed(&mut self, place: &Place, index: u32) {
         // A TAP that was moved to another namespace is still ours: its fds say when it is gone.
         let of = |port: &Port| {
-            matches!(port.spec.kind, PortKind::Packet(_))
+            awaited(&port.spec.kind).is_some()
                 && port.interface().is_some_and(|(there, _)| there == *place)
                 && port.link.as_ref().is_some_and(|known| known.index == index)
         };
@@ -150,7 +150,7 @@ impl Control {
         missing.into_iter().for_each(|index| self.link_removed(place, index));
     }
 
-    /// Packet ports come back by themselves when an interface of their name appears; so does a TAP that was never made, for
+    /// Packet and macvtap ports come back by themselves when the interface appears that they stand on; so does a TAP that was never made, for
     /// want of its namespace.
     fn regain(&mut self) {
         let lost: Vec<PortId> = self
@@ -159,7 +159,8 @@ impl Control {
             .filter(|(_, port)| {
                 !port.open
                     && (port.queues == 0
-                        || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Tunnel(_)))
+                        || awaited(&port.spec.kind).is_some()
+                        || matches!(port.spec.kind, PortKind::Tunnel(_)))
             })
             .map(|(&id, _)| id)
             .collect();
@@ -170,9 +171,10 @@ impl Control {
                 continue;
             }
             if let Some((_, name)) = port.interface() {
+                let awaited = awaited(&port.spec.kind);
+                let name = awaited.unwrap_or(name);
                 let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-                let wanted = matches!(port.spec.kind, PortKind::Packet(_));
-                if !present.is_ok_and(|link| link.is_some() == wanted) {
+                if !present.is_ok_and(|link| link.is_some() == awaited.is_some()) {
                     continue;
                 }
             }

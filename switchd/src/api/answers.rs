@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, SocketRole, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::macvtap::MacvtapInfo;
 use super::socket::SocketInfo;
 use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
@@ -323,6 +324,9 @@ pub struct PortInfo {
     pub peer: Option<PeerInfo>,
     /// Where a tunnel port leads.
     pub tunnel: Option<TunnelInfo>,
+    /// How vswitchd made the device of a macvtap port.
+    #[serde(default)]
+    pub macvtap: Option<MacvtapInfo>,
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
@@ -361,6 +365,10 @@ impl PortInfo {
             _ => None,
         };
         let socket = SocketInfo::new(&spec.kind, status.peers);
+        let macvtap = match &spec.kind {
+            PortKind::Macvtap(spec) => MacvtapInfo::new(spec),
+            _ => None,
+        };
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
         let (path, role) = match &spec.kind {
             PortKind::VhostUser(spec) => (Some(spec.path.display().to_string()), Some(spec.role.into())),
@@ -372,6 +380,7 @@ impl PortInfo {
                 (Some(ifname), netns, addresses)
             }
             PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
+            PortKind::Macvtap(macvtap) => (Some(macvtap.ifname), macvtap.netns, Vec::new()),
             PortKind::Tunnel(spec) => (None, spec.netns, Vec::new()),
             _ => (None, None, Vec::new()),
         };
@@ -397,6 +406,7 @@ impl PortInfo {
                 netns: peer.netns.map(|netns| netns.0),
             }),
             tunnel,
+            macvtap,
             socket,
             path,
             role,

@@ -1,15 +1,14 @@
 //! Ports on sockets of other programs: their options, and how they are shown.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vswitch::spec::{DgramSpec, PortKind, SocketRole, StreamAddress, StreamSpec};
 use vswitch::status::PeersStatus;
 
+use super::mode::{FileMode, ModeChoice};
 use super::port::{PortAdd, PortType};
 
 /// Those that listen or connect.
@@ -18,41 +17,6 @@ pub(super) const STREAM: &[PortType] = &[PortType::Stream];
 pub(super) const DGRAM: &[PortType] = &[PortType::Dgram];
 /// Both.
 pub(super) const ALL: &[PortType] = &[PortType::Stream, PortType::Dgram];
-
-/// Permissions of a socket's file, in octal.
-#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, examples("660"))]
-pub struct FileMode(pub u32);
-
-impl FromStr for FileMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
-        mode.map(FileMode).ok_or_else(|| format!("'{text}' is no mode of a file in octal, such as 660"))
-    }
-}
-
-impl fmt::Display for FileMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:03o}", self.0)
-    }
-}
-
-impl TryFrom<String> for FileMode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<FileMode> for String {
-    fn from(mode: FileMode) -> String {
-        mode.to_string()
-    }
-}
 
 /// The socket of a `stream` or `dgram` port.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
@@ -132,8 +96,14 @@ fn mtu(asked: &PortAdd) -> u32 {
     asked.mtu.unwrap_or(StreamSpec::DEFAULT_MTU)
 }
 
-fn mode(asked: &PortAdd) -> u32 {
-    asked.mode.map_or(StreamSpec::DEFAULT_MODE, |mode| mode.0)
+fn mode(asked: &PortAdd, owner: &str) -> Result<u32, String> {
+    match asked.mode {
+        Some(ModeChoice::File(mode)) => Ok(mode.0),
+        Some(ModeChoice::Macvtap(mode)) => {
+            Err(format!("{owner}: '{}' is no mode of a file in octal, such as 660", mode.name()))
+        }
+        None => Ok(StreamSpec::DEFAULT_MODE),
+    }
 }
 
 /// An absolute path that a socket can have. A relative one would be another for the daemon than for who asks.
@@ -173,7 +143,7 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
     if matches!(&address, StreamAddress::Tcp(address) if address.port() == 0) {
         return Err(format!("{owner}: nobody is at port 0: give the port to listen at or to connect to"));
     }
-    let spec = StreamSpec { address, role, mtu: mtu(asked), mode: mode(asked) };
+    let spec = StreamSpec { address, role, mtu: mtu(asked), mode: mode(asked, owner)? };
     if asked.mode.is_some() && spec.socket_path().is_none() {
         return Err(format!("{owner}: 'mode' is for a socket that vswitchd makes: leave it out"));
     }
@@ -190,5 +160,5 @@ pub(super) fn dgram(asked: &PortAdd, owner: &str) -> Result<DgramSpec, String> {
     if path == peer {
         return Err(format!("{owner}: 'path' is vswitchd's socket and 'peer' the other end's: give two"));
     }
-    Ok(DgramSpec { path, peer, mtu: mtu(asked), mode: mode(asked) })
+    Ok(DgramSpec { path, peer, mtu: mtu(asked), mode: mode(asked, owner)? })
 }

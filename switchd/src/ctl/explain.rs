@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{DfMode, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName};
+use crate::api::{
+    DfMode, MacvtapInfo, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName,
+};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -46,6 +48,7 @@ pub(super) fn port(port: &PortInfo) -> String {
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
         ),
+        "macvtap" => writeln!(text, "{}", macvtap(port, ifname, &place)),
         "stream" => writeln!(text, "{}", stream(port)),
         "dgram" => writeln!(
             text,
@@ -112,6 +115,29 @@ pub(super) fn port(port: &PortInfo) -> String {
         text.push_str(&guest(port, path, role));
     }
     text
+}
+
+fn macvtap(port: &PortInfo, ifname: &str, place: &str) -> String {
+    let Some(MacvtapInfo { lower, mode }) = &port.macvtap else {
+        return format!(
+            "The macvtap device '{ifname}'{place} exists on its own; vswitchd reads and writes its character device: frames\n\
+             leave and come by the interface that it was made on. Only in mode passthru do stations with other\n\
+             addresses than its own get theirs. When it goes, the port stays and waits."
+        );
+    };
+    let whose = match mode.as_str() {
+        "passthru" => format!(
+            "Every frame that\narrives at '{lower}' is the bridge's, the host's own too: give the host an 'internal' port for its addresses."
+        ),
+        _ => format!(
+            "The host goes on\nusing '{lower}'. Unicast frames come in for the address of '{ifname}' alone, so that is the one for the\n\
+             station behind the bridge; for more than one station there is mode passthru."
+        ),
+    };
+    format!(
+        "vswitchd made the macvtap device '{ifname}'{place} on top of '{lower}' (mode {mode}): the bridge's frames leave\n\
+         and come by that. {whose} The device disappears with the port; while '{lower}' is gone, the port waits."
+    )
 }
 
 fn stream(port: &PortInfo) -> &'static str {

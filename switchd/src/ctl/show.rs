@@ -195,6 +195,10 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(macvtap) = &port.macvtap {
+        pairs.push(("lower", macvtap.lower.clone()));
+        pairs.push(("mode", macvtap.mode.clone()));
+    }
     if let Some(socket) = &port.socket {
         pairs.push(("socket", socket.summary()));
         if socket.role.is_some() {

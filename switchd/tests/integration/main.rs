@@ -14,6 +14,7 @@ mod guests;
 mod harness;
 mod host;
 mod lifecycle;
+mod macvtap;
 mod neighbours;
 mod oracle;
 mod overlays;
@@ -154,6 +155,12 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
+    ("macvtap::as_asked", macvtap::as_asked),
+    ("macvtap::lower_comes_and_goes", macvtap::lower_comes_and_goes),
+    ("macvtap::many_stations", macvtap::many_stations),
+    ("macvtap::vlans_and_mtu", macvtap::vlans_and_mtu),
+    ("macvtap::one_that_exists", macvtap::one_that_exists),
+    ("macvtap::host_keeps_its_interface", macvtap::host_keeps_its_interface),
     ("sockets::as_asked", sockets::as_asked),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),
