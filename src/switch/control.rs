@@ -4,11 +4,13 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of stream ports. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 mod neighbours;
 mod stations;
@@ -16,6 +18,7 @@ mod streams;
 mod tunnels;
 mod world;
 
+use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
 
 use super::crew::Crew;
@@ -26,11 +29,10 @@ use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
-use crate::port::stream::endpoint::Endpoint;
 use crate::port::{self, OpenPort};
-use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
+use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, StreamAddress, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
-use crate::status::{BridgeStatus, Peer, PeersStatus, PortCounters, PortState, PortStatus};
+use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
@@ -79,7 +81,7 @@ struct Port {
     missed: u64,
     /// Why it did not come back, as last told to the operator.
     complaint: Option<String>,
-    /// Of a stream port: where its peers come from.
+    /// Of a port on a socket: where its peers come from.
     endpoint: Option<Endpoint>,
 }
 
@@ -123,7 +125,9 @@ impl Port {
 
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
-            (PortKind::Stream(_), false, _) if self.endpoint.is_some() => PortState::Down,
+            (PortKind::Stream(_) | PortKind::Dgram(_), false, _) if self.endpoint.is_some() => {
+                PortState::Down
+            }
             (_, false, _) => PortState::Gone,
             (PortKind::VhostUser(_), true, _) => match &self.guest {
                 Some((guest, _)) if guest.is_up() => PortState::Up,
@@ -332,8 +336,8 @@ impl Control {
             port.complaint = None;
             return Ok(queues);
         }
-        if let PortKind::Stream(spec) = port.spec.kind.clone() {
-            return self.open_stream(id, port, &spec);
+        if port.on_socket() {
+            return self.open_on_socket(id, port);
         }
         let named = |error| Error::port(&port.spec.name, error);
         let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
@@ -350,6 +354,12 @@ impl Control {
                 "socket {1} is port '{0}' already; remove that first with: vswitchctl port del {0}",
                 port.spec.name,
                 path.display()
+            )));
+        }
+        if let Some((holder, address)) = self.listener_beside(&spec.kind) {
+            return Err(Error::Exists(format!(
+                "{address} is where port '{0}' listens already; remove that first with: vswitchctl port del {0}",
+                holder.spec.name
             )));
         }
         let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
@@ -375,6 +385,22 @@ impl Control {
                 port.spec.name, port.spec.bridge
             ))),
         }
+    }
+
+    /// The port that listens by TCP where this one is to, or at all addresses of its port.
+    fn listener_beside(&self, kind: &PortKind) -> Option<(&Port, SocketAddr)> {
+        let tcp = |kind: &PortKind| match kind {
+            PortKind::Stream(spec) => spec.listens_at().and_then(StreamAddress::tcp),
+            _ => None,
+        };
+        let wanted = tcp(kind)?;
+        let clashes = |there: &SocketAddr| {
+            let any = there.ip().is_unspecified() || wanted.ip().is_unspecified();
+            there.port() == wanted.port()
+                && there.is_ipv4() == wanted.is_ipv4()
+                && (any || there.ip() == wanted.ip())
+        };
+        self.ports.values().find_map(|port| Some((port, tcp(&port.spec.kind).filter(clashes)?)))
     }
 
     /// Takes over what was opened for a port; returns the workers' queues.
@@ -547,10 +573,7 @@ impl Control {
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),
-            peers: port
-                .endpoint
-                .as_ref()
-                .map(|endpoint| PeersStatus { connections: endpoint.connections, refused: endpoint.refused }),
+            peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),
             hint: self.tunnels.hint(id, port),
             counters: {
                 let mut counters = counters(&port.shared);

@@ -7,7 +7,7 @@ use vswitch::spec::{
 };
 
 use crate::api::values::{VlanList, on_off_text};
-use crate::api::{DfMode, Role, SocketInfo, TunnelInfo};
+use crate::api::{DfMode, SocketInfo, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -85,10 +85,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             sockets(&mut all, &existing.kind, &asked.kind);
         }
         (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {
-            all.add("path", &old.path, &new.path, |path| path.display().to_string());
-            all.add("role", &old.role, &new.role, |&role| Role::from(role).name().to_owned());
+            sockets(&mut all, &existing.kind, &asked.kind);
             all.add("queues", &old.queues, &new.queues, or_default);
-            all.add("mtu", &old.mtu, &new.mtu, or_default);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }
@@ -145,7 +143,7 @@ fn macvtaps(all: &mut Differences, old: &MacvtapSpec, new: &MacvtapSpec) {
 
 fn sockets(all: &mut Differences, old: &PortKind, new: &PortKind) {
     if let (Some(was), Some(is)) = (SocketInfo::new(old, None), SocketInfo::new(new, None)) {
-        all.add("role", &was.role, &is.role, or_default);
+        all.add("role", &was.role, &is.role, |role| role.name().to_owned());
         all.add("path", &was.path, &is.path, or_default);
         all.add("address", &was.address, &is.address, or_default);
         all.add("peer", &was.peer, &is.peer, or_default);

@@ -330,10 +330,6 @@ pub struct PortInfo {
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
-    /// The socket that a vhost-user port and its guest's front end meet at.
-    pub path: Option<String>,
-    /// Whose socket it is.
-    pub role: Option<Role>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -370,10 +366,6 @@ impl PortInfo {
             _ => None,
         };
         let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
-        let (path, role) = match &spec.kind {
-            PortKind::VhostUser(spec) => (Some(spec.path.display().to_string()), Some(spec.role.into())),
-            _ => (None, None),
-        };
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
             | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
@@ -408,8 +400,6 @@ impl PortInfo {
             tunnel,
             macvtap,
             socket,
-            path,
-            role,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             attached: None,

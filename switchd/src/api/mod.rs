@@ -36,7 +36,7 @@ pub use mode::{FileMode, ModeChoice};
 pub use neigh::{NeighAdd, NeighKey, NeighSelect};
 pub(crate) use port::check_netns;
 pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
-pub use socket::SocketInfo;
+pub use socket::{PeersInfo, SocketInfo};
 pub use tunnel::TunnelInfo;
 
 /// Longest name of a bridge or port, in bytes.

@@ -303,7 +303,7 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub connect: Option<SocketAddr>,
-        /// The Unix socket of the other end (dgram)
+        /// The Unix socket of the other end, where both are to have names of your choice (dgram)
         #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub peer: Option<String>,
@@ -515,7 +515,6 @@ impl PortAdd {
         const VXLAN: &[PortType] = &[PortType::Vxlan];
         const TAP: &[PortType] = &[PortType::Tap];
         const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
-        const CONNECTED: &[PortType] = &[PortType::Stream, PortType::VhostUser];
         const AT_PATH: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::VhostUser];
         const QUEUES: &[PortType] = &[PortType::Tap, PortType::Macvtap, PortType::VhostUser];
         const NAMED: &[PortType] = &[PortType::Tap, PortType::Packet, PortType::Macvtap, PortType::Internal];
@@ -540,8 +539,8 @@ impl PortAdd {
             ("path", self.path.is_some(), AT_PATH),
             ("mode", self.mode.is_some(), WITH_MODE),
             ("lower", self.lower.is_some(), MACVTAP),
-            ("server", self.server, CONNECTED),
-            ("client", self.client, CONNECTED),
+            ("server", self.server, AT_PATH),
+            ("client", self.client, AT_PATH),
             ("listen", self.listen.is_some(), socket::STREAM),
             ("connect", self.connect.is_some(), socket::STREAM),
             ("peer", self.peer.is_some(), socket::DGRAM),

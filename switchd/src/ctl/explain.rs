@@ -50,13 +50,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         ),
         "macvtap" => writeln!(text, "{}", macvtap(port, ifname, &place)),
         "stream" => writeln!(text, "{}", stream(port)),
-        "dgram" => writeln!(
-            text,
-            "Each frame is a Unix datagram. vswitchd made its socket and sends to the peer's; whether anybody is\n\
-             there it only learns by sending (port_down counts). Whoever may write to the file may send into the\n\
-             port. The peer takes no more datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more\n\
-             is dropped (tx_full)."
-        ),
+        "dgram" => writeln!(text, "{}", dgram(port)),
         "vhost-user" => writeln!(
             text,
             "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
@@ -89,8 +83,12 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
-    if let Some(socket) = &port.socket {
-        text.push_str(&qemu(port, socket));
+    match &port.socket {
+        Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vhost-user" => {
+            text.push_str(&guest(port, path, *role));
+        }
+        Some(socket) => text.push_str(&qemu(port, socket)),
+        None => {}
     }
     if port.kind == "packet" && port.attached.is_none() {
         let mtu = host_mtu(port);
@@ -110,9 +108,6 @@ pub(super) fn port(port: &PortInfo) -> String {
              \x20   <model type='virtio'/>\n{size}\
              \x20 </interface>"
         );
-    }
-    if let (Some(path), Some(role)) = (&port.path, port.role) {
-        text.push_str(&guest(port, path, role));
     }
     text
 }
@@ -140,8 +135,30 @@ fn macvtap(port: &PortInfo, ifname: &str, place: &str) -> String {
     )
 }
 
+fn is_client(socket: Option<&SocketInfo>) -> bool {
+    socket.is_some_and(|socket| socket.role == Role::Client)
+}
+
+fn dgram(port: &PortInfo) -> String {
+    let who = match &port.socket {
+        Some(SocketInfo { peer: None, .. }) => {
+            "The first who sends to vswitchd's socket is the peer until he goes; if he has no address, or none\n\
+             that leads to him from here, he is refused."
+        }
+        Some(SocketInfo { role: Role::Client, .. }) => {
+            "vswitchd sends to the peer's socket, from one of its own beside it."
+        }
+        _ => "vswitchd made its socket and sends to the peer's.",
+    };
+    format!(
+        "Each frame is a Unix datagram. {who}\n\
+         The port is up while a program has the peer's socket; nobody else may send then. The peer takes no more\n\
+         datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more is dropped (tx_full)."
+    )
+}
+
 fn stream(port: &PortInfo) -> &'static str {
-    if port.socket.as_ref().and_then(|socket| socket.role.as_deref()) == Some("client") {
+    if is_client(port.socket.as_ref()) {
         "vswitchd connects to the peer, and again whenever the connection ends; meanwhile the port is down. Frames\n\
          go both ways with their length before them. They are finished before: the peer knows no offloads."
     } else {
@@ -162,7 +179,7 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     let mtu = host_mtu(port);
     // In QEMU's options a comma is written twice.
     let place = |text: &Option<String>| text.clone().unwrap_or_default().replace(',', ",,");
-    let server = if socket.role.as_deref() == Some("client") { "on" } else { "off" };
+    let server = if is_client(Some(socket)) { "on" } else { "off" };
     let address = match (&socket.path, &socket.address) {
         (Some(_), _) => format!("addr.type=unix,addr.path={}", place(&socket.path)),
         (None, address) => {
@@ -176,7 +193,12 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
         }
     };
     let netdev = if kind == "dgram" {
-        let (ours, theirs) = (place(&socket.path), place(&socket.peer));
+        let beside = socket.path.as_ref().map(|path| format!("{path}.qemu"));
+        let (ours, theirs) = match (socket.role, &socket.peer) {
+            (Role::Client, own) => (place(own), place(&socket.path)),
+            (Role::Server, Some(_)) => (place(&socket.path), place(&socket.peer)),
+            (Role::Server, None) => (place(&socket.path), place(&beside)),
+        };
         format!(
             "dgram,id=net0,local.type=unix,local.path={theirs},\\\n\
              \x20   remote.type=unix,remote.path={ours}"
@@ -239,9 +261,9 @@ fn guest(port: &PortInfo, path: &str, role: Role) -> String {
 fn state(port: &PortInfo) -> &'static str {
     match port.state {
         State::Up => "up",
+        State::Down if port.kind == "vhost-user" => "down (no guest receives and sends by it)",
         State::Down if port.socket.is_some() => "down (its peer is not there)",
         State::Gone if port.socket.is_some() => "gone (its socket cannot be made)",
-        State::Down if port.path.is_some() => "down (no guest receives and sends by it)",
         State::Down => "down (its interface is switched off or has no carrier)",
         State::Gone if port.tunnel.is_some() => {
             "gone (its local address, the interface of --dev or the namespace is not there; it waits)"
