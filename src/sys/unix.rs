@@ -1,6 +1,9 @@
 //! Unix sockets with a file: made without a moment in which the wrong people reach them, replaced when nobody is behind them,
 //! removed with their owner.
 
+// The sizes of the kernel's structures all fit the narrow types its interface has for them.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -135,14 +138,14 @@ fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
 }
 
 /// Somebody's datagram socket.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub enum Remote {
     /// The socket of this file, which was there when it was looked up.
     File {
         /// Its path.
         path: PathBuf,
-        /// Device and inode.
-        identity: (u64, u64),
+        /// The file itself. While it is open, its inode's number is no other file's.
+        file: fs::File,
     },
     /// A name without a file (unix(7), "abstract").
     Name(Vec<u8>),
@@ -157,14 +160,14 @@ pub fn connect_datagrams(fd: &OwnedFd, path: &Path, trusted: bool) -> io::Result
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let links = if trusted { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
     let there = openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?;
-    let meta = fs::File::from(there.try_clone()?).metadata()?;
-    if !meta.file_type().is_socket() {
+    let file = fs::File::from(there);
+    if !file.metadata()?.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
     }
     // The file that was looked at, and no other that is put there meanwhile.
-    let same = format!("/proc/self/fd/{}", there.as_raw_fd());
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
     connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?;
-    Ok(Remote::File { path: path.to_owned(), identity: identity(&meta) })
+    Ok(Remote::File { path: path.to_owned(), file })
 }
 
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
@@ -215,10 +218,11 @@ fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<UnixAddr> {
 
 /// Undoes a connection: anybody may send again.
 pub fn disconnect(fd: &OwnedFd) {
-    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // SAFETY: sockaddr is plain data for which zeros are valid, AF_UNSPEC among them.
+    let nobody: libc::sockaddr = unsafe { mem::zeroed() };
+    let len = size_of_val(&nobody) as libc::socklen_t;
     // SAFETY: the address is live and as long as is said.
-    let _ =
-        unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, size_of_val(&nobody) as libc::socklen_t) };
+    let _ = unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, len) };
 }
 
 impl Remote {
@@ -226,17 +230,21 @@ impl Remote {
     #[must_use]
     pub fn is_there(&self) -> bool {
         let tried = unbound(SockType::Datagram).map_err(io::Error::from).and_then(|probe| match self {
-            Remote::File { path, .. } => connect_datagrams(&probe, path, true),
+            Remote::File { path, file } => {
+                if identity(&fs::symlink_metadata(path)?) != identity(&file.metadata()?) {
+                    return Ok(false);
+                }
+                let there = format!("/proc/self/fd/{}", file.as_raw_fd());
+                connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
+                Ok(true)
+            }
             Remote::Name(name) => {
                 connect(probe.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
-                Ok(self.clone())
+                Ok(true)
             }
         });
-        match tried {
-            Ok(found) => found == *self,
-            // It is connected, to us, and takes from nobody else.
-            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
-        }
+        // One that takes from nobody else is there: it is connected itself.
+        tried.unwrap_or_else(|error| error.raw_os_error() == Some(libc::EPERM))
     }
 }
 

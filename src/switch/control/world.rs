@@ -109,6 +109,12 @@ impl Control {
         let Some((&id, port)) = self.ports.iter_mut().find(|(_, port)| of(port)) else { return };
         port.shared.set_mtu(link.mtu);
         let was_up = port.state() == PortState::Up;
+        if port.leaves && link.is_abandoned() {
+            tracing::info!("port '{}' leaves: nobody holds its interface any more", port.spec.name);
+            port.link = Some(link);
+            self.close(&[id]);
+            return;
+        }
         let readdressed = port.link.as_ref().is_some_and(|known| known.mac != link.mac);
         port.link = Some(link);
         let (name, state) = (&port.spec.name, port.state());

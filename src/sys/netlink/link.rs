@@ -19,6 +19,9 @@ use crate::sys::{Result, check_ifname};
 /// Length of `struct ifinfomsg`.
 const IFINFO_BYTES: usize = 16;
 
+/// IFLA_TUN_PERSIST (linux/if_link.h), from Linux 4.20.
+const TUN_PERSIST: u16 = 6;
+
 /// An interface as the kernel describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Link {
@@ -48,6 +51,8 @@ pub struct Link {
     pub txqlen: u32,
     /// Its group, by which interfaces are dealt with together; 0 unless somebody gave it another.
     pub group: u32,
+    /// Of a TAP: it stays when nobody holds it any more.
+    pub persistent: bool,
     /// What somebody wrote on it (IFLA_IFALIAS).
     pub alias: Option<String>,
 }
@@ -364,6 +369,7 @@ impl Link {
             link_netnsid: None,
             txqlen: 0,
             group: 0,
+            persistent: false,
             alias: None,
         };
         each_attribute(attributes, |kind, value| link.take(kind, value));
@@ -381,13 +387,27 @@ impl Link {
             libc::IFLA_GROUP => self.group = number(value).unwrap_or_default(),
             libc::IFLA_IFALIAS => self.alias = text(value),
             libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),
-            libc::IFLA_LINKINFO => each_attribute(value, |kind, value| {
-                if kind == libc::IFLA_INFO_KIND {
-                    self.kind = text(value);
+            libc::IFLA_LINKINFO => each_attribute(value, |kind, value| match kind {
+                libc::IFLA_INFO_KIND => self.kind = text(value),
+                libc::IFLA_INFO_DATA if self.kind.as_deref() == Some("tun") => {
+                    each_attribute(value, |kind, value| {
+                        if kind == TUN_PERSIST {
+                            self.persistent = value == [1];
+                        }
+                    })
                 }
+                _ => {}
             }),
             _ => {}
         }
+    }
+}
+
+impl Link {
+    /// Whether it is a TAP that nobody holds, and that does not go by itself because somebody who did wanted it to stay.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.persistent && self.up && !self.running
     }
 }
 

@@ -152,6 +152,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::hostile_clients", attach::hostile_clients),
     ("attach::vswitchd_killed", attach::vswitchd_killed),
     ("attach::guests_survive_vswitchd", attach::guests_survive_vswitchd),
+    ("attach::persistent_devices", attach::persistent_devices),
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
