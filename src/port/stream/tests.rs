@@ -381,6 +381,10 @@ fn restless_peers() {
         net.talk(&mut good, 2);
     }
     assert!(net.port("restless").peers.unwrap().connections < 10);
+    net.until("one waits for the next turn", |net| {
+        drop(UnixStream::connect(&restless));
+        net.port("restless").peers.is_some_and(|peers| peers.waits && peers.hold_off.is_some())
+    });
 }
 
 #[test]
