@@ -73,7 +73,6 @@ pub fn is_left(alias: &str) -> bool {
     let Some(pid) = alias.strip_prefix("vswitchd ").and_then(|pid| pid.parse::<u32>().ok()) else {
         return false;
     };
-    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let name = |pid: u32| program(pid)?.file_name().map(std::ffi::OsStr::to_owned);
+    let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     pid == std::process::id() || name(pid).is_none_or(|there| Some(there) != name(std::process::id()))
 }
