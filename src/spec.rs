@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use crate::addr::{MacAddr, VlanId, VlanSet};
 
+mod macvtap;
 mod socket;
 mod tunnel;
 
+pub use macvtap::{MacvtapLower, MacvtapMode, MacvtapSpec};
 pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec};
 pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
@@ -82,6 +84,8 @@ pub enum PortKind {
     Packet(PacketSpec),
     /// A TAP device that gives the host itself an interface on the bridge.
     Internal(TapSpec),
+    /// A macvtap device on top of an interface of the host's.
+    Macvtap(MacvtapSpec),
     /// Frames inside packets to switches elsewhere.
     Tunnel(TunnelSpec),
     /// Frames in a byte stream to one peer, such as QEMU's `-netdev stream`.
@@ -102,6 +106,7 @@ impl PortKind {
             PortKind::Tap(_) => "tap",
             PortKind::Packet(_) => "packet",
             PortKind::Internal(_) => "internal",
+            PortKind::Macvtap(_) => "macvtap",
             PortKind::Tunnel(spec) => spec.type_name(),
             PortKind::Stream(_) => "stream",
             PortKind::Dgram(_) => "dgram",

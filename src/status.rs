@@ -40,7 +40,7 @@ pub struct PortStatus {
     pub peer: Option<Peer>,
     /// The other ends of a tunnel.
     pub remotes: Vec<RemoteStatus>,
-    /// The peers of a stream port so far.
+    /// The peers of a port on a socket so far.
     pub peers: Option<PeersStatus>,
     /// One line of what would be better, if anything.
     pub hint: Option<String>,
@@ -113,13 +113,17 @@ impl PortCounters {
     }
 }
 
-/// The peers of a stream port so far.
+/// The peers of a port on a socket so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PeersStatus {
     /// Connections that were made or accepted.
     pub connections: u64,
-    /// Peers that were turned away, because the port had one.
+    /// Peers that were turned away, because the port had one; datagrams of senders that cannot be answered.
     pub refused: u64,
+    /// Time until the next peer may come, after those that did not stay.
+    pub hold_off: Option<std::time::Duration>,
+    /// Somebody waits for that.
+    pub waits: bool,
 }
 
 /// The other end of a tunnel.

@@ -16,7 +16,8 @@ use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::tunnel::Demux;
 
-mod dgram;
+pub mod dgram;
+mod macvtap;
 pub mod mem;
 mod packet;
 pub mod stream;
@@ -112,16 +113,16 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
         PortKind::Packet(spec) => packet::open(spec, workers),
-        PortKind::Dgram(spec) => dgram::open(spec, workers),
+        PortKind::Macvtap(spec) => macvtap::open(spec, workers),
         PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),
         // Of endpoints and remotes, which the control side opens one by one.
         PortKind::Tunnel(_) => {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
         }
-        // Opened around each connection, see `stream::open`.
-        PortKind::Stream(_) => {
-            Err(sys::Error::refused(io::ErrorKind::Unsupported, "a stream port is its connection"))
+        // Opened around each connection, see `stream::open` and `dgram::open`.
+        PortKind::Stream(_) | PortKind::Dgram(_) => {
+            Err(sys::Error::refused(io::ErrorKind::Unsupported, "a port on a socket is its connection"))
         }
     }
 }
@@ -144,5 +145,5 @@ fn refused(error: &io::Error) -> DropReason {
 
 /// Errors that mean the device itself is no more.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::ENOLINK))
 }

@@ -25,7 +25,7 @@ use crate::sys::{self, netns, tun};
 /// Frames that the kernel queues towards us while we are busy. Its default of 500 is dropped from without
 /// back-pressure as soon as a TCP window of small frames arrives at once; a queue longer than this no longer fits the
 /// second-level cache when it is full, and every frame costs a tenth more.
-const TX_QUEUE_FRAMES: u32 = 1000;
+pub(super) const TX_QUEUE_FRAMES: u32 = 1000;
 
 pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     sys::check_ifname(&spec.ifname)?;
@@ -70,20 +70,27 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
 }
 
 fn queues(spec: &TapSpec, workers: usize) -> Result<usize, sys::Error> {
-    let refuse = |what| Err(sys::Error::refused(io::ErrorKind::InvalidInput, what));
-    let wanted = spec.queues.map(usize::from);
-    let most = workers.min(tun::QUEUES_MAX);
-    match wanted {
+    match spec.queues {
         Some(n) if !spec.offload && n != 1 => {
-            refuse(format!("port '{}': --no-offload has exactly one queue; leave --queues out", spec.ifname))
+            let what =
+                format!("port '{}': --no-offload has exactly one queue; leave --queues out", spec.ifname);
+            Err(sys::Error::refused(io::ErrorKind::InvalidInput, what))
         }
-        Some(n) if n == 0 || n > most => refuse(format!(
-            "port '{}': {n} queues; --queues takes 1 to {most}, at most one a worker",
-            spec.ifname
-        )),
         _ if !spec.offload => Ok(1),
-        Some(n) => Ok(n),
-        None => Ok(most),
+        wanted => queues_of(&spec.ifname, wanted, workers),
+    }
+}
+
+/// As many as are wanted, at most one a worker.
+pub(super) fn queues_of(ifname: &str, wanted: Option<u16>, workers: usize) -> Result<usize, sys::Error> {
+    let most = workers.min(tun::QUEUES_MAX);
+    match wanted.map(usize::from) {
+        Some(n) if n == 0 || n > most => {
+            let what =
+                format!("port '{ifname}': {n} queues; --queues takes 1 to {most}, at most one a worker");
+            Err(sys::Error::refused(io::ErrorKind::InvalidInput, what))
+        }
+        wanted => Ok(wanted.unwrap_or(most)),
     }
 }
 
@@ -110,7 +117,12 @@ fn set_up(spec: &TapSpec, netlink: &Netlink) -> Result<(u32, u32), sys::Error> {
 }
 
 /// One queue a worker. With fewer fds than workers the others only send; `first` spreads the receiving over workers.
-fn share_out(fds: Vec<OwnedFd>, workers: usize, first: usize, offload: bool) -> Vec<Box<dyn PortQueue>> {
+pub(super) fn share_out(
+    fds: Vec<OwnedFd>,
+    workers: usize,
+    first: usize,
+    offload: bool,
+) -> Vec<Box<dyn PortQueue>> {
     let fds: Vec<Arc<OwnedFd>> = fds.into_iter().map(Arc::new).collect();
     let first = if fds.len() < workers { first } else { 0 };
     (0..workers)

@@ -60,6 +60,17 @@ impl StreamSpec {
     }
 }
 
+impl StreamAddress {
+    /// Of TCP.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            StreamAddress::Tcp(address) => Some(*address),
+            StreamAddress::Unix(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for StreamAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,10 +85,20 @@ impl fmt::Display for StreamAddress {
 pub struct DgramSpec {
     /// The socket that the switch makes.
     pub path: PathBuf,
-    /// Where it sends to.
-    pub peer: PathBuf,
+    /// The other end's socket; `None` is that of the first who sends, until he goes.
+    pub peer: Option<PathBuf>,
     /// MTU in bytes: the longest payload that it sends.
     pub mtu: u32,
     /// Permissions of the socket's file.
     pub mode: u32,
+}
+
+impl DgramSpec {
+    /// Where the switch makes its own socket when it is told of the peer's alone: beside that, where the peer can find it.
+    #[must_use]
+    pub fn beside(peer: &Path) -> PathBuf {
+        let mut path = peer.as_os_str().to_owned();
+        path.push(".vswitchd");
+        path.into()
+    }
 }

@@ -4,11 +4,13 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of stream ports. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 mod neighbours;
 mod stations;
@@ -16,6 +18,7 @@ mod streams;
 mod tunnels;
 mod world;
 
+use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
 
 use super::crew::Crew;
@@ -26,11 +29,10 @@ use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
-use crate::port::stream::endpoint::Endpoint;
 use crate::port::{self, OpenPort};
-use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
+use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, StreamAddress, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
-use crate::status::{BridgeStatus, Peer, PeersStatus, PortCounters, PortState, PortStatus};
+use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
@@ -79,7 +81,7 @@ struct Port {
     missed: u64,
     /// Why it did not come back, as last told to the operator.
     complaint: Option<String>,
-    /// Of a stream port: where its peers come from.
+    /// Of a port on a socket: where its peers come from.
     endpoint: Option<Endpoint>,
 }
 
@@ -89,12 +91,22 @@ impl Port {
         matches!(self.spec.kind, PortKind::Tap(_) | PortKind::Internal(_))
     }
 
+    /// Whether its device stays when its descriptors are closed, unless the kernel is told to remove it.
+    fn has_lasting_device(&self) -> bool {
+        self.leaves || matches!(&self.spec.kind, PortKind::Macvtap(spec) if spec.lower.is_some())
+    }
+
     /// What overflowed a TAP's queue towards us was lost before any worker could count it; the kernel tells as long as there
     /// is the device.
     fn count_missed(&mut self, namespaces: &Namespaces) {
         let netlink = self.interface().and_then(|(place, _)| namespaces.get(&place));
-        if let (true, Some(link), Some(netlink)) = (self.is_tap() && self.open, &self.link, netlink) {
-            self.missed = self.missed.max(netlink.tx_dropped(link.index).unwrap_or(0));
+        if let (true, Some(link), Some(netlink)) = (self.open, &self.link, netlink) {
+            let dropped = match self.spec.kind {
+                PortKind::Tap(_) | PortKind::Internal(_) => netlink.tx_dropped(link.index),
+                PortKind::Macvtap(_) => netlink.rx_dropped(link.index),
+                _ => return,
+            };
+            self.missed = self.missed.max(dropped.unwrap_or(0));
         }
     }
 
@@ -113,7 +125,9 @@ impl Port {
 
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
-            (PortKind::Stream(_), false, _) if self.endpoint.is_some() => PortState::Down,
+            (PortKind::Stream(_) | PortKind::Dgram(_), false, _) if self.endpoint.is_some() => {
+                PortState::Down
+            }
             (_, false, _) => PortState::Gone,
             (PortKind::VhostUser(_), true, _) => match &self.guest {
                 Some((guest, _)) if guest.is_up() => PortState::Up,
@@ -132,11 +146,21 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
+        PortKind::Macvtap(spec) => Some((spec.netns.clone(), &spec.ifname)),
         PortKind::Mem(_)
         | PortKind::Tunnel(_)
         | PortKind::Stream(_)
         | PortKind::Dgram(_)
         | PortKind::VhostUser(_) => None,
+    }
+}
+
+/// Name of the interface that was there before the port, and whose coming brings the port back.
+fn awaited(kind: &PortKind) -> Option<&str> {
+    match kind {
+        PortKind::Packet(spec) => Some(&spec.ifname),
+        PortKind::Macvtap(spec) => Some(spec.awaited()),
+        _ => None,
     }
 }
 
@@ -312,8 +336,8 @@ impl Control {
             port.complaint = None;
             return Ok(queues);
         }
-        if let PortKind::Stream(spec) = port.spec.kind.clone() {
-            return self.open_stream(id, port, &spec);
+        if port.on_socket() {
+            return self.open_on_socket(id, port);
         }
         let named = |error| Error::port(&port.spec.name, error);
         let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
@@ -332,13 +356,28 @@ impl Control {
                 path.display()
             )));
         }
+        if let Some((holder, address)) = self.listener_beside(&spec.kind) {
+            return Err(Error::Exists(format!(
+                "{address} is where port '{0}' listens already; remove that first with: vswitchctl port del {0}",
+                holder.spec.name
+            )));
+        }
         let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
-        let packet = |kind: &PortKind| matches!(kind, PortKind::Packet(_));
+        let existing = |kind: &PortKind| awaited(kind).is_some();
         let same = |port: &&Port| {
             let there = port.interface().filter(|(_, name)| *name == ifname);
             there.is_some_and(|(there, _)| same_place(&there, &place))
-                && (packet(&port.spec.kind) == packet(&spec.kind) || port.spec.bridge == spec.bridge)
+                && (existing(&port.spec.kind) == existing(&spec.kind) || port.spec.bridge == spec.bridge)
         };
+        // A macvtap and its lower are one wire: as two ports they would have every frame twice.
+        let below = |port: &&Port| {
+            let (Some((there, name)), Some(lower)) = (port.interface(), awaited(&spec.kind)) else {
+                return false;
+            };
+            let over = name == lower && (existing(&port.spec.kind) || port.spec.bridge == spec.bridge);
+            (over || awaited(&port.spec.kind) == Some(ifname)) && same_place(&there, &place)
+        };
+        let same = |port: &&Port| same(port) || below(port);
         match self.ports.values().find(same) {
             None => Ok(()),
             Some(port) => Err(Error::Exists(format!(
@@ -346,6 +385,22 @@ impl Control {
                 port.spec.name, port.spec.bridge
             ))),
         }
+    }
+
+    /// The port that listens by TCP where this one is to, or at all addresses of its port.
+    fn listener_beside(&self, kind: &PortKind) -> Option<(&Port, SocketAddr)> {
+        let tcp = |kind: &PortKind| match kind {
+            PortKind::Stream(spec) => spec.listens_at().and_then(StreamAddress::tcp),
+            _ => None,
+        };
+        let wanted = tcp(kind)?;
+        let clashes = |there: &SocketAddr| {
+            let any = there.ip().is_unspecified() || wanted.ip().is_unspecified();
+            there.port() == wanted.port()
+                && there.is_ipv4() == wanted.is_ipv4()
+                && (any || there.ip() == wanted.ip())
+        };
+        self.ports.values().find_map(|port| Some((port, tcp(&port.spec.kind).filter(clashes)?)))
     }
 
     /// Takes over what was opened for a port; returns the workers' queues.
@@ -421,8 +476,10 @@ impl Control {
         Ok(())
     }
 
-    /// Removes every port and what was made for them.
+    /// Removes every port and what was made for them. An interface that was made for somebody who holds it is his: it goes with him, and
+    /// goes on if the switch is started again before.
     pub(super) fn close_all(&mut self) {
+        self.ports.values_mut().for_each(|port| port.leaves = false);
         let ids: Vec<PortId> = self.ports.keys().copied().collect();
         self.close(&ids);
     }
@@ -441,23 +498,24 @@ impl Control {
     }
 
     /// A TAP device goes when its queues are closed, but one after the other, 20 ms each. Many in one namespace go at once when
-    /// the kernel is told so before. One whose fd somebody else holds goes only when the kernel is told.
+    /// the kernel is told so before. A macvtap device, and one whose fd somebody else holds, goes only when the kernel is told.
     fn delete_devices(&self, ports: &[Port]) {
         let mut devices: HashMap<Place, Vec<&Link>> = HashMap::new();
-        let mut lent: HashSet<Place> = HashSet::new();
-        for port in ports.iter().filter(|port| port.open && (port.is_tap() || port.leaves)) {
+        let mut lasting: HashSet<Place> = HashSet::new();
+        for port in ports.iter().filter(|port| port.open && (port.is_tap() || port.has_lasting_device())) {
             if let (Some((place, _)), Some(link)) = (port.interface(), &port.link) {
-                if port.leaves {
-                    lent.insert(place.clone());
+                if port.has_lasting_device() {
+                    lasting.insert(place.clone());
                 }
                 devices.entry(place).or_default().push(link);
             }
         }
-        for (place, links) in devices.iter().filter(|(place, links)| links.len() > 1 || lent.contains(place))
+        for (place, links) in
+            devices.iter().filter(|(place, links)| links.len() > 1 || lasting.contains(place))
         {
             let Some(netlink) = self.namespaces.get(place) else { continue };
             match netlink.del_links(links) {
-                Err(error) if lent.contains(place) => tracing::warn!("{error}"),
+                Err(error) if lasting.contains(place) => tracing::warn!("{error}"),
                 // They go all the same, only slower.
                 Err(error) => tracing::debug!("{error}"),
                 Ok(()) => {}
@@ -517,10 +575,7 @@ impl Control {
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),
-            peers: port
-                .endpoint
-                .as_ref()
-                .map(|endpoint| PeersStatus { connections: endpoint.connections, refused: endpoint.refused }),
+            peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),
             hint: self.tunnels.hint(id, port),
             counters: {
                 let mut counters = counters(&port.shared);

@@ -134,6 +134,32 @@ pub fn run_in<T: Send>(ns: Option<BorrowedFd<'_>>, f: impl FnOnce() -> T + Send)
     })
 }
 
+/// Runs `f` on a fresh thread inside `ns` that sees that namespace's interfaces in `/sys`, whatever is mounted there for the others.
+pub(super) fn run_with_sys<T: Send>(
+    ns: Option<BorrowedFd<'_>>,
+    f: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    scratch_thread(move || {
+        if let Some(ns) = ns {
+            setns(ns, CloneFlags::CLONE_NEWNET)?;
+        }
+        unshare_mounts()?;
+        mount_sys("sysfs")?;
+        f()
+    })
+}
+
+/// Runs `f` on a fresh thread with an empty folder, in which device files work, that nobody else sees and that goes with the thread.
+pub(super) fn run_with_folder<T: Send>(f: impl FnOnce(&Path) -> io::Result<T> + Send) -> io::Result<T> {
+    scratch_thread(move || {
+        let folder = Path::new("/sys");
+        unshare_mounts()?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some("mode=700,size=4k"))?;
+        f(folder)
+    })
+}
+
 /// Makes a new namespace with a name, as `ip netns add` does, and brings its `lo` up.
 ///
 /// (`ip netns add` leaves `lo` down, so that pinging oneself fails; nobody wants that.)
@@ -286,14 +312,18 @@ fn enter_for_good(ns: &Netns) -> Result<()> {
     let fd = open(ns)?;
     let cannot = |step: &'static str| move || format!("cannot enter network namespace '{ns}' ({step})");
     setns(&fd, CloneFlags::CLONE_NEWNET).map_err(Error::on(cannot("setns")))?;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::on(cannot("unshare")))?;
-    // What is mounted from here on must not be seen by others.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
-        .map_err(Error::on(cannot("mount --make-rslave /")))?;
+    unshare_mounts().map_err(Error::on(cannot("unshare")))?;
     mount_sys(&ns.0).map_err(Error::on(cannot("mount /sys")))?;
     if !ns.0.contains('/') {
         bind_etc(&ns.0)?;
     }
+    Ok(())
+}
+
+/// Gives the calling (scratch) thread mounts of its own: what is mounted from here on is not seen by others.
+fn unshare_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
     Ok(())
 }
 

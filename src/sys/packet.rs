@@ -70,7 +70,7 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
         // Until all have joined the group, a socket would receive other queues' share as well.
         attach_reject_all(&socket.fd)?;
         socket.bind(ifindex, libc::ETH_P_ALL as u16)?;
-        socket.be_promiscuous(ifindex)?;
+        be_promiscuous(&socket.fd, ifindex)?;
         if receiving > 1 {
             group = socket.join_fanout(group, index == 0)?;
         } else {
@@ -93,6 +93,25 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
         sockets.rotate_right(ifindex as usize % queues);
     }
     Ok((sockets, receiving))
+}
+
+/// Has an interface of the calling thread's namespace take every frame, for as long as what is returned is open. It receives nothing itself.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn promiscuous(ifindex: u32) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW.cloexec(), Some(Protocol::from(0)))?;
+    let fd = OwnedFd::from(socket);
+    be_promiscuous(&fd, ifindex)?;
+    Ok(fd)
+}
+
+fn be_promiscuous(fd: &OwnedFd, ifindex: u32) -> io::Result<()> {
+    // SAFETY: packet_mreq is plain data for which zeros are valid.
+    let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
+    membership.mr_ifindex = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
+    membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
+    set(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
 }
 
 /// Has a socket receive nothing.
@@ -153,14 +172,6 @@ impl PacketSocket {
             })
         }?;
         socket2::SockRef::from(&self.fd).bind(&address)
-    }
-
-    fn be_promiscuous(&self, ifindex: u32) -> io::Result<()> {
-        // SAFETY: packet_mreq is plain data for which zeros are valid.
-        let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
-        membership.mr_ifindex = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
-        membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
-        set(&self.fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
     }
 
     /// Joins the group, or founds one with an id that the kernel picks; returns the id.

@@ -12,6 +12,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::addr::MacAddr;
 use crate::offload::Capabilities;
 
 mod ioctl {
@@ -31,16 +32,22 @@ mod ioctl {
         nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()),
         libc::c_int
     );
+    nix::ioctl_read_bad!(get_hwaddr, libc::SIOCGIFHWADDR, libc::ifreq);
+    nix::ioctl_write_ptr!(tun_set_sndbuf, b'T', 212, libc::c_int);
     nix::ioctl_write_ptr!(tun_set_vnet_hdr_size, b'T', 216, libc::c_int);
 }
 use ioctl::{
-    tun_get_iff, tun_set_iff, tun_set_offload, tun_set_owner, tun_set_steering, tun_set_vnet_hdr_size,
+    get_hwaddr, tun_get_iff, tun_set_iff, tun_set_offload, tun_set_owner, tun_set_sndbuf, tun_set_steering,
+    tun_set_vnet_hdr_size,
 };
 
 const TUN: &str = "/dev/net/tun";
 
 /// Queues that the kernel gives a device at most (MAX_TAP_QUEUES).
 pub const QUEUES_MAX: usize = 256;
+
+/// Bytes of a macvtap queue that wait in the lower interface's queue, at most; the kernel's 208 KiB are three frames of 64 KiB.
+const MACVTAP_SEND_BYTES: libc::c_int = 4 << 20;
 
 /// The queues of a TAP device that this process created.
 #[derive(Debug)]
@@ -68,16 +75,60 @@ pub fn open(name: &str, queues: usize) -> io::Result<(Tap, String)> {
         if index == 0 {
             tap.capabilities = offer_offloads(&fd)?;
         }
-        let header_len: libc::c_int = crate::offload::VNET_HDR_LEN as libc::c_int;
-        // SAFETY: the pointer is to a live int, as the ioctl wants.
-        unsafe { tun_set_vnet_hdr_size(fd.as_raw_fd(), &header_len) }?;
-        super::set_nonblocking(&fd)?;
+        make_ours(&fd)?;
         tap.queues.push(fd);
     }
     if queues > 1 {
         steer(&tap);
     }
     Ok((tap, name))
+}
+
+/// Sets up the queues of a macvtap device with this name and address, each a descriptor of its character device, which takes the same calls as a TAP
+/// (`drivers/net/tap.c`). The kernel shares flows out among them by itself.
+///
+/// # Errors
+/// The operation that the kernel refused; the descriptors are another device's.
+pub fn macvtap(name: &str, mac: MacAddr, queues: Vec<OwnedFd>) -> io::Result<Tap> {
+    let mut capabilities = Capabilities::default();
+    for fd in &queues {
+        if identity(fd)? != (name.to_owned(), mac) {
+            return Err(io::Error::other(
+                "the character device is another interface's, in another namespace",
+            ));
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        attach(fd, name, flags)?;
+        capabilities = offer_offloads(fd)?;
+        // SAFETY: the pointer is to a live int, as the ioctl wants.
+        unsafe { tun_set_sndbuf(fd.as_raw_fd(), &MACVTAP_SEND_BYTES) }?;
+        make_ours(fd)?;
+    }
+    Ok(Tap { queues, capabilities })
+}
+
+/// SIOCGIFHWADDR of a macvtap descriptor: whose it is.
+fn identity(fd: &OwnedFd) -> io::Result<(String, MacAddr)> {
+    // SAFETY: ifreq is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a live ifreq, as the ioctl wants.
+    unsafe { get_hwaddr(fd.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: SIOCGIFHWADDR wrote the address member.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+    Ok((name_in(&request)?, MacAddr(std::array::from_fn(|i| data[i] as u8))))
+}
+
+fn name_in(request: &libc::ifreq) -> io::Result<String> {
+    let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.cast_unsigned()).collect();
+    String::from_utf8(name).map_err(io::Error::other)
+}
+
+/// Headers of the length that we read and write, and no waiting.
+fn make_ours(fd: &OwnedFd) -> io::Result<()> {
+    let header_len: libc::c_int = crate::offload::VNET_HDR_LEN as libc::c_int;
+    // SAFETY: the pointer is to a live int, as the ioctl wants.
+    unsafe { tun_set_vnet_hdr_size(fd.as_raw_fd(), &header_len) }?;
+    super::set_nonblocking(fd)
 }
 
 /// Creates a single-queue TAP device for somebody else, the user `owner`, to hold: as QEMU expects it, blocking, with a
@@ -130,8 +181,7 @@ fn attach(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<String> {
     if got & wanted != wanted {
         return Err(io::Error::other("the kernel ignored IFF_VNET_HDR"));
     }
-    let name = request.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| c.cast_unsigned()).collect();
-    String::from_utf8(name).map_err(io::Error::other)
+    name_in(&request)
 }
 
 /// TUNSETOFFLOAD, probing downwards: USO came with Linux 6.2.

@@ -1,6 +1,9 @@
 //! Unix sockets with a file: made without a moment in which the wrong people reach them, replaced when nobody is behind them,
 //! removed with their owner.
 
+// The sizes of the kernel's structures all fit the narrow types its interface has for them.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -8,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, mem};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 
@@ -133,54 +137,123 @@ fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
     fs::remove_file(path).map_err(Error::on(|| format!("cannot remove the stale socket {}", path.display())))
 }
 
-/// What sendmmsg(2) and sendto(2) want of a peer's path.
-#[derive(Clone, Copy)]
-pub struct PeerAddress(UnixAddr);
-
-impl std::fmt::Debug for PeerAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PeerAddress({:?})", self.0.path())
-    }
+/// Somebody's datagram socket.
+#[derive(Debug)]
+pub enum Remote {
+    /// The socket of this file, which was there when it was looked up.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The file itself. While it is open, its inode's number is no other file's.
+        file: fs::File,
+    },
+    /// A name without a file (unix(7), "abstract").
+    Name(Vec<u8>),
 }
 
-impl PeerAddress {
-    /// The socket at `path`, which need not exist.
-    ///
-    /// # Errors
-    /// It is not a path for a socket.
-    pub fn new(path: &Path) -> Result<PeerAddress> {
-        check_path(path)?;
-        UnixAddr::new(path).map(PeerAddress).map_err(Error::on(|| path.display().to_string()))
-    }
-}
-
-/// Sends one datagram made of `slices`; `None` is a queue without room.
+/// Connects a datagram socket, or connects it anew, to the socket at `path`, whatever program is behind it now. A link is not followed; where
+/// `trusted` is false, none of the folders' either.
 ///
 /// # Errors
-/// The kernel's answer: `ECONNREFUSED` or `ENOENT` where nobody is behind the path.
-#[inline]
-pub fn send_to(
-    fd: BorrowedFd<'_>,
-    slices: &[io::IoSlice<'_>],
-    to: &PeerAddress,
-) -> io::Result<Option<usize>> {
+/// `NotFound` or `ConnectionRefused`: nobody is there. Else the kernel's answer.
+pub fn connect_datagrams(fd: &OwnedFd, path: &Path, trusted: bool) -> io::Result<Remote> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let links = if trusted { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
+    let there = openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?;
+    let file = fs::File::from(there);
+    if !file.metadata()?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
+    }
+    // The file that was looked at, and no other that is put there meanwhile.
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?;
+    Ok(Remote::File { path: path.to_owned(), file })
+}
+
+/// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
+///
+/// # Errors
+/// The sender cannot be sent to: it has no name, or none that leads to it from here.
+pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
+    let sender = match peek_sender(fd.as_fd()) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        sender => sender?,
+    };
+    match (sender.path(), sender.as_abstract()) {
+        (Some(path), _) if path.is_absolute() => connect_datagrams(fd, path, false).map(Some),
+        (None, Some(name)) => {
+            connect(fd.as_raw_fd(), &sender)?;
+            Ok(Some(Remote::Name(name.to_vec())))
+        }
+        _ => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the sender has no address to answer to")),
+    }
+}
+
+/// The address that the datagram which waits first was sent from.
+fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<UnixAddr> {
     use nix::sys::socket::SockaddrLike;
-    // SAFETY: msghdr is plain data for which zeros are valid.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_name = to.0.as_ptr().cast_mut().cast();
-    message.msg_namelen = to.0.len();
-    // IoSlice is guaranteed to have the layout of iovec, and the kernel only reads.
-    message.msg_iov = slices.as_ptr().cast_mut().cast();
-    message.msg_iovlen = slices.len() as _;
-    send(fd, &message)
+    // SAFETY: sockaddr_un is plain data for which zeros are valid.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: no data is asked for; the address and its length are live and writable.
+    let n = unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            std::ptr::null_mut(),
+            0,
+            flags,
+            (&raw mut address).cast(),
+            &raw mut len,
+        )
+    };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel wrote `len` bytes of an AF_UNIX address.
+    unsafe { UnixAddr::from_raw((&raw const address).cast(), Some(len)) }.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::AddrNotAvailable, "the sender has no address to answer to")
+    })
 }
 
-/// Sends bytes of a stream from `slices`; how many, `None` is a queue without room. No SIGPIPE.
+/// Undoes a connection: anybody may send again.
+pub fn disconnect(fd: &OwnedFd) {
+    // SAFETY: sockaddr is plain data for which zeros are valid, AF_UNSPEC among them.
+    let nobody: libc::sockaddr = unsafe { mem::zeroed() };
+    let len = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the address is live and as long as is said.
+    let _ = unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, len) };
+}
+
+impl Remote {
+    /// Whether the same socket is still there, with a program behind it.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        let tried = unbound(SockType::Datagram).map_err(io::Error::from).and_then(|probe| match self {
+            Remote::File { path, file } => {
+                if identity(&fs::symlink_metadata(path)?) != identity(&file.metadata()?) {
+                    return Ok(false);
+                }
+                let there = format!("/proc/self/fd/{}", file.as_raw_fd());
+                connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
+                Ok(true)
+            }
+            Remote::Name(name) => {
+                connect(probe.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+                Ok(true)
+            }
+        });
+        // One that takes from nobody else is there: it is connected itself.
+        tried.unwrap_or_else(|error| error.raw_os_error() == Some(libc::EPERM))
+    }
+}
+
+/// Sends by a connected socket: bytes of a stream from `slices`, how many is returned, or one datagram. `None` is a queue without room. No SIGPIPE.
 ///
 /// # Errors
-/// The kernel's answer: `EPIPE` or `ECONNRESET` where the peer has gone.
+/// The kernel's answer: `EPIPE` or `ECONNRESET` where the peer of a stream has gone, `ECONNREFUSED` or `ENOTCONN` of datagrams.
 #[inline]
-pub fn send_stream(fd: BorrowedFd<'_>, slices: &[io::IoSlice<'_>]) -> io::Result<Option<usize>> {
+pub fn send_connected(fd: BorrowedFd<'_>, slices: &[io::IoSlice<'_>]) -> io::Result<Option<usize>> {
     // SAFETY: msghdr is plain data for which zeros are valid.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();
@@ -218,10 +291,21 @@ pub fn set_send_buffer(fd: &OwnedFd, bytes: libc::c_int) {
 /// Whether the peer of a connection has closed it, or it broke.
 #[must_use]
 pub fn is_hung_up(fd: &impl AsFd) -> bool {
-    let mut asked = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    polled(fd, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// Whether something waits to be read or accepted.
+#[must_use]
+pub fn is_readable(fd: &impl AsFd) -> bool {
+    polled(fd, libc::POLLIN) & libc::POLLIN != 0
+}
+
+/// Which of these events there are, without waiting.
+fn polled(fd: &impl AsFd, events: libc::c_short) -> libc::c_short {
+    let mut asked = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
     // SAFETY: one live pollfd, and no waiting.
     let told = unsafe { libc::poll(&raw mut asked, 1, 0) };
-    told > 0 && asked.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    if told > 0 { asked.revents } else { 0 }
 }
 
 /// What a worker's epoll watches for a connection: an epoll of its own, so that whichever worker was left with half a frame can ask for a

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use vswitch::spec::{BridgeSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode};
+use vswitch::spec::{
+    BridgeSpec, MacvtapSpec, Netns, PortKind, PortSpec, TapSpec, TunnelSettings, TunnelSpec, VlanMode,
+};
 
 use crate::api::values::{VlanList, on_off_text};
-use crate::api::{DfMode, Role, SocketInfo, TunnelInfo};
+use crate::api::{DfMode, SocketInfo, TunnelInfo};
 
 /// Refuses a bridge that exists, unless it may and is the same.
 pub(crate) fn same_bridge(existing: &BridgeSpec, asked: &BridgeSpec, may_exist: bool) -> Result<(), String> {
@@ -75,6 +77,7 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             all.add("ifname", &old.ifname, &new.ifname, String::clone);
             all.add("netns", &old.netns, &new.netns, or_default::<Netns>);
         }
+        (PortKind::Macvtap(old), PortKind::Macvtap(new)) => macvtaps(&mut all, old, new),
         (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
             tunnels(&mut all, old, new);
         }
@@ -82,10 +85,8 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
             sockets(&mut all, &existing.kind, &asked.kind);
         }
         (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {
-            all.add("path", &old.path, &new.path, |path| path.display().to_string());
-            all.add("role", &old.role, &new.role, |&role| Role::from(role).name().to_owned());
+            sockets(&mut all, &existing.kind, &asked.kind);
             all.add("queues", &old.queues, &new.queues, or_default);
-            all.add("mtu", &old.mtu, &new.mtu, or_default);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),
     }
@@ -124,9 +125,25 @@ fn taps(all: &mut Differences, old: &TapSpec, new: &TapSpec) {
     all.add("offload", &old.offload, &new.offload, switch);
 }
 
+fn macvtaps(all: &mut Differences, old: &MacvtapSpec, new: &MacvtapSpec) {
+    all.add("ifname", &old.ifname, &new.ifname, String::clone);
+    all.add("netns", &old.netns, &new.netns, or_default);
+    all.add("queues", &old.queues, &new.queues, or_default);
+    let of = |spec: &MacvtapSpec| {
+        let lower = spec.lower.as_ref();
+        let name = lower.map(|lower| lower.ifname.clone());
+        (name, lower.map(|lower| lower.mode.name()), lower.and_then(|l| l.mac), lower.and_then(|l| l.mtu))
+    };
+    let (was, is) = (of(old), of(new));
+    all.add("lower", &was.0, &is.0, or_default);
+    all.add("mode", &was.1, &is.1, or_default);
+    all.add("mac", &was.2, &is.2, or_default);
+    all.add("mtu", &was.3, &is.3, or_default);
+}
+
 fn sockets(all: &mut Differences, old: &PortKind, new: &PortKind) {
     if let (Some(was), Some(is)) = (SocketInfo::new(old, None), SocketInfo::new(new, None)) {
-        all.add("role", &was.role, &is.role, or_default);
+        all.add("role", &was.role, &is.role, |role| role.name().to_owned());
         all.add("path", &was.path, &is.path, or_default);
         all.add("address", &was.address, &is.address, or_default);
         all.add("peer", &was.peer, &is.peer, or_default);

@@ -475,6 +475,7 @@ pub(crate) fn interface(spec: &PortSpec) -> Option<(PathBuf, String)> {
     let (netns, ifname) = match &spec.kind {
         PortKind::Tap(tap) | PortKind::Internal(tap) => (&tap.netns, &tap.ifname),
         PortKind::Packet(packet) => (&packet.netns, &packet.ifname),
+        PortKind::Macvtap(macvtap) => (&macvtap.netns, &macvtap.ifname),
         _ => return None,
     };
     Some((netns.as_ref().map(vswitch::spec::Netns::path).unwrap_or_default(), ifname.clone()))

@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vswitch::spec::{PortKind, TapSpec};
+use vswitch::spec::{MacvtapSpec, PortKind, TapSpec};
 use vswitch::switch::{Error, Switch};
 
 use crate::api::ReloadReport;
@@ -117,7 +117,8 @@ fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String
     let layout = &config.layout;
     let workers = settings.options().workers.unwrap_or_else(vswitch::sys::thread::available_cpus);
     for port in &layout.ports {
-        if let PortKind::Tap(TapSpec { queues: Some(queues), .. }) = port.kind
+        if let PortKind::Tap(TapSpec { queues: Some(queues), .. })
+        | PortKind::Macvtap(MacvtapSpec { queues: Some(queues), .. }) = port.kind
             && usize::from(queues) > workers
         {
             let place = config.place_of(&format!("port '{}'", port.name));

@@ -48,7 +48,7 @@ const PATHS: &[&str] = &[r#""/run/s""#, r#""/run/t""#, r#""s""#];
 const PORT: &[Field] = &[
     ("name", PORTS),
     ("bridge", BRIDGES),
-    ("type", &[r#""tap""#, r#""packet""#, r#""internal""#, r#""stream""#, r#""dgram""#]),
+    ("type", &[r#""tap""#, r#""packet""#, r#""macvtap""#, r#""internal""#, r#""stream""#, r#""dgram""#]),
     ("ifname", &[r#""veth0""#, r#""veth1""#, r#""p0""#]),
     ("netns", &[r#""n1""#, r#""/run/netns/n1""#, r#""/proc/1/ns/net""#]),
     ("mac", MACS),
@@ -59,7 +59,8 @@ const PORT: &[Field] = &[
     ("no_offload", FLAGS),
     ("path", PATHS),
     ("peer", PATHS),
-    ("mode", &[r#""660""#, r#""0600""#, r#""888""#]),
+    ("mode", &[r#""660""#, r#""0600""#, r#""888""#, r#""vepa""#]),
+    ("lower", &[r#""veth0""#, r#""eth0""#]),
     ("server", FLAGS),
     ("client", FLAGS),
     ("listen", &[r#""127.0.0.1:5000""#, r#""[::]:0""#]),

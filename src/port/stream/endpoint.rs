@@ -170,6 +170,12 @@ impl Endpoint {
         }
     }
 
+    /// Whether somebody waits to be accepted.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        matches!(&self.way, Way::Listen { listener, .. } if unix::is_readable(listener))
+    }
+
     fn is_tcp(&self) -> bool {
         match &self.way {
             Way::Listen { tcp, .. } => *tcp,

@@ -153,7 +153,7 @@ impl PortQueue for StreamQueue {
 
 impl Connection {
     fn send(&self, slices: &[io::IoSlice<'_>]) -> io::Result<Option<usize>> {
-        unix::send_stream(self.socket.as_fd(), slices)
+        unix::send_connected(self.socket.as_fd(), slices)
     }
 }
 

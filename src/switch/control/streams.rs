@@ -1,6 +1,6 @@
-//! Stream ports: peers that come and go.
+//! Ports on sockets: peers that come and go.
 //!
-//! A stream port whose peer has gone is a port that lost its device, and one whose peer comes is a port that is opened anew: the same
+//! A stream or dgram port whose peer has gone is a port that lost its device, and one whose peer comes is a port that is opened anew: the same
 //! hand-over to workers as for interfaces.
 
 use std::time::{Duration, Instant};
@@ -10,26 +10,74 @@ use mio::Token;
 use super::tunnels::Queues;
 use super::{Control, Error, Port};
 use crate::addr::PortId;
-use crate::port::stream::{self, endpoint::Endpoint};
-use crate::spec::{PortKind, StreamSpec};
+use crate::port::OpenPort;
+use crate::port::{dgram, stream};
+use crate::spec::PortKind;
+use crate::status::PeersStatus;
+use crate::sys;
 
 /// What the caretaker's poll tells of peers under.
 const TOKEN: Token = Token(2);
 
+/// Where the peers of a port come from.
+#[derive(Debug)]
+pub(super) enum Endpoint {
+    Stream(stream::endpoint::Endpoint),
+    Dgram(dgram::endpoint::Endpoint),
+}
+
+impl Endpoint {
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Endpoint::Stream(endpoint) => endpoint.due(),
+            Endpoint::Dgram(endpoint) => endpoint.due(),
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Instant) {
+        match self {
+            Endpoint::Stream(endpoint) => endpoint.ended(now),
+            Endpoint::Dgram(endpoint) => endpoint.ended(now),
+        }
+    }
+
+    /// Looks after a port that has a peer; whether that has gone without a worker's knowing.
+    fn attend(&mut self) -> bool {
+        match self {
+            Endpoint::Stream(endpoint) => {
+                endpoint.refuse_others();
+                false
+            }
+            Endpoint::Dgram(endpoint) => endpoint.has_lost_peer(),
+        }
+    }
+
+    /// What an operator reads of them.
+    pub(super) fn status(&self, now: Instant) -> PeersStatus {
+        let (connections, refused, waits) = match self {
+            Endpoint::Stream(endpoint) => (endpoint.connections, endpoint.refused, endpoint.has_waiting()),
+            Endpoint::Dgram(endpoint) => (endpoint.connections, endpoint.refused, endpoint.has_waiting()),
+        };
+        let hold_off =
+            self.due().map(|due| due.saturating_duration_since(now)).filter(|left| !left.is_zero());
+        PeersStatus { connections, refused, hold_off, waits: waits && hold_off.is_some() }
+    }
+}
+
 impl Control {
-    /// Opens stream ports whose peer is there, turns away further peers, and tries again what could not be opened. Returns how long until
+    /// Opens ports on sockets whose peer is there, turns away further peers, and tries again what could not be opened. Returns how long until
     /// it is worth another look, if it is known.
     pub(in crate::switch) fn meet_peers(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let ids: Vec<PortId> =
             self.ports.iter().filter(|(_, port)| port.on_socket()).map(|(&id, _)| id).collect();
-        let mut opened = Vec::new();
+        let (mut opened, mut lost) = (Vec::new(), Vec::new());
         for id in ids {
             // In and out of the map, because opening needs all of `self`.
             let Some(mut port) = self.ports.remove(&id) else { continue };
             if port.open {
-                if let Some(endpoint) = &mut port.endpoint {
-                    endpoint.refuse_others();
+                if port.endpoint.as_mut().is_some_and(Endpoint::attend) {
+                    lost.push(id);
                 }
             } else {
                 match self.open(id, &mut port) {
@@ -47,43 +95,56 @@ impl Control {
         if !opened.is_empty() {
             drop(self.publish(&[], opened));
         }
+        self.lose(lost);
         let due =
             self.ports.values().filter(|port| !port.open).filter_map(|port| port.endpoint.as_ref()?.due());
         due.min().map(|due| due.saturating_duration_since(now))
     }
 
-    /// Opens a stream port if its peer is there. One whose peer is not is no failure; one that cannot have any is.
-    pub(super) fn open_stream(
-        &mut self,
-        id: PortId,
-        port: &mut Port,
-        spec: &StreamSpec,
-    ) -> Result<Queues, Error> {
-        let named = |error| Error::port(&port.spec.name, error);
-        let registry = self.namespaces.registry();
-        let endpoint = match &mut port.endpoint {
-            Some(endpoint) => endpoint,
-            none => none.insert(Endpoint::open(spec, registry, TOKEN).map_err(named)?),
-        };
-        let connection = match endpoint.next(registry, TOKEN, Instant::now()) {
-            Ok(connection) => connection,
+    /// Opens a port on a socket if its peer is there. One whose peer is not is no failure; one that cannot have any is.
+    pub(super) fn open_on_socket(&mut self, id: PortId, port: &mut Port) -> Result<Queues, Error> {
+        let opened = match self.next_peer(port) {
+            Ok(opened) => opened,
             Err(error) => {
                 let error = Error::port(&port.spec.name, error);
+                if port.endpoint.is_none() {
+                    return Err(error);
+                }
                 complain(port, &error);
                 None
             }
         };
-        let Some(connection) = connection else { return Ok(Vec::new()) };
-        let opened = stream::open(&connection, spec.mtu, self.crew.len());
+        let Some(opened) = opened else { return Ok(Vec::new()) };
         Ok(vec![(id, self.attach(port, opened)?)])
+    }
+
+    fn next_peer(&self, port: &mut Port) -> Result<Option<OpenPort>, sys::Error> {
+        let registry = self.namespaces.registry();
+        let endpoint = match &mut port.endpoint {
+            Some(endpoint) => endpoint,
+            none => none.insert(match &port.spec.kind {
+                PortKind::Stream(spec) => {
+                    Endpoint::Stream(stream::endpoint::Endpoint::open(spec, registry, TOKEN)?)
+                }
+                PortKind::Dgram(spec) => Endpoint::Dgram(dgram::endpoint::Endpoint::open(spec)?),
+                _ => return Ok(None),
+            }),
+        };
+        let (workers, mtu, now) = (self.crew.len(), port.spec.kind.mtu().unwrap_or(1500), Instant::now());
+        Ok(match endpoint {
+            Endpoint::Stream(endpoint) => {
+                let connection = endpoint.next(registry, TOKEN, now)?;
+                connection.map(|connection| stream::open(&connection, mtu, workers))
+            }
+            Endpoint::Dgram(endpoint) => endpoint.next(now)?.map(|socket| dgram::open(&socket, mtu, workers)),
+        })
     }
 }
 
 impl Port {
     /// Whether the caretaker looks after its socket.
-    fn on_socket(&self) -> bool {
-        matches!(self.spec.kind, PortKind::Stream(_))
-            || matches!(self.spec.kind, PortKind::Dgram(_)) && !self.open
+    pub(super) fn on_socket(&self) -> bool {
+        matches!(self.spec.kind, PortKind::Stream(_) | PortKind::Dgram(_))
     }
 }
 

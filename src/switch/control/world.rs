@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Control, Port};
+use super::{Control, Port, awaited};
 use crate::addr::PortId;
 use crate::spec::PortKind;
 use crate::status::PortState;
@@ -12,7 +12,7 @@ use crate::switch::namespaces::{News, Place};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 
 impl Control {
-    /// Follows what happened to interfaces and namespaces; brings back packet ports whose interface is there again.
+    /// Follows what happened to interfaces and namespaces; brings back ports whose interface is there again.
     pub(in crate::switch) fn catch_up(&mut self) {
         for (place, news) in self.namespaces.news() {
             match news {
@@ -109,6 +109,12 @@ impl Control {
         let Some((&id, port)) = self.ports.iter_mut().find(|(_, port)| of(port)) else { return };
         port.shared.set_mtu(link.mtu);
         let was_up = port.state() == PortState::Up;
+        if port.leaves && link.is_abandoned() {
+            tracing::info!("port '{}' leaves: nobody holds its interface any more", port.spec.name);
+            port.link = Some(link);
+            self.close(&[id]);
+            return;
+        }
         let readdressed = port.link.as_ref().is_some_and(|known| known.mac != link.mac);
         port.link = Some(link);
         let (name, state) = (&port.spec.name, port.state());
@@ -127,7 +133,7 @@ impl Control {
     fn link_removed(&mut self, place: &Place, index: u32) {
         // A TAP that was moved to another namespace is still ours: its fds say when it is gone.
         let of = |port: &Port| {
-            matches!(port.spec.kind, PortKind::Packet(_))
+            awaited(&port.spec.kind).is_some()
                 && port.interface().is_some_and(|(there, _)| there == *place)
                 && port.link.as_ref().is_some_and(|known| known.index == index)
         };
@@ -150,7 +156,7 @@ impl Control {
         missing.into_iter().for_each(|index| self.link_removed(place, index));
     }
 
-    /// Packet ports come back by themselves when an interface of their name appears; so does a TAP that was never made, for
+    /// Packet and macvtap ports come back by themselves when the interface appears that they stand on; so does a TAP that was never made, for
     /// want of its namespace.
     fn regain(&mut self) {
         let lost: Vec<PortId> = self
@@ -159,7 +165,8 @@ impl Control {
             .filter(|(_, port)| {
                 !port.open
                     && (port.queues == 0
-                        || matches!(port.spec.kind, PortKind::Packet(_) | PortKind::Tunnel(_)))
+                        || awaited(&port.spec.kind).is_some()
+                        || matches!(port.spec.kind, PortKind::Tunnel(_)))
             })
             .map(|(&id, _)| id)
             .collect();
@@ -170,9 +177,10 @@ impl Control {
                 continue;
             }
             if let Some((_, name)) = port.interface() {
+                let awaited = awaited(&port.spec.kind);
+                let name = awaited.unwrap_or(name);
                 let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-                let wanted = matches!(port.spec.kind, PortKind::Packet(_));
-                if !present.is_ok_and(|link| link.is_some() == wanted) {
+                if !present.is_ok_and(|link| link.is_some() == awaited.is_some()) {
                     continue;
                 }
             }

@@ -7,15 +7,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
 };
 
 use super::{Expect, Netlink, Refusal, each_attribute, number, text};
 use crate::addr::MacAddr;
+use crate::spec::MacvtapMode;
 use crate::sys::{Result, check_ifname};
 
 /// Length of `struct ifinfomsg`.
 const IFINFO_BYTES: usize = 16;
+
+/// IFLA_TUN_PERSIST (linux/if_link.h), from Linux 4.20.
+const TUN_PERSIST: u16 = 6;
 
 /// An interface as the kernel describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +51,8 @@ pub struct Link {
     pub txqlen: u32,
     /// Its group, by which interfaces are dealt with together; 0 unless somebody gave it another.
     pub group: u32,
+    /// Of a TAP: it stays when nobody holds it any more.
+    pub persistent: bool,
     /// What somebody wrote on it (IFLA_IFALIAS).
     pub alias: Option<String>,
 }
@@ -135,8 +142,20 @@ impl Netlink {
     /// # Errors
     /// The kernel's answer.
     pub fn tx_dropped(&self, index: u32) -> Result<u64> {
-        /// Of `struct rtnl_link_stats64`: the eighth of its 64-bit fields.
-        const TX_DROPPED: std::ops::Range<usize> = 56..64;
+        self.dropped(index, 7)
+    }
+
+    /// Frames that the kernel dropped on their way in; for a macvtap device, on their way to the program that holds it. 0 when the
+    /// interface is gone.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn rx_dropped(&self, index: u32) -> Result<u64> {
+        self.dropped(index, 6)
+    }
+
+    /// One of the 64-bit fields of `struct rtnl_link_stats64`.
+    fn dropped(&self, index: u32, field: usize) -> Result<u64> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         let mut dropped = 0;
@@ -144,7 +163,7 @@ impl Netlink {
             let attributes =
                 body.get(IFINFO_BYTES..).filter(|_| kind == libc::RTM_NEWLINK).unwrap_or_default();
             each_attribute(attributes, |kind, value| {
-                if let (libc::IFLA_STATS64, Some(field)) = (kind, value.get(TX_DROPPED)) {
+                if let (libc::IFLA_STATS64, Some(field)) = (kind, value.get(field * 8..field * 8 + 8)) {
                     dropped = field.try_into().map_or(0, u64::from_ne_bytes);
                 }
             });
@@ -196,6 +215,45 @@ impl Netlink {
             let _ = self.at(a, |netlink, link| netlink.del_link(link.index));
         }
         up
+    }
+
+    /// Makes a macvtap device on the interface of index `lower`, in its namespace and switched off.
+    ///
+    /// # Errors
+    /// `name` is not one, or the kernel's answer: `EINVAL` where a passthru device would not be alone on its lower, `EBUSY` where
+    /// the lower belongs to something else.
+    pub fn add_macvtap(&self, name: &str, lower: u32, mode: MacvtapMode, mac: Option<MacAddr>) -> Result<()> {
+        check_ifname(name)?;
+        let mode = match mode {
+            MacvtapMode::Passthru => MacVtapMode::Passthrough,
+            MacvtapMode::Bridge => MacVtapMode::Bridge,
+            MacvtapMode::Vepa => MacVtapMode::Vepa,
+            MacvtapMode::Private => MacVtapMode::Private,
+        };
+        let mut message = LinkMessage::default();
+        message.attributes.extend([LinkAttribute::IfName(name.to_owned()), LinkAttribute::Link(lower)]);
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::MacVtap),
+            LinkInfo::Data(InfoData::MacVtap(vec![InfoMacVtap::Mode(mode)])),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| {
+            refusal.on(format!("cannot add macvtap device '{name}' on {}", self.describe(lower)))
+        })
+    }
+
+    /// Lets the kernel give an interface no IPv6 address of its own, so that it neither asks for routers nor announces itself.
+    ///
+    /// # Errors
+    /// The kernel's answer, for instance where it has no IPv6.
+    pub fn without_ipv6_addresses(&self, index: u32) -> Result<()> {
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+        self.change(RouteNetlinkMessage::SetLink(message), 0).map_err(|refusal| {
+            refusal.on(format!("cannot keep {} without IPv6 addresses", self.describe(index)))
+        })
     }
 
     /// Switches a new veth on, if that is wanted. The message that makes the pair cannot: the first end would come up
@@ -311,6 +369,7 @@ impl Link {
             link_netnsid: None,
             txqlen: 0,
             group: 0,
+            persistent: false,
             alias: None,
         };
         each_attribute(attributes, |kind, value| link.take(kind, value));
@@ -328,13 +387,27 @@ impl Link {
             libc::IFLA_GROUP => self.group = number(value).unwrap_or_default(),
             libc::IFLA_IFALIAS => self.alias = text(value),
             libc::IFLA_TXQLEN => self.txqlen = number(value).unwrap_or_default(),
-            libc::IFLA_LINKINFO => each_attribute(value, |kind, value| {
-                if kind == libc::IFLA_INFO_KIND {
-                    self.kind = text(value);
+            libc::IFLA_LINKINFO => each_attribute(value, |kind, value| match kind {
+                libc::IFLA_INFO_KIND => self.kind = text(value),
+                libc::IFLA_INFO_DATA if self.kind.as_deref() == Some("tun") => {
+                    each_attribute(value, |kind, value| {
+                        if kind == TUN_PERSIST {
+                            self.persistent = value == [1];
+                        }
+                    })
                 }
+                _ => {}
             }),
             _ => {}
         }
+    }
+}
+
+impl Link {
+    /// Whether it is a TAP that nobody holds, and that does not go by itself because somebody who did wanted it to stay.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.persistent && self.up && !self.running
     }
 }
 

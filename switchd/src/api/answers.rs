@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use vswitch::spec::{BridgeSpec, PortKind, SocketRole, TapSpec, VlanMode};
 use vswitch::status::{self, BridgeStatus, FdbEntry, NeighbourEntry, PortCounters, PortStatus, SwitchStatus};
 
+use super::macvtap::MacvtapInfo;
 use super::socket::SocketInfo;
 use super::tunnel::TunnelInfo;
 use super::values::{Cidr, Mac, Vid, VlanList};
@@ -323,13 +324,12 @@ pub struct PortInfo {
     pub peer: Option<PeerInfo>,
     /// Where a tunnel port leads.
     pub tunnel: Option<TunnelInfo>,
+    /// How vswitchd made the device of a macvtap port.
+    #[serde(default)]
+    pub macvtap: Option<MacvtapInfo>,
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
-    /// The socket that a vhost-user port and its guest's front end meet at.
-    pub path: Option<String>,
-    /// Whose socket it is.
-    pub role: Option<Role>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -361,17 +361,18 @@ impl PortInfo {
             _ => None,
         };
         let socket = SocketInfo::new(&spec.kind, status.peers);
-        let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
-        let (path, role) = match &spec.kind {
-            PortKind::VhostUser(spec) => (Some(spec.path.display().to_string()), Some(spec.role.into())),
-            _ => (None, None),
+        let macvtap = match &spec.kind {
+            PortKind::Macvtap(spec) => MacvtapInfo::new(spec),
+            _ => None,
         };
+        let vlan = VlanInfo::new(&spec.vlan_mode(), bridge);
         let (ifname, netns, address) = match spec.kind {
             PortKind::Tap(TapSpec { ifname, netns, addresses, .. })
             | PortKind::Internal(TapSpec { ifname, netns, addresses, .. }) => {
                 (Some(ifname), netns, addresses)
             }
             PortKind::Packet(packet) => (Some(packet.ifname), packet.netns, Vec::new()),
+            PortKind::Macvtap(macvtap) => (Some(macvtap.ifname), macvtap.netns, Vec::new()),
             PortKind::Tunnel(spec) => (None, spec.netns, Vec::new()),
             _ => (None, None, Vec::new()),
         };
@@ -397,9 +398,8 @@ impl PortInfo {
                 netns: peer.netns.map(|netns| netns.0),
             }),
             tunnel,
+            macvtap,
             socket,
-            path,
-            role,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             attached: None,

@@ -15,6 +15,8 @@ mod answers;
 mod attach;
 mod bridge;
 mod fdb;
+mod macvtap;
+mod mode;
 mod neigh;
 mod port;
 pub mod socket;
@@ -29,10 +31,12 @@ pub use answers::{
 pub use attach::{ALL_BRIDGES, Account, AttachRule};
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
+pub use macvtap::MacvtapInfo;
+pub use mode::{FileMode, ModeChoice};
 pub use neigh::{NeighAdd, NeighKey, NeighSelect};
 pub(crate) use port::check_netns;
 pub use port::{DfMode, PortAdd, PortSet, PortType, VlanKeyword};
-pub use socket::SocketInfo;
+pub use socket::{PeersInfo, SocketInfo};
 pub use tunnel::TunnelInfo;
 
 /// Longest name of a bridge or port, in bytes.

@@ -13,7 +13,9 @@ use vswitch::spec::{
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
-use super::socket::{self, FileMode};
+use super::macvtap;
+use super::mode::ModeChoice;
+use super::socket;
 use super::tunnel::{self, ErspanDirection, PortRange, RemoteChoice, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
 use super::{check_ifname, check_name};
@@ -28,6 +30,8 @@ pub enum PortType {
     Packet,
     /// A TAP device that gives the host itself an interface on the bridge
     Internal,
+    /// A macvtap device on top of an interface of the host's, as an uplink
+    Macvtap,
     /// The network card of a QEMU guest or DPDK program, by shared memory
     VhostUser,
     /// A VXLAN tunnel (RFC 7348): frames in UDP datagrams to switches elsewhere
@@ -56,6 +60,7 @@ impl PortType {
             PortType::Tap => "tap",
             PortType::Packet => "packet",
             PortType::Internal => "internal",
+            PortType::Macvtap => "macvtap",
             PortType::VhostUser => "vhost-user",
             PortType::Vxlan => "vxlan",
             PortType::Geneve => "geneve",
@@ -298,15 +303,20 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub connect: Option<SocketAddr>,
-        /// The Unix socket of the other end (dgram)
+        /// The Unix socket of the other end, where both are to have names of your choice (dgram)
         #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub peer: Option<String>,
-        /// Permissions of vswitchd's own socket, in octal [default: 660]
+        /// Permissions of vswitchd's own socket, in octal [default: 660]; of a macvtap device passthru, bridge, vepa or private
+        /// [default: passthru]
         #[arg(long, value_name = "MODE", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
-        pub mode: Option<FileMode>,
+        pub mode: Option<ModeChoice>,
+        /// Make the macvtap device, on top of this interface [default: it exists]
+        #[arg(long, value_name = "IF", help_heading = "Macvtap")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub lower: Option<String>,
         /// This host's address in the underlay
         #[arg(long, value_name = "IP", help_heading = "Tunnels")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -483,6 +493,7 @@ impl PortAdd {
         let settings = self.over(&self.name, &settings)?;
         let kind = match self.kind {
             PortType::Packet => PortKind::Packet(PacketSpec { ifname, netns }),
+            PortType::Macvtap => PortKind::Macvtap(macvtap::spec(self, &owner, ifname, netns)?),
             PortType::Tap => PortKind::Tap(self.tap(&owner, ifname, netns)?),
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
             PortType::Stream => PortKind::Stream(socket::stream(self, &owner)?),
@@ -504,21 +515,32 @@ impl PortAdd {
         const VXLAN: &[PortType] = &[PortType::Vxlan];
         const TAP: &[PortType] = &[PortType::Tap];
         const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
-        const CONNECTED: &[PortType] = &[PortType::Stream, PortType::VhostUser];
         const AT_PATH: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::VhostUser];
-        const QUEUES: &[PortType] = &[PortType::Tap, PortType::VhostUser];
-        const SIZED: &[PortType] =
-            &[PortType::Tap, PortType::Internal, PortType::Stream, PortType::Dgram, PortType::VhostUser];
+        const QUEUES: &[PortType] = &[PortType::Tap, PortType::Macvtap, PortType::VhostUser];
+        const NAMED: &[PortType] = &[PortType::Tap, PortType::Packet, PortType::Macvtap, PortType::Internal];
+        const PLACED: &[PortType] = &[PortType::Tap, PortType::Packet, PortType::Macvtap];
+        const ADDRESSED: &[PortType] = &[PortType::Tap, PortType::Internal, PortType::Macvtap];
+        const WITH_MODE: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Macvtap];
+        const MACVTAP: &[PortType] = &[PortType::Macvtap];
+        const SIZED: &[PortType] = &[
+            PortType::Tap,
+            PortType::Internal,
+            PortType::Macvtap,
+            PortType::Stream,
+            PortType::Dgram,
+            PortType::VhostUser,
+        ];
         let is_tunnel = tunnel::ALL.contains(&self.kind);
         let own = |fits: &'static [PortType]| if is_tunnel { tunnel::ALL } else { fits };
         let given = [
-            ("ifname", self.ifname.is_some(), &[PortType::Tap, PortType::Packet, PortType::Internal] as &[_]),
-            ("netns", self.netns.is_some(), own(&[PortType::Tap, PortType::Packet])),
+            ("ifname", self.ifname.is_some(), NAMED),
+            ("netns", self.netns.is_some(), own(PLACED)),
             ("mtu", self.mtu.is_some(), own(SIZED)),
             ("path", self.path.is_some(), AT_PATH),
-            ("mode", self.mode.is_some(), socket::ALL),
-            ("server", self.server, CONNECTED),
-            ("client", self.client, CONNECTED),
+            ("mode", self.mode.is_some(), WITH_MODE),
+            ("lower", self.lower.is_some(), MACVTAP),
+            ("server", self.server, AT_PATH),
+            ("client", self.client, AT_PATH),
             ("listen", self.listen.is_some(), socket::STREAM),
             ("connect", self.connect.is_some(), socket::STREAM),
             ("peer", self.peer.is_some(), socket::DGRAM),
@@ -545,7 +567,7 @@ impl PortAdd {
             ("erspan-index", self.erspan_index.is_some(), tunnel::ERSPAN),
             ("erspan-dir", self.erspan_dir.is_some(), tunnel::ERSPAN),
             ("erspan-hwid", self.erspan_hwid.is_some(), tunnel::ERSPAN),
-            ("mac", self.mac.is_some(), DEVICE),
+            ("mac", self.mac.is_some(), ADDRESSED),
             ("address", !self.address.is_empty(), DEVICE),
             ("gateway", self.gateway.is_some(), TAP),
             ("queues", self.queues.is_some(), QUEUES),
@@ -581,7 +603,8 @@ impl PortAdd {
         Ok(VhostUserSpec { path: path.into(), role, queues: self.queues, mtu: self.mtu })
     }
 
-    fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
+    /// Refuses what no device has.
+    pub(super) fn check_device(&self, owner: &str) -> Result<(), String> {
         if let Some(Mac(mac)) = self.mac.filter(|mac| !mac.0.is_station()) {
             return Err(format!(
                 "{owner}: {mac} is not a station's address: give an individual one such as 02:00:00:00:00:01"
@@ -590,6 +613,11 @@ impl PortAdd {
         if let Some(queues) = self.queues.filter(|queues| !(1..=256).contains(queues)) {
             return Err(format!("{owner}: {queues} queues: give 1 to 256"));
         }
+        Ok(())
+    }
+
+    fn tap(&self, owner: &str, ifname: String, netns: Option<Netns>) -> Result<TapSpec, String> {
+        self.check_device(owner)?;
         if self.no_offload && self.queues.is_some_and(|queues| queues > 1) {
             return Err(format!(
                 "{owner}: a TAP without offload has one queue: leave out 'queues' or 'no-offload'"

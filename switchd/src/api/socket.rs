@@ -1,15 +1,15 @@
 //! Ports on sockets of other programs: their options, and how they are shown.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vswitch::spec::{DgramSpec, PortKind, SocketRole, StreamAddress, StreamSpec};
 use vswitch::status::PeersStatus;
 
+use super::Role;
+use super::mode::{FileMode, ModeChoice};
 use super::port::{PortAdd, PortType};
 
 /// Those that listen or connect.
@@ -19,112 +19,118 @@ pub(super) const DGRAM: &[PortType] = &[PortType::Dgram];
 /// Both.
 pub(super) const ALL: &[PortType] = &[PortType::Stream, PortType::Dgram];
 
-/// Permissions of a socket's file, in octal.
-#[derive(Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, examples("660"))]
-pub struct FileMode(pub u32);
-
-impl FromStr for FileMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
-        mode.map(FileMode).ok_or_else(|| format!("'{text}' is no mode of a file in octal, such as 660"))
-    }
-}
-
-impl fmt::Display for FileMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:03o}", self.0)
-    }
-}
-
-impl TryFrom<String> for FileMode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<FileMode> for String {
-    fn from(mode: FileMode) -> String {
-        mode.to_string()
-    }
-}
-
-/// The socket of a `stream` or `dgram` port.
+/// The socket of a port on one: `stream`, `dgram` or `vhost-user`.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct SocketInfo {
-    /// Which end of a stream the switch is: `server` or `client`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role: Option<String>,
+    /// Whose socket `path` or `address` is: `server` is the switch, `client` the other end.
+    pub role: Role,
     /// The Unix socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Where datagrams are sent to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
     /// Where the switch listens, or what it connects to, by TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// The other end's socket, or the one that the switch made for itself where `path` is the other end's; of datagrams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Permissions of the file that the switch made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub mode: Option<FileMode>,
+    /// Peers so far, and what became of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersInfo>,
+}
+
+/// The peers of a `stream` or `dgram` port.
+#[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct PeersInfo {
     /// Connections that were made or accepted.
-    #[serde(default)]
     pub connections: u64,
-    /// Peers that were turned away, because the port had one.
-    #[serde(default)]
-    pub refused_peers: u64,
+    /// Peers that were turned away, because the port had one; datagrams of senders that cannot be answered.
+    pub refused: u64,
+    /// Milliseconds until the next peer may come, after those that did not stay; null when it may now.
+    pub hold_off_ms: Option<u64>,
+    /// Somebody waits for that.
+    pub waits: bool,
+}
+
+impl From<PeersStatus> for PeersInfo {
+    fn from(status: PeersStatus) -> Self {
+        let ms = |left: std::time::Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        PeersInfo {
+            connections: status.connections,
+            refused: status.refused,
+            hold_off_ms: status.hold_off.map(ms),
+            waits: status.waits,
+        }
+    }
 }
 
 impl SocketInfo {
     /// Of a port, if it has one.
     #[must_use]
     pub fn new(kind: &PortKind, peers: Option<PeersStatus>) -> Option<SocketInfo> {
-        let peers = peers.unwrap_or_default();
+        let text = |path: &Path| Some(path.display().to_string());
         let mode = |mode| kind.socket_path().map(|_| FileMode(mode));
         let none = SocketInfo {
-            role: None,
+            role: Role::Server,
             path: None,
-            peer: None,
             address: None,
+            peer: None,
             mode: None,
-            connections: peers.connections,
-            refused_peers: peers.refused,
+            peers: peers.map(PeersInfo::from),
         };
-        let text = |path: &Path| Some(path.display().to_string());
-        match kind {
+        Some(match kind {
             PortKind::Stream(spec) => {
                 let (path, address) = match &spec.address {
                     StreamAddress::Unix(path) => (text(path), None),
                     StreamAddress::Tcp(address) => (None, Some(address.to_string())),
                 };
-                let role = if spec.role == SocketRole::Server { "server" } else { "client" };
-                Some(SocketInfo { role: Some(role.to_owned()), path, address, mode: mode(spec.mode), ..none })
+                SocketInfo { role: spec.role.into(), path, address, mode: mode(spec.mode), ..none }
             }
-            PortKind::Dgram(spec) => Some(SocketInfo {
+            PortKind::Dgram(DgramSpec { path, peer: Some(peer), mode: bits, .. })
+                if *path == DgramSpec::beside(peer) =>
+            {
+                let role = Role::Client;
+                SocketInfo { role, path: text(peer), peer: text(path), mode: mode(*bits), ..none }
+            }
+            PortKind::Dgram(spec) => SocketInfo {
                 path: text(&spec.path),
-                peer: text(&spec.peer),
+                peer: spec.peer.as_deref().and_then(text),
                 mode: mode(spec.mode),
                 ..none
-            }),
-            _ => None,
-        }
+            },
+            PortKind::VhostUser(spec) => {
+                SocketInfo { role: spec.role.into(), path: text(&spec.path), ..none }
+            }
+            _ => return None,
+        })
     }
 
     /// In one line, for a table.
     #[must_use]
     pub fn summary(&self) -> String {
         let place = self.path.as_ref().or(self.address.as_ref()).map_or("", String::as_str);
-        match (&self.role, &self.peer) {
-            (Some(role), _) => format!("{role} {place}"),
-            (None, Some(peer)) => format!("{place} to {peer}"),
-            (None, None) => place.to_owned(),
+        let role = self.role.name();
+        match (self.role, &self.peer) {
+            (_, None) => format!("{role} {place}"),
+            (Role::Server, Some(peer)) => format!("{role} {place} to {peer}"),
+            (Role::Client, Some(own)) => format!("{role} {place} from {own}"),
         }
+    }
+}
+
+impl PeersInfo {
+    /// In one line, for a table.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = format!("{} so far, {} peers refused", self.connections, self.refused);
+        if let Some(ms) = self.hold_off_ms {
+            let who = if self.waits { "one that waits" } else { "the next" };
+            text.push_str(&format!("; {who} may come in {}.{} s", ms / 1000, ms % 1000 / 100));
+        }
+        text
     }
 }
 
@@ -132,8 +138,14 @@ fn mtu(asked: &PortAdd) -> u32 {
     asked.mtu.unwrap_or(StreamSpec::DEFAULT_MTU)
 }
 
-fn mode(asked: &PortAdd) -> u32 {
-    asked.mode.map_or(StreamSpec::DEFAULT_MODE, |mode| mode.0)
+fn mode(asked: &PortAdd, owner: &str) -> Result<u32, String> {
+    match asked.mode {
+        Some(ModeChoice::File(mode)) => Ok(mode.0),
+        Some(ModeChoice::Macvtap(mode)) => {
+            Err(format!("{owner}: '{}' is no mode of a file in octal, such as 660", mode.name()))
+        }
+        None => Ok(StreamSpec::DEFAULT_MODE),
+    }
 }
 
 /// An absolute path that a socket can have. A relative one would be another for the daemon than for who asks.
@@ -173,7 +185,7 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
     if matches!(&address, StreamAddress::Tcp(address) if address.port() == 0) {
         return Err(format!("{owner}: nobody is at port 0: give the port to listen at or to connect to"));
     }
-    let spec = StreamSpec { address, role, mtu: mtu(asked), mode: mode(asked) };
+    let spec = StreamSpec { address, role, mtu: mtu(asked), mode: mode(asked, owner)? };
     if asked.mode.is_some() && spec.socket_path().is_none() {
         return Err(format!("{owner}: 'mode' is for a socket that vswitchd makes: leave it out"));
     }
@@ -182,13 +194,29 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
 
 /// The datagrams that are asked for.
 pub(super) fn dgram(asked: &PortAdd, owner: &str) -> Result<DgramSpec, String> {
-    let needed = |option: &str, text: &Option<String>| {
-        let text = text.as_ref().ok_or_else(|| format!("{owner}: a dgram port needs '{option}'"))?;
-        path(owner, option, text)
+    if asked.server && asked.client {
+        return Err(format!("{owner}: 'server' excludes 'client': give one"));
+    }
+    let Some(text) = &asked.path else {
+        return Err(format!("{owner}: a dgram port needs 'path', a socket"));
     };
-    let (path, peer) = (needed("path", &asked.path)?, needed("peer", &asked.peer)?);
-    if path == peer {
+    let given = path(owner, "path", text)?;
+    let (path, peer) = match &asked.peer {
+        Some(_) if asked.server || asked.client => {
+            return Err(format!(
+                "{owner}: 'path' and 'peer' say it: leave 'server' and 'client' out, or leave 'peer' out"
+            ));
+        }
+        Some(peer) => (given, Some(path(owner, "peer", peer)?)),
+        None if asked.client => {
+            let own = DgramSpec::beside(&given);
+            vswitch::sys::unix::check_path(&own).map_err(|error| format!("{owner}: {error}"))?;
+            (own, Some(given))
+        }
+        None => (given, None),
+    };
+    if peer.as_ref() == Some(&path) {
         return Err(format!("{owner}: 'path' is vswitchd's socket and 'peer' the other end's: give two"));
     }
-    Ok(DgramSpec { path, peer, mtu: mtu(asked), mode: mode(asked) })
+    Ok(DgramSpec { path, peer, mtu: mtu(asked), mode: mode(asked, owner)? })
 }

@@ -89,6 +89,41 @@ fn names_must_fit_everywhere() {
 }
 
 #[test]
+fn macvtap_devices() {
+    let asked = |options: &str| {
+        let text = format!(r#"{{"name": "up", "bridge": "br0", "type": "macvtap"{options}}}"#);
+        port(&text).to_spec()
+    };
+    let kind = |options: &str| match asked(options).unwrap().kind {
+        PortKind::Macvtap(spec) => spec,
+        other => panic!("{other:?}"),
+    };
+    let made = kind(r#", "lower": "eth1", "queues": 2, "netns": "x""#);
+    assert_eq!((made.ifname.as_str(), made.queues, made.awaited()), ("up", Some(2), "eth1"));
+    let lower = made.lower.unwrap();
+    assert_eq!((lower.mode.name(), lower.mac, lower.mtu), ("passthru", None, None));
+    let lower = kind(r#", "lower": "eth1", "mode": "bridge", "mac": "02:00:00:00:00:01", "mtu": 1400"#)
+        .lower
+        .unwrap();
+    assert_eq!((lower.mode.name(), lower.mtu), ("bridge", Some(1400)));
+    assert_eq!(kind(r#", "ifname": "mv0""#).awaited(), "mv0");
+    for (options, why) in [
+        (r#", "mode": "bridge""#, "'lower'"),
+        (r#", "mtu": 1400"#, "'lower'"),
+        (r#", "lower": "up""#, "two names"),
+        (r#", "lower": "a b""#, "a b"),
+        (r#", "lower": "eth1", "mode": "660""#, "passthru"),
+        (r#", "lower": "eth1", "mac": "02:00:00:00:00:01""#, "'mac'"),
+        (r#", "lower": "eth1", "mode": "vepa", "mac": "03:00:00:00:00:01""#, "station's"),
+        (r#", "lower": "eth1", "queues": 257"#, "1 to 256"),
+        (r#", "address": "10.0.0.1/24""#, "'address'"),
+    ] {
+        let error = asked(options).unwrap_err();
+        assert!(error.contains(why) && error.contains("'up'"), "{options}: {error}");
+    }
+}
+
+#[test]
 fn options_of_another_type_are_refused() {
     for (kind, options) in [
         (

@@ -1,6 +1,6 @@
 //! The TAP device that a guest gets: made by vswitchd in its own namespace, held by the guest's QEMU.
 //!
-//! On the device is written, as its alias, what it was made for. It outlives a vswitchd that is killed, for as long as QEMU holds it,
+//! On the device is written, as its alias, what it was made for. It outlives a vswitchd that ends, for as long as QEMU holds it,
 //! and the next vswitchd of the same attach socket then knows whose it is. The alias takes CAP_NET_ADMIN, so guests cannot forge it.
 
 use std::fmt;
@@ -84,17 +84,25 @@ pub fn make(name: &str, use_vnet: bool, purpose: &Purpose) -> Result<OwnedFd, Er
     Ok(fd)
 }
 
-/// Devices that guests hold and that an earlier vswitchd made for this attach socket, by name.
+/// Devices that guests hold and that an earlier vswitchd made for this attach socket, by name. One that a guest made stay and holds no more is
+/// removed.
 ///
 /// # Errors
 /// The kernel's answer.
 pub fn left(socket: &Path) -> Result<Vec<(String, Purpose)>, Error> {
-    let links = Netlink::open_in(None).and_then(|netlink| netlink.links()).map_err(system)?;
-    let ours = links.into_iter().filter(|link| link.kind.as_deref() == Some("tun")).filter_map(|link| {
-        let purpose = Purpose::read(link.alias.as_deref()?)?;
-        (purpose.socket == socket).then_some((link.name, purpose))
-    });
-    Ok(ours.collect())
+    let netlink = Netlink::open_in(None).map_err(system)?;
+    let links = netlink.links().map_err(system)?;
+    let mut held = Vec::new();
+    for link in links.into_iter().filter(|link| link.kind.as_deref() == Some("tun")) {
+        let purpose = link.alias.as_deref().and_then(Purpose::read);
+        let Some(purpose) = purpose.filter(|purpose| purpose.socket == socket) else { continue };
+        if link.is_abandoned() {
+            netlink.del_link(link.index).map_err(system)?;
+        } else {
+            held.push((link.name, purpose));
+        }
+    }
+    Ok(held)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::show;
-use crate::api::{DfMode, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName};
+use crate::api::{
+    DfMode, MacvtapInfo, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName,
+};
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -46,14 +48,9 @@ pub(super) fn port(port: &PortInfo) -> String {
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
         ),
+        "macvtap" => writeln!(text, "{}", macvtap(port, ifname, &place)),
         "stream" => writeln!(text, "{}", stream(port)),
-        "dgram" => writeln!(
-            text,
-            "Each frame is a Unix datagram. vswitchd made its socket and sends to the peer's; whether anybody is\n\
-             there it only learns by sending (port_down counts). Whoever may write to the file may send into the\n\
-             port. The peer takes no more datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more\n\
-             is dropped (tx_full)."
-        ),
+        "dgram" => writeln!(text, "{}", dgram(port)),
         "vhost-user" => writeln!(
             text,
             "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
@@ -86,20 +83,66 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
-    if let Some(socket) = &port.socket {
-        text.push_str(&qemu(port, socket));
+    match &port.socket {
+        Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vhost-user" => {
+            text.push_str(&guest(port, path, *role));
+        }
+        Some(socket) => text.push_str(&qemu(port, socket)),
+        None => {}
     }
     if port.kind == "packet" && port.attached.is_none() {
         text.push_str(&tap(port, ifname));
     }
-    if let (Some(path), Some(role)) = (&port.path, port.role) {
-        text.push_str(&guest(port, path, role));
-    }
     text
 }
 
+fn macvtap(port: &PortInfo, ifname: &str, place: &str) -> String {
+    let Some(MacvtapInfo { lower, mode }) = &port.macvtap else {
+        return format!(
+            "The macvtap device '{ifname}'{place} exists on its own; vswitchd reads and writes its character device: frames\n\
+             leave and come by the interface that it was made on. Only in mode passthru do stations with other\n\
+             addresses than its own get theirs. When it goes, the port stays and waits."
+        );
+    };
+    let whose = match mode.as_str() {
+        "passthru" => format!(
+            "Every frame that\narrives at '{lower}' is the bridge's, the host's own too: give the host an 'internal' port for its addresses."
+        ),
+        _ => format!(
+            "The host goes on\nusing '{lower}'. Unicast frames come in for the address of '{ifname}' alone, so that is the one for the\n\
+             station behind the bridge; for more than one station there is mode passthru."
+        ),
+    };
+    format!(
+        "vswitchd made the macvtap device '{ifname}'{place} on top of '{lower}' (mode {mode}): the bridge's frames leave\n\
+         and come by that. {whose} The device disappears with the port; while '{lower}' is gone, the port waits."
+    )
+}
+
+fn is_client(socket: Option<&SocketInfo>) -> bool {
+    socket.is_some_and(|socket| socket.role == Role::Client)
+}
+
+fn dgram(port: &PortInfo) -> String {
+    let who = match &port.socket {
+        Some(SocketInfo { peer: None, .. }) => {
+            "The first who sends to vswitchd's socket is the peer until he goes; if he has no address, or none\n\
+             that leads to him from here, he is refused."
+        }
+        Some(SocketInfo { role: Role::Client, .. }) => {
+            "vswitchd sends to the peer's socket, from one of its own beside it."
+        }
+        _ => "vswitchd made its socket and sends to the peer's.",
+    };
+    format!(
+        "Each frame is a Unix datagram. {who}\n\
+         The port is up while a program has the peer's socket; nobody else may send then. The peer takes no more\n\
+         datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more is dropped (tx_full)."
+    )
+}
+
 fn stream(port: &PortInfo) -> &'static str {
-    if port.socket.as_ref().and_then(|socket| socket.role.as_deref()) == Some("client") {
+    if is_client(port.socket.as_ref()) {
         "vswitchd connects to the peer, and again whenever the connection ends; meanwhile the port is down. Frames\n\
          go both ways with their length before them. They are finished before: the peer knows no offloads."
     } else {
@@ -168,7 +211,7 @@ fn tap(port: &PortInfo, ifname: &str) -> String {
 fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
     let kind = port.kind.as_str();
     let place = |text: &Option<String>| option(text.as_deref().unwrap_or_default());
-    let server = if socket.role.as_deref() == Some("client") { "on" } else { "off" };
+    let server = if is_client(Some(socket)) { "on" } else { "off" };
     let address = match (&socket.path, &socket.address) {
         (Some(_), _) => format!("addr.type=unix,addr.path={}", place(&socket.path)),
         (None, address) => {
@@ -182,7 +225,12 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
         }
     };
     let netdev = if kind == "dgram" {
-        let (ours, theirs) = (place(&socket.path), place(&socket.peer));
+        let beside = socket.path.as_ref().map(|path| format!("{path}.qemu"));
+        let (ours, theirs) = match (socket.role, &socket.peer) {
+            (Role::Client, own) => (place(own), place(&socket.path)),
+            (Role::Server, Some(_)) => (place(&socket.path), place(&socket.peer)),
+            (Role::Server, None) => (place(&socket.path), place(&beside)),
+        };
         format!("dgram,id=net0,local.type=unix,local.path={theirs},remote.type=unix,remote.path={ours}")
     } else {
         format!("stream,id=net0,server={server},{address}")
@@ -242,9 +290,9 @@ fn guest(port: &PortInfo, path: &str, role: Role) -> String {
 fn state(port: &PortInfo) -> &'static str {
     match port.state {
         State::Up => "up",
+        State::Down if port.kind == "vhost-user" => "down (no guest receives and sends by it)",
         State::Down if port.socket.is_some() => "down (its peer is not there)",
         State::Gone if port.socket.is_some() => "gone (its socket cannot be made)",
-        State::Down if port.path.is_some() => "down (no guest receives and sends by it)",
         State::Down => "down (its interface is switched off or has no carrier)",
         State::Gone if port.tunnel.is_some() => {
             "gone (its local address, the interface of --dev or the namespace is not there; it waits)"

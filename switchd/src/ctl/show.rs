@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Role, Stats,
+    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
     StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
@@ -195,17 +195,18 @@ pub(super) fn port(port: &PortInfo) -> String {
         ("hairpin", text(port.hairpin)),
         ("peer", port.peer.as_ref().map(peer).unwrap_or_default()),
     ];
+    if let Some(macvtap) = &port.macvtap {
+        pairs.push(("lower", macvtap.lower.clone()));
+        pairs.push(("mode", macvtap.mode.clone()));
+    }
     if let Some(socket) = &port.socket {
         pairs.push(("socket", socket.summary()));
-        if socket.role.is_some() {
-            let refused = socket.refused_peers;
-            pairs.push(("connections", format!("{} so far, {refused} peers refused", socket.connections)));
+        if let Some(peers) = &socket.peers {
+            pairs.push(("connections", peers.summary()));
         }
-        pairs.push(("mode", or_empty(&socket.mode)));
-    }
-    if let Some(path) = &port.path {
-        pairs.push(("path", path.clone()));
-        pairs.push(("role", port.role.map_or("", Role::name).to_owned()));
+        if let Some(mode) = socket.mode {
+            pairs.push(("mode", mode.to_string()));
+        }
     }
     let options = port.tunnel.as_ref().map(TunnelInfo::options).unwrap_or_default();
     if let Some(tunnel) = &port.tunnel {

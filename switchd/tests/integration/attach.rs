@@ -220,10 +220,12 @@ pub fn a_guest_comes_and_goes() -> Outcome {
     assert!(switch.link("vtap0").is_none());
     let error = ask(&daemon, As::Root, "br0").unwrap_err();
     assert!(error.contains("no bridge 'br0'; there are none"), "{error}");
-    // With a guest that goes on, the end is clean as well.
+    // With a guest that goes on, the end is clean but for what is the guest's.
     daemon.ctl("bridge add br0");
-    let (_guest, _) = attach(&daemon, "br0");
+    let (guest, _) = attach(&daemon, "br0");
     let folder = daemon.terminate();
+    assert!(switch.link("vtap0").is_some());
+    drop(guest);
     assert!(switch.links().iter().all(|name| !name.starts_with("vtap")), "{:?}", switch.links());
     assert!(!folder.path().join("attach.sock").exists() && !folder.path().join("attach.sock.lock").exists());
     Ok(())
@@ -449,8 +451,14 @@ pub fn vswitchd_killed() -> Outcome {
     Ok(())
 }
 
-/// A guest that runs goes on with the next vswitchd, if its bridge is in the configuration.
+/// A guest that runs goes on with the next vswitchd, if its bridge is in the configuration: after one that was killed, and after one that
+/// was stopped.
 pub fn guests_survive_vswitchd() -> Outcome {
+    guests_survive(Daemon::kill)?;
+    guests_survive(Daemon::terminate)
+}
+
+fn guests_survive(end: fn(Daemon) -> tempfile::TempDir) -> Outcome {
     let (switch, host) = (Ns::new("v"), Ns::new("h"));
     let config = format!(
         "[[bridge]]\nname = \"br0\"\n[[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\n",
@@ -461,7 +469,7 @@ pub fn guests_survive_vswitchd() -> Outcome {
     let (mut guest, name) = attach(&daemon, "br0");
     let (_other, other) = attach(&daemon, "br1");
     let held = daemon.port(&name)["attached"].clone();
-    let folder = daemon.kill();
+    let folder = end(daemon);
     let daemon = Start::new(&switch).config(&config).folder(folder).ready();
     let port = daemon.port(&name);
     assert_eq!(
@@ -480,6 +488,37 @@ pub fn guests_survive_vswitchd() -> Outcome {
     assert_eq!(names(&elsewhere), [""; 0]);
     drop(guest);
     wait_gone(&daemon, &switch, &name);
+    Ok(())
+}
+
+/// A TAP that its holder makes persistent goes all the same when he does: with vswitchd, or with the next one.
+pub fn persistent_devices() -> Outcome {
+    let switch = Ns::new("v");
+    let config = "[[bridge]]\nname = \"br0\"\n";
+    let daemon = Start::new(&switch).config(config).ready();
+    let persist = |fd: &OwnedFd| {
+        const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
+        // SAFETY: the ioctl takes a number by value.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST, 1) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    };
+    let held = || {
+        start(Path::new(HELPER), As::Root, &["--use-vnet", "--br=br0", "--socket", &socket(&daemon)])
+            .end()
+            .expect("attached")
+    };
+    let (one, two) = (held(), held());
+    eventually("both are there", || names(&daemon) == ["vtap0", "vtap1"]);
+    persist(&one);
+    persist(&two);
+    drop(one);
+    wait_gone(&daemon, &switch, "vtap0");
+    assert_eq!(daemon.port_state("vtap1"), "up");
+    let folder = daemon.terminate();
+    drop(two);
+    assert!(switch.link("vtap1").is_some());
+    let daemon = Start::new(&switch).config(config).folder(folder).ready();
+    wait_gone(&daemon, &switch, "vtap1");
     Ok(())
 }
 

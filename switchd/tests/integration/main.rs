@@ -15,6 +15,7 @@ mod guests;
 mod harness;
 mod host;
 mod lifecycle;
+mod macvtap;
 mod migration;
 mod neighbours;
 mod oracle;
@@ -156,6 +157,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::hostile_clients", attach::hostile_clients),
     ("attach::vswitchd_killed", attach::vswitchd_killed),
     ("attach::guests_survive_vswitchd", attach::guests_survive_vswitchd),
+    ("attach::persistent_devices", attach::persistent_devices),
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
     ("guests::behind_a_tap", guests::behind_a_tap),
@@ -164,6 +166,12 @@ const TESTS: &[(&str, Test)] = &[
     ("scenarios::the_switch_comes_back", scenarios::the_switch_comes_back),
     ("explained::command_lines", explained::command_lines),
     ("explained::libvirt_xml", explained::libvirt_xml),
+    ("macvtap::as_asked", macvtap::as_asked),
+    ("macvtap::lower_comes_and_goes", macvtap::lower_comes_and_goes),
+    ("macvtap::many_stations", macvtap::many_stations),
+    ("macvtap::vlans_and_mtu", macvtap::vlans_and_mtu),
+    ("macvtap::one_that_exists", macvtap::one_that_exists),
+    ("macvtap::host_keeps_its_interface", macvtap::host_keeps_its_interface),
     ("sockets::as_asked", sockets::as_asked),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),

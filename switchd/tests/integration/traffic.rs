@@ -25,6 +25,9 @@ pub const PAIRS: &[(&str, Kind, Kind)] = &[
     ("traffic::plain_and_plain", Kind::Plain, Kind::Plain),
     ("traffic::plain_and_packet", Kind::Plain, Kind::Packet),
     ("traffic::plain_and_internal", Kind::Plain, Kind::Internal),
+    ("traffic::macvtap_and_tap", Kind::Macvtap, Kind::Tap),
+    ("traffic::macvtap_and_packet", Kind::Macvtap, Kind::Packet),
+    ("traffic::macvtap_and_macvtap", Kind::Macvtap, Kind::Macvtap),
     ("traffic::packet_and_packet", Kind::Packet, Kind::Packet),
     ("traffic::packet_and_internal", Kind::Packet, Kind::Internal),
 ];

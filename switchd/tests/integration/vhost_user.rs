@@ -155,7 +155,10 @@ pub fn options() -> Outcome {
     daemon.ctl(&add);
     let port = daemon.port("vm1");
     assert_eq!((port["type"].as_str(), port["state"].as_str()), (Some("vhost-user"), Some("down")));
-    assert_eq!((port["path"].as_str(), port["role"].as_str()), (socket.to_str(), Some("server")));
+    assert_eq!(
+        (port["socket"]["path"].as_str(), port["socket"]["role"].as_str()),
+        (socket.to_str(), Some("server"))
+    );
     assert_eq!((port["queues"].as_u64(), port["mtu"].as_u64()), (Some(4), Some(9000)));
     let mode = std::fs::metadata(&socket).expect("a socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
@@ -172,6 +175,6 @@ pub fn options() -> Outcome {
     daemon.ctl(&format!("{add} --client"));
     assert!(!socket.exists());
     assert!(daemon.ctl("port explain vm1").contains("server=on,wait=off"));
-    assert_eq!(daemon.port("vm1")["role"].as_str(), Some("client"));
+    assert_eq!(daemon.port("vm1")["socket"]["role"].as_str(), Some("client"));
     Ok(())
 }

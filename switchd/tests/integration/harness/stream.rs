@@ -14,6 +14,8 @@ pub enum Kind {
     /// `tap --no-offload`
     Plain,
     Packet,
+    /// A macvtap device on a veth end.
+    Macvtap,
     Internal,
 }
 
@@ -23,6 +25,7 @@ impl Kind {
             Kind::Tap => "tap",
             Kind::Plain => "plain",
             Kind::Packet => "packet",
+            Kind::Macvtap => "mvtap",
             Kind::Internal => "internal",
         }
     }
@@ -79,6 +82,11 @@ impl<'a> Station<'a> {
                 ns.ip(&format!("addr add {v4}/24 dev {ifname}; addr add {v6}/64 dev {ifname} nodad"));
                 daemon.ctl(&format!("port add {ifname} --type packet {options}"));
             }
+            Kind::Macvtap => {
+                switch.veth(&format!("{ifname}l"), ns, &ifname, mtu);
+                ns.ip(&format!("addr add {v4}/24 dev {ifname}; addr add {v6}/64 dev {ifname} nodad"));
+                daemon.ctl(&format!("port add {ifname} --type macvtap --lower {ifname}l {options}"));
+            }
         }
         Station { kind, ns, ifname, v4, v6, mtu, switch }
     }
@@ -116,14 +124,16 @@ impl<'a> Station<'a> {
             return;
         }
         self.ns.offloads(&self.ifname, asked);
-        if self.kind == Kind::Packet {
-            self.switch.offloads(&self.ifname, asked);
+        match self.kind {
+            Kind::Packet => self.switch.offloads(&self.ifname, asked),
+            Kind::Macvtap => self.switch.offloads(&format!("{}l", self.ifname), asked),
+            _ => {}
         }
     }
 
     /// Whether frames must reach it with everything finished, when its offloads are as given.
     pub fn finished(&self, offloads: Offloads) -> bool {
-        self.kind == Kind::Plain || self.kind == Kind::Packet && !offloads.tx
+        self.kind == Kind::Plain || matches!(self.kind, Kind::Packet | Kind::Macvtap) && !offloads.tx
     }
 
     pub fn udp(&self, v6: bool) -> UdpSocket {

@@ -1,66 +1,52 @@
 //! `dgram` ports: a frame a Unix datagram, to and from one peer, as QEMU's `-netdev dgram` has them.
 //!
-//! Whether anybody is behind the peer's path is only known by sending, so the port is always up; what is sent to nobody is dropped
-//! (`port_down`). Each datagram is sent by the peer's path: a connected socket would have to be connected again whenever the peer is
-//! started anew, and until then refuse what comes from it.
-//!
-//! Whoever may write to the switch's socket may send into the port: its file's permissions are the fence.
+//! The switch's socket is connected to the peer's while somebody is there ([`endpoint`]), as a stream's is: then the port is up, the kernel
+//! takes nothing from others, and a worker sends without a path to be looked up. A worker that is refused says that the device is gone; the
+//! control side finds the peer that comes next. Sending each frame by the peer's path was rejected: it costs a look-up a frame, and goes
+//! wherever a link there leads at that moment.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Health, Inbound, OpenPort, PortQueue, Received, check_mtu, refused};
+use super::{Health, Inbound, OpenPort, PortQueue, Received, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
-use crate::spec::DgramSpec;
 use crate::stats::{Counters, DropReason};
-use crate::sys;
-use crate::sys::unix::{self, PeerAddress, SockType, SocketFile};
+use crate::sys::unix;
 
-/// Bytes that wait for the peer to read them, at most.
-const SEND_BUFFER_BYTES: i32 = 1 << 20;
+pub mod endpoint;
 
-pub(super) fn open(spec: &DgramSpec, workers: usize) -> Result<OpenPort, sys::Error> {
-    check_mtu(spec.mtu)?;
-    let peer = PeerAddress::new(&spec.peer)?;
-    let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode)?;
-    unix::set_send_buffer(&fd, SEND_BUFFER_BYTES);
-    let reader = fd.as_raw_fd().unsigned_abs() as usize % workers.max(1);
-    let socket = Arc::new(DgramSocket { fd, peer, _file: file });
+/// Opens a port around a connected socket, for `workers` workers.
+#[must_use]
+pub fn open(socket: &Arc<OwnedFd>, mtu: u32, workers: usize) -> OpenPort {
+    let reader = socket.as_raw_fd().unsigned_abs() as usize % workers.max(1);
     let queue = |worker| {
-        Box::new(DgramQueue { socket: Arc::clone(&socket), receives: worker == reader }) as Box<dyn PortQueue>
+        Box::new(DgramQueue { socket: Arc::clone(socket), receives: worker == reader }) as Box<dyn PortQueue>
     };
-    Ok(OpenPort {
+    OpenPort {
         queues: (0..workers).map(queue).collect(),
         receiving: 1,
         capabilities: Capabilities::default(),
         ifindex: None,
-        mtu: spec.mtu,
+        mtu,
         strict_mtu: false,
         keep: Vec::new(),
         link: None,
-    })
-}
-
-#[derive(Debug)]
-struct DgramSocket {
-    fd: OwnedFd,
-    peer: PeerAddress,
-    _file: SocketFile,
+    }
 }
 
 #[derive(Debug)]
 struct DgramQueue {
-    socket: Arc<DgramSocket>,
+    socket: Arc<OwnedFd>,
     /// One worker's does.
     receives: bool,
 }
 
 impl PortQueue for DgramQueue {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.receives.then(|| self.socket.fd.as_fd())
+        self.receives.then(|| self.socket.as_fd())
     }
 
     fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
@@ -75,7 +61,7 @@ impl PortQueue for DgramQueue {
             let (header, room) = batch.spare().split_at_mut(VNET_HDR_LEN);
             header.fill(0);
             let room_len = room.len();
-            match unix::receive(self.socket.fd.as_fd(), room) {
+            match unix::receive(self.socket.as_fd(), room) {
                 Ok(Some(len)) if len > room_len => inbound.counters.drop_frame(DropReason::RxTruncated),
                 Ok(Some(len)) => {
                     if batch.take(len, None).is_err() {
@@ -83,6 +69,8 @@ impl PortQueue for DgramQueue {
                     }
                 }
                 Ok(None) => return Received::Drained,
+                // That the peer let go of us is no frame.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(_) => inbound.counters.drop_frame(DropReason::RxError),
             }
         }
@@ -90,22 +78,24 @@ impl PortQueue for DgramQueue {
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
+        let mut health = Health::Alive;
         for frame in frames {
             let slices = frame.slices().map(IoSlice::new);
-            match unix::send_to(self.socket.fd.as_fd(), &slices[1..], &self.socket.peer) {
+            match unix::send_connected(self.socket.as_fd(), &slices[1..]) {
                 Ok(Some(_)) => counters.sent(frame.frame_len(), frame.segments()),
                 Ok(None) => counters.drop_frame(DropReason::TxFull),
-                Err(error) => counters.drop_frame(unsent(&error)),
+                Err(error) if is_nobody(&error) => {
+                    counters.drop_frame(DropReason::PortDown);
+                    health = Health::Gone;
+                }
+                Err(error) => counters.drop_frame(refused(&error)),
             }
         }
-        Health::Alive
+        health
     }
 }
 
-/// Why a datagram was not sent.
-fn unsent(error: &io::Error) -> DropReason {
-    match error.raw_os_error() {
-        Some(libc::ECONNREFUSED | libc::ENOENT) => DropReason::PortDown,
-        _ => refused(error),
-    }
+/// Whether nobody is behind the peer's socket any more.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ECONNRESET))
 }

@@ -1,0 +1,135 @@
+//! Where the peer of a dgram port is found. Only the control side has one; nothing here waits.
+//!
+//! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
+//! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
+//! given, whoever sends first. Meanwhile what comes waits, as much as the kernel lets wait (`net.unix.max_dgram_qlen`).
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::port::check_mtu;
+use crate::spec::DgramSpec;
+use crate::sys::Error;
+use crate::sys::unix::{self, Remote, SockType, SocketFile};
+
+/// Bytes that wait for the peer to read them, at most.
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
+/// Time between two peers: one that comes and goes must not keep the whole switch busy with handing over a port.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// After some that did not stay.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A peer that stayed so long was a good one.
+const GOOD: Duration = Duration::from_secs(2);
+/// Senders turned away in one go, at most.
+const REFUSALS: usize = 64;
+
+/// The switch's socket, and the peer that it is connected to.
+#[derive(Debug)]
+pub struct Endpoint {
+    socket: Arc<OwnedFd>,
+    _file: SocketFile,
+    /// Where the peer is; `None`: whoever sends first.
+    peer: Option<PathBuf>,
+    current: Option<(Remote, Instant)>,
+    backoff: Duration,
+    not_before: Option<Instant>,
+    /// Peers that there were.
+    pub connections: u64,
+    /// Datagrams from senders who cannot be answered.
+    pub refused: u64,
+}
+
+impl Endpoint {
+    /// Makes the socket.
+    ///
+    /// # Errors
+    /// A path is none, somebody else has it, or the kernel refused.
+    pub fn open(spec: &DgramSpec) -> Result<Endpoint, Error> {
+        check_mtu(spec.mtu)?;
+        spec.peer.as_deref().map(unix::check_path).transpose()?;
+        let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode)?;
+        unix::set_send_buffer(&fd, SEND_BUFFER_BYTES);
+        Ok(Endpoint {
+            socket: Arc::new(fd),
+            _file: file,
+            peer: spec.peer.clone(),
+            current: None,
+            backoff: BACKOFF_MIN,
+            not_before: None,
+            connections: 0,
+            refused: 0,
+        })
+    }
+
+    /// When the next peer may come, if that is not now.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.not_before
+    }
+
+    /// Whether somebody has sent what nobody has read.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        self.current.is_none() && unix::is_readable(&self.socket)
+    }
+
+    /// The peer has gone, or is not the one at its path any more.
+    #[must_use]
+    pub fn has_lost_peer(&self) -> bool {
+        self.current.as_ref().is_some_and(|(remote, _)| !remote.is_there())
+    }
+
+    /// The connection has ended.
+    pub fn ended(&mut self, now: Instant) {
+        unix::disconnect(&self.socket);
+        let good = self.current.take().is_some_and(|(_, since)| now.duration_since(since) >= GOOD);
+        self.backoff = if good { BACKOFF_MIN } else { self.backoff };
+        self.not_before = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
+
+    /// The socket, connected, for a port that has no peer yet and now finds one.
+    ///
+    /// # Errors
+    /// Why there is none, for the operator; it is tried again. That nobody is there is no error.
+    pub fn next(&mut self, now: Instant) -> Result<Option<Arc<OwnedFd>>, Error> {
+        if self.not_before.is_some_and(|then| now < then) {
+            return Ok(None);
+        }
+        self.not_before = None;
+        let Some(remote) = self.find()? else { return Ok(None) };
+        self.current = Some((remote, now));
+        self.connections += 1;
+        Ok(Some(Arc::clone(&self.socket)))
+    }
+
+    fn find(&mut self) -> Result<Option<Remote>, Error> {
+        let Some(path) = &self.peer else { return Ok(self.first_sender()) };
+        match unix::connect_datagrams(&self.socket, path, true) {
+            Ok(remote) => Ok(Some(remote)),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Error::new(format!("cannot send to {}", path.display()), error)),
+        }
+    }
+
+    /// Whoever sent what waits first and can be answered; what others sent before is thrown away.
+    fn first_sender(&mut self) -> Option<Remote> {
+        for _ in 0..REFUSALS {
+            match unix::connect_to_sender(&self.socket) {
+                Ok(found) => return found,
+                Err(_) => {
+                    let _ = unix::receive(self.socket.as_fd(), &mut []);
+                    self.refused += 1;
+                }
+            }
+        }
+        None
+    }
+}
