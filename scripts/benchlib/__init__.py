@@ -4,6 +4,7 @@
     contenders  how each switch is set up between two namespaces, and taken down
     overlays    the same for tunnels between two hosts
     guests      the same for guests under QEMU
+    vhost       the same for vhost-user ports under DPDK's testpmd, which also measures them
     metrics     what is measured through it
     load        whose work the CPUs did meanwhile
     stats       medians, spreads and ratios of the raw samples

@@ -15,10 +15,11 @@ from .load import QUIET_CPUS, wait_for_quiet
 from .metrics import METRICS, Setting, applies, measure
 from .overlays import overlays
 from .system import Failed, exit_on_sigterm, undoing
+from .vhost import guests
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ALL_METRICS = [*METRICS, "idle"]
-SETS = {"core": all_contenders, "vxlan": overlays, "vm": attachments}
+SETS = {"core": all_contenders, "vxlan": overlays, "vhost": guests, "vm": attachments}
 
 
 def arguments(argv):
@@ -27,7 +28,7 @@ def arguments(argv):
         prog="scripts/bench",
         description="Measures vswitch beside the Linux bridge, Open vSwitch and VDE, in turn, on this machine.",
     )
-    parser.add_argument("set", nargs="?", choices=list(SETS), default="core", help="what to measure: switches on one host (core), VXLAN between two (vxlan), or guests under QEMU (vm)")
+    parser.add_argument("set", nargs="?", choices=list(SETS), default="core", help="what to measure: switches on one host (core), VXLAN between two (vxlan), vhost-user ports under DPDK's testpmd (vhost), or guests under QEMU (vm)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of everything (default 5)")
     parser.add_argument("--seconds", type=int, default=3, metavar="S", help="length of a sample (default 3)")
     parser.add_argument("--only", action="append", metavar="NAME[,NAME]", help="only these contenders; `vswitch` is tap and packet")

@@ -176,16 +176,21 @@ class OpenVswitch(Contender):
     name, title = "ovs", "Open vSwitch, userspace datapath with TSO, veth ports"
     schema = "/usr/share/openvswitch/vswitch.ovsschema"
 
+    def __init__(self, program="ovs-vswitchd", settings=("userspace-tso-enable=true",)):
+        self.program = program
+        self.settings = settings
+
     def missing(self):
-        for program in ("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl"):
+        for program in ("ovsdb-tool", "ovsdb-server", self.program, "ovs-vsctl"):
             if not shutil.which(program):
                 return f"no {program}: apt-get install openvswitch-switch"
         return None if os.path.exists(self.schema) else f"no {self.schema}"
 
     def version(self):
-        return run("ovs-vswitchd", "--version").splitlines()[0]
+        return run(self.program, "--version").splitlines()[0]
 
-    def join(self, link):
+    def start(self, link):
+        """Starts it with a bridge br0; returns a way to command it."""
         home = link.directory
         env = dict(os.environ, OVS_RUNDIR=home, OVS_LOGDIR=home, OVS_DBDIR=home, OVS_SYSCONFDIR=home)
         database, socket = link.path("conf.db"), f"unix:{link.path('db.sock')}"
@@ -200,11 +205,15 @@ class OpenVswitch(Contender):
             run("ovs-vsctl", f"--db={socket}", "--timeout=10", *words, env=env)
 
         vsctl("--no-wait", "init")
-        vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
+        vsctl("--no-wait", "set", "Open_vSwitch", ".", *(f"other_config:{setting}" for setting in self.settings))
         link.serve(
-            "ovs-vswitchd", "ovs-vswitchd", socket, f"--unixctl={link.path('vswitchd.ctl')}", "-vconsole:warn", env=env
+            "ovs-vswitchd", self.program, socket, f"--unixctl={link.path('vswitchd.ctl')}", "-vconsole:warn", env=env
         )
         vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        return vsctl
+
+    def join(self, link):
+        vsctl = self.start(link)
         for end in link.veths_to_switch():
             vsctl("add-port", "br0", end)
         link.stations("e0", "e0")

@@ -8,6 +8,8 @@ small        60-byte frames of one flow offered by one thread as fast as it can;
              interface's kernel counter gains per second in mid-flood.
 gso, mtu     iperf3 with one stream among two guests and a station in a namespace: from guest to guest, from a guest to the
              station and back; with the offloads that guests have, and with cards that take frames of the MTU's size only.
+frames64, frames1500
+             frames of that length that go round between two vhost-user ports and testpmd, both directions added up.
 idle         vswitchd alone with 32 tap ports and 2 workers, nobody sending: CPU of the process over 10 s, and its memory.
 """
 
@@ -19,6 +21,7 @@ from .contenders import ADDRESS_A, ADDRESS_B
 from .guests import GUESTS, boot, iperf
 from .load import Load
 from .system import Failed, Server, run
+from .vhost import loop
 
 TCP_PORT, RTT_PORT = 5201, 5202
 OMIT_SECONDS = 1
@@ -39,6 +42,8 @@ FIELDS = {
     "mtu_guests_gbps": ("guest to guest, frames of the MTU's size", "Gbit/s", 2, "higher"),
     "mtu_out_gbps": ("guest to namespace, frames of the MTU's size", "Gbit/s", 2, "higher"),
     "mtu_in_gbps": ("namespace to guest, frames of the MTU's size", "Gbit/s", 2, "higher"),
+    "frames64_mpps": ("64-byte frames between two vhost-user ports", "M/s", 2, "higher"),
+    "frames1500_mpps": ("1500-byte frames between two vhost-user ports", "M/s", 2, "higher"),
     "idle_cpu_percent": ("idle, 32 ports: CPU", "%", 2, "lower"),
     "idle_rss_mib": ("idle, 32 ports: memory", "MiB", 1, "lower"),
 }
@@ -150,6 +155,8 @@ METRICS = {
     "small": small,
     "gso": functools.partial(among_guests, card="gso"),
     "mtu": functools.partial(among_guests, card="mtu"),
+    "frames64": functools.partial(loop, length=64),
+    "frames1500": functools.partial(loop, length=1500),
 }
 """What contenders are measured for, each for those that it names."""
 

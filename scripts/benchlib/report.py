@@ -31,6 +31,8 @@ COLUMNS = {
     "mtu_guests_gbps": "MTU: guests, Gbit/s",
     "mtu_out_gbps": "MTU: out, Gbit/s",
     "mtu_in_gbps": "MTU: in, Gbit/s",
+    "frames64_mpps": "64 B, M/s",
+    "frames1500_mpps": "1500 B, M/s",
     "idle_cpu_percent": "idle, %",
     "idle_rss_mib": "idle, MiB",
 }

@@ -128,6 +128,10 @@ class Arguments(unittest.TestCase):
             self.assertEqual([name for name in cli.ALL_METRICS if metrics.applies(name, contender)], ["gso", "mtu"])
         self.assertFalse(any(metrics.applies("gso", contender) for contender in contenders.all_contenders("/nowhere", {}, [])))
 
+    def test_vhost_user_is_measured_beside_open_vswitch(self):
+        self.assertEqual(self.names("vhost"), {"ovs-dpdk", "vswitch-vhost"})
+        self.assertIn("vswitch-vhost@old", self.names("vhost", "--also", "old=/nowhere"))
+
     def test_every_field_belongs_to_a_metric(self):
         for field in metrics.FIELDS:
             self.assertIn(field.split("_")[0], cli.ALL_METRICS)
