@@ -23,6 +23,9 @@ use crate::sys::caller;
 /// Length of the header of virtio 1, in bytes.
 pub const HEADER_LEN: usize = VNET_HDR_LEN + 2;
 
+/// Frames whose memory is asked for before the first is copied. With more the first level of the cache, of which others need a part, too,
+/// has forgotten the first by then: buffers that lie at even distances share but few of its places.
+const GROUP: usize = 16;
 /// How much of a frame's first piece is asked for before it is copied: the header, and what a small frame has. The processor sees
 /// for itself that more is read of a long one.
 const PREFETCH: usize = 128;
@@ -311,9 +314,28 @@ impl NetRing {
         Ok(if waits { Outcome::More } else { outcome })
     }
 
-    /// In three rounds, each of which asks for the memory that the next one needs: descriptors, buffers, copies. A guest's memory is in
-    /// the caches of the CPU that it runs on, and waiting for one line after the other would cost more than all the rest.
     fn take_frames(
+        &mut self,
+        batch: &mut Batch,
+        counters: &Counters,
+        budget: &mut Budget,
+    ) -> Result<Outcome, Fault> {
+        // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
+        for _ in (0..BATCH_FRAMES).step_by(GROUP) {
+            if batch.is_full() || budget.is_spent() {
+                break;
+            }
+            if self.take_group(batch, counters, budget)? == Outcome::Drained {
+                return Ok(Outcome::Drained);
+            }
+        }
+        Ok(Outcome::More)
+    }
+
+    /// Takes a group of frames in three rounds, each of which asks for the memory that the next one needs: descriptors, buffers, copies. A
+    /// guest's memory is in the caches of the CPU that it runs on, and waiting for one line after the other would cost more than all
+    /// the rest.
+    fn take_group(
         &mut self,
         batch: &mut Batch,
         counters: &Counters,
@@ -324,7 +346,7 @@ impl NetRing {
         found.clear();
         let room = u16::try_from(BATCH_FRAMES - batch.frames.len()).unwrap_or(u16::MAX);
         let waiting = ring.waiting(room)?;
-        let tries = waiting.min(room);
+        let tries = waiting.min(room).min(GROUP as u16);
         ring.prefetch(tries);
         ring.prefetch_used(tries);
 
@@ -374,7 +396,7 @@ impl NetRing {
         let mut budget = Budget::new(Budget::SENDING);
         let mut rest = frames;
         while self.fault.is_none() && !rest.is_empty() {
-            let (some, others) = rest.split_at(rest.len().min(BATCH_FRAMES));
+            let (some, others) = rest.split_at(rest.len().min(GROUP));
             match self.send(some, &mut budget, counters) {
                 Ok(()) => rest = others,
                 Err((sent, fault)) => {
@@ -392,7 +414,7 @@ impl NetRing {
         shown.inspect_err(|&fault| self.fault = Some(fault))
     }
 
-    /// Copies up to a batch of frames into the guest's buffers, in rounds as [`NetRing::take_frames`] does. After a fault: how many were
+    /// Copies a group of frames into the guest's buffers, in rounds as [`NetRing::take_group`] does. After a fault: how many were
     /// seen to before.
     fn send(
         &mut self,
@@ -409,7 +431,7 @@ impl NetRing {
         ring.prefetch(wanted);
         ring.prefetch_used(wanted);
 
-        let mut rooms = ArrayVec::<Result<Room, DropReason>, BATCH_FRAMES>::new();
+        let mut rooms = ArrayVec::<Result<Room, DropReason>, GROUP>::new();
         let mut fault = None;
         for frame in frames {
             let room = if Header::of(frame).seen_with(*features).is_some() {

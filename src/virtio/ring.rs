@@ -416,10 +416,9 @@ impl<'r> Open<'r> {
         {
             budget.spend();
             if let Some(slice) = self.memory().slice(area) {
-                match access {
-                    Access::Read => mem::prefetch_bytes(&slice, likely),
-                    Access::Write => mem::prefetch_bytes_to_write(&slice, likely),
-                }
+                // To be read, too: a driver uses its buffers again, and what is ours alone now need not be taken from its CPU when it is
+                // written to the next time.
+                mem::prefetch_bytes_to_write(&slice, likely);
             }
             found.pieces.push(area);
             found.chains.push(Chain { head, len, pieces: 1 });
