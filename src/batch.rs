@@ -75,11 +75,7 @@ impl Default for Batch {
         Batch {
             arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(),
             used: 0,
-            lent: Lent {
-                memory: None,
-                rests: ArrayVec::new(),
-                pieces: Vec::with_capacity(LENT_PIECES_MAX),
-            },
+            lent: Lent { memory: None, rests: ArrayVec::new(), pieces: Vec::with_capacity(LENT_PIECES_MAX) },
             frames: ArrayVec::new(),
             origin: None,
         }
@@ -190,13 +186,7 @@ impl Batch {
     /// [`Batch::spare`], if the rest can be lent.
     #[inline]
     #[must_use]
-    pub fn lends(
-        &self,
-        gso: bool,
-        len: usize,
-        pieces: usize,
-        memory: &Arc<GuestMemory>,
-    ) -> Option<usize> {
+    pub fn lends(&self, gso: bool, len: usize, pieces: usize, memory: &Arc<GuestMemory>) -> Option<usize> {
         let here = if gso { MAX_HEADERS_LEN } else { HEADERS_LEN };
         let same = self.lent.memory.as_ref().is_none_or(|lender| Arc::ptr_eq(lender, memory));
         let room = self.lent.pieces.capacity() - self.lent.pieces.len();

@@ -180,7 +180,9 @@ impl<'a> Outgoing<'a> {
     #[must_use]
     pub fn slices(&'a self) -> [&'a [u8]; 4] {
         match self {
-            Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]],
+            Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => {
+                [&bytes[..VNET_HDR_LEN], &bytes[VNET_HDR_LEN..], &[], &[]]
+            }
             Outgoing::Segment { head, payload } => {
                 [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..], payload, &[]]
             }

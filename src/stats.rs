@@ -132,9 +132,15 @@ impl Counters {
     /// Counts one sent frame.
     #[inline]
     pub fn sent(&self, bytes: usize, segments: u32) {
-        self.tx_frames.add(1);
-        self.tx_bytes.add(bytes as u64);
-        self.tx_segments.add(u64::from(segments));
+        self.sent_all(1, bytes as u64, segments.into());
+    }
+
+    /// Counts several.
+    #[inline]
+    pub fn sent_all(&self, frames: u64, bytes: u64, segments: u64) {
+        self.tx_frames.add(frames);
+        self.tx_bytes.add(bytes);
+        self.tx_segments.add(segments);
     }
 
     /// Adds another's counts to these; only before a worker owns them.

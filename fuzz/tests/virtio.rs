@@ -75,13 +75,13 @@ fn features(input: &Input) -> u64 {
         NET_GUEST_CSUM,
         NET_GUEST_TSO4,
         NET_GUEST_TSO6,
-        NET_GUEST_USO4 | NET_GUEST_USO6,
+        NET_GUEST_USO4 | NET_GUEST_USO6 | IN_ORDER,
     ];
     (0..).zip(offered).filter(|(bit, _)| input.0 & 1 << bit != 0).fold(0, |all, (_, feature)| all | feature)
 }
 
 fn setup(input: &Input) -> Setup {
-    use vswitch::virtio::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
+    use vswitch::virtio::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC};
     let features = features(input);
     Setup {
         size: SIZE,
@@ -91,6 +91,7 @@ fn setup(input: &Input) -> Setup {
         base: input.1,
         event_idx: features & RING_EVENT_IDX != 0,
         indirect: features & RING_INDIRECT_DESC != 0,
+        in_order: features & IN_ORDER != 0,
     }
 }
 

@@ -91,6 +91,7 @@ impl Driver {
             base,
             event_idx,
             indirect: true,
+            in_order: false,
         }
     }
 

@@ -299,8 +299,8 @@ impl Again {
     /// The head so many places behind the next one.
     #[inline]
     #[must_use]
-    pub fn get(&self, ahead: u16) -> Option<u16> {
-        self.heads.get(self.next + usize::from(ahead)).copied()
+    pub fn get(&self, ahead: usize) -> Option<u16> {
+        self.heads.get(self.next + ahead).copied()
     }
 
     /// Goes on by so many chains; returns how many of them are not of these.

@@ -76,8 +76,8 @@ pub struct NetRing {
 /// Where a frame goes: how many of the chains and pieces that were found are its own.
 #[derive(Clone, Copy, Debug)]
 struct Room {
-    chains: u32,
-    pieces: u32,
+    chains: usize,
+    pieces: usize,
 }
 
 /// The header before a frame, as two numbers. (Bytes that were written one by one and are read as a word must wait for all stores before
@@ -103,8 +103,9 @@ impl Header {
 
     /// The same for a frame in so many buffers: at most the ring's, which is less than the field can say.
     #[inline]
-    fn filling(self, buffers: u32) -> Header {
-        Header { rest: self.rest | buffers << u16::BITS, ..self }
+    #[allow(clippy::cast_possible_truncation, reason = "at most a ring's size")]
+    fn filling(self, buffers: usize) -> Header {
+        Header { rest: self.rest | (buffers as u32) << u16::BITS, ..self }
     }
 
     /// Whether the frame is still to be segmented.
@@ -344,11 +345,10 @@ impl NetRing {
         let NetRing { ring, header_len, found, lending, .. } = self;
         let mut ring = ring.open()?;
         found.clear();
-        let room = u16::try_from(BATCH_FRAMES - batch.frames.len()).unwrap_or(u16::MAX);
-        let waiting = ring.waiting(room)?;
-        let tries = waiting.min(room).min(GROUP as u16);
+        let room = BATCH_FRAMES - batch.frames.len();
+        let waiting = usize::from(ring.waiting(room.try_into().unwrap_or(u16::MAX))?);
+        let tries = waiting.min(room).min(GROUP);
         ring.prefetch(tries);
-        ring.prefetch_used(tries);
 
         let mut fault = None;
         for ahead in 0..tries {
@@ -378,9 +378,9 @@ impl NetRing {
                     Err(_) => counters.drop_frame(DropReason::BadOffload),
                 }
             }
-            ring.give_back(chain.head, 0)?;
+            ring.give_back_read(chain.head)?;
         }
-        let all = found.chains.len() == usize::from(waiting);
+        let all = found.chains.len() == waiting;
         match fault {
             Some(fault) => Err(fault),
             None if all && ring.waiting(1)? == 0 => Ok(Outcome::Drained),
@@ -426,10 +426,9 @@ impl NetRing {
         let mut ring = ring.open().map_err(|fault| (0, fault))?;
         found.clear();
         let merges = *features & feature::NET_MRG_RXBUF != 0;
-        let wanted = u16::try_from(frames.len()).unwrap_or(u16::MAX);
-        ring.waiting(wanted).map_err(|fault| (0, fault))?;
-        ring.prefetch(wanted);
-        ring.prefetch_used(wanted);
+        ring.waiting(frames.len().try_into().unwrap_or(u16::MAX)).map_err(|fault| (0, fault))?;
+        ring.prefetch(frames.len());
+        ring.prefetch_used(frames.len());
 
         let mut rooms = ArrayVec::<Result<Room, DropReason>, GROUP>::new();
         let mut fault = None;
@@ -450,21 +449,28 @@ impl NetRing {
         }
 
         let (mut chains, mut pieces) = (&found.chains[..], &found.pieces[..]);
+        let (mut sent, mut bytes, mut segments) = (0, 0, 0);
         for (index, (frame, room)) in frames.iter().zip(rooms).enumerate() {
             match room {
                 Ok(room) => {
                     let (own_chains, own_pieces);
-                    (own_chains, chains) = chains.split_at(room.chains as usize);
-                    (own_pieces, pieces) = pieces.split_at(room.pieces as usize);
+                    (own_chains, chains) = chains.split_at(room.chains);
+                    (own_pieces, pieces) = pieces.split_at(room.pieces);
                     // As it was when room was looked for.
                     let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
-                    put(&mut ring, frame, header.filling(room.chains), *header_len, own_chains, own_pieces)
-                        .map_err(|fault| (index, fault))?;
-                    counters.sent(frame.frame_len(), frame.segments());
+                    let header = header.filling(room.chains);
+                    if let Err(broken) = put(&mut ring, frame, header, *header_len, own_chains, own_pieces) {
+                        fault = Some((index, broken));
+                        break;
+                    }
+                    sent += 1;
+                    bytes += frame.frame_len() as u64;
+                    segments += u64::from(frame.segments());
                 }
                 Err(reason) => counters.drop_frame(reason),
             }
         }
+        counters.sent_all(sent, bytes, segments);
         fault.map_or(Ok(()), Err)
     }
 }
@@ -479,7 +485,8 @@ fn take_frame(
     batch: &mut Batch,
 ) -> Result<Result<bool, BadOffload>, Fault> {
     let first = pieces.first().and_then(|&piece| memory.slice(piece));
-    let Some((first, header)) = first.and_then(|first| Some((first, Header::read(&first, header_len)?))) else {
+    let Some((first, header)) = first.and_then(|first| Some((first, Header::read(&first, header_len)?)))
+    else {
         copy_in_shreds(memory, pieces, header_len, batch)?;
         return Ok(batch.take(len, None).map(|()| false));
     };
@@ -543,14 +550,13 @@ fn find_room(
     let reason = loop {
         let ahead = found.chains.len();
         if room >= needed {
-            let new = |now: usize, before: usize| u32::try_from(now - before).map_err(|_| Fault::Pieces);
-            return Ok(Ok(Room { chains: new(ahead, chains)?, pieces: new(found.pieces.len(), pieces)? }));
+            return Ok(Ok(Room { chains: ahead - chains, pieces: found.pieces.len() - pieces }));
         }
         if ahead > chains && !merges {
             break DropReason::TooLong;
         }
-        let ahead = u16::try_from(ahead).map_err(|_| Fault::Pieces)?;
-        if budget.is_spent() || ring.waiting(ahead + 1)? <= ahead {
+        let wanted = u16::try_from(ahead + 1).map_err(|_| Fault::Pieces)?;
+        if budget.is_spent() || ring.waiting(wanted)? < wanted {
             break DropReason::TxFull;
         }
         ring.chain(ahead, Access::Write, needed.min(PREFETCH), found, budget)?;

@@ -144,6 +144,8 @@ pub struct Setup {
     pub event_idx: bool,
     /// `VIRTIO_F_RING_INDIRECT_DESC`.
     pub indirect: bool,
+    /// `VIRTIO_F_IN_ORDER`.
+    pub in_order: bool,
 }
 
 /// What is recorded of a ring outside the guest's memory. Nothing, unless the front end asks for it.
@@ -210,6 +212,7 @@ struct Place {
     size: u16,
     event_idx: bool,
     indirect: bool,
+    in_order: bool,
 }
 
 /// How far a ring was worked through.
@@ -223,6 +226,8 @@ struct Cursor {
     next_used: u16,
     /// The index that the driver was shown last.
     shown_used: u16,
+    /// Head of the last chain that was given back without an entry of its own.
+    unwritten: Option<u16>,
     /// Whether the driver is to kick.
     listening: bool,
     /// What was in flight when a switch before us ended; taken before what is available.
@@ -251,7 +256,7 @@ impl Ring {
     /// # Errors
     /// As of [`Ring::new`], or the records make no sense.
     pub fn recorded(memory: Arc<GuestMemory>, setup: &Setup, mut records: Records) -> Result<Ring, Fault> {
-        let &Setup { size, event_idx, indirect, .. } = setup;
+        let &Setup { size, event_idx, indirect, in_order, .. } = setup;
         if !size.is_power_of_two() || size > SIZE_MAX {
             return Err(Fault::Layout);
         }
@@ -269,7 +274,7 @@ impl Ring {
         ) else {
             return Err(Fault::Layout);
         };
-        let place = Place { memory, descriptors, available, used, size, event_idx, indirect };
+        let place = Place { memory, descriptors, available, used, size, event_idx, indirect, in_order };
         let used = u16::from_le(place.view().ok_or(Fault::Layout)?.used_index()?.load(Ordering::Acquire));
         let (mut base, mut again) = (setup.base, Again::default());
         if let Some(inflight) = &mut records.inflight
@@ -284,6 +289,7 @@ impl Ring {
             seen_avail: base,
             next_used: used,
             shown_used: used,
+            unwritten: None,
             listening: false,
             again,
         };
@@ -371,12 +377,13 @@ impl<'r> Open<'r> {
 
     /// The head of the chain `ahead` places behind the next one, which must be waiting.
     #[inline]
-    fn head(&self, ahead: u16) -> Result<u16, Fault> {
+    #[allow(clippy::cast_possible_truncation, reason = "it waits, so it is one of at most 2 * 65535")]
+    fn head(&self, ahead: usize) -> Result<u16, Fault> {
         let again = &self.cursor.again;
         if let Some(head) = again.get(ahead) {
             return Ok(head);
         }
-        let next = self.cursor.next_avail.wrapping_add(ahead - again.len());
+        let next = self.cursor.next_avail.wrapping_add((ahead - usize::from(again.len())) as u16);
         let slot = next & (self.place.size - 1);
         let head: Le16 = read(&self.view.available, 4 + 2 * usize::from(slot))?;
         Ok(head.to_native())
@@ -384,10 +391,12 @@ impl<'r> Open<'r> {
 
     /// Asks for the descriptors of the next `chains` chains, to be looked at soon.
     #[inline]
-    pub fn prefetch(&self, chains: u16) {
+    pub fn prefetch(&self, chains: usize) {
         for ahead in 0..chains {
             let Ok(head) = self.head(ahead) else { return };
-            let Ok(place) = self.view.descriptors.offset(DESCRIPTOR_LEN * usize::from(head)) else { continue };
+            let Ok(place) = self.view.descriptors.offset(DESCRIPTOR_LEN * usize::from(head)) else {
+                continue;
+            };
             mem::prefetch_bytes(&place, 1);
         }
     }
@@ -400,7 +409,7 @@ impl<'r> Open<'r> {
     #[inline]
     pub fn chain(
         &self,
-        ahead: u16,
+        ahead: usize,
         access: Access,
         likely: usize,
         found: &mut Found,
@@ -462,10 +471,10 @@ impl<'r> Open<'r> {
 
     /// Asks for the next `chains` used entries, to be filled in soon.
     #[inline]
-    pub fn prefetch_used(&self, chains: u16) {
+    pub fn prefetch_used(&self, chains: usize) {
         let slot = usize::from(self.cursor.next_used & (self.place.size - 1));
         if let Ok(place) = self.view.used.offset(4 + USED_LEN * slot) {
-            mem::prefetch_bytes_to_write(&place, USED_LEN * usize::from(chains));
+            mem::prefetch_bytes_to_write(&place, USED_LEN * chains);
         }
     }
 
@@ -507,9 +516,29 @@ impl<'r> Open<'r> {
     /// The guest's memory is not there.
     #[inline]
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
-        let slot = usize::from(self.cursor.next_used & (self.place.size - 1));
+        self.write_used(self.cursor.next_used, head, written)?;
+        self.cursor.next_used = self.cursor.next_used.wrapping_add(1);
+        self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.give_back(head))
+    }
+
+    #[inline]
+    fn write_used(&self, index: u16, head: u16, written: u32) -> Result<(), Fault> {
+        let slot = usize::from(index & (self.place.size - 1));
         let entry = u64::from(written) << 32 | u64::from(head);
-        write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))?;
+        write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))
+    }
+
+    /// Gives a chain back that was read. Where chains are used in order, a driver knows by the last of those that it is shown
+    /// together which they are: an entry for all of them, where the first one's would be (virtio 1.2, section 2.7.14).
+    ///
+    /// # Errors
+    /// The guest's memory is not there.
+    #[inline]
+    pub fn give_back_read(&mut self, head: u16) -> Result<(), Fault> {
+        if !self.place.in_order {
+            return self.give_back(head, 0);
+        }
+        self.cursor.unwritten = Some(head);
         self.cursor.next_used = self.cursor.next_used.wrapping_add(1);
         self.records.inflight.as_mut().map_or(Ok(()), |inflight| inflight.give_back(head))
     }
@@ -524,6 +553,9 @@ impl<'r> Open<'r> {
         let before = std::mem::replace(&mut self.cursor.shown_used, now);
         if before == now {
             return Ok(false);
+        }
+        if let Some(head) = self.cursor.unwritten.take() {
+            self.write_used(before, head, 0)?;
         }
         #[cfg(test)]
         super::inflight::crash::step();

@@ -152,6 +152,7 @@ impl Device {
             base: vring.base,
             event_idx: self.features & feature::RING_EVENT_IDX != 0,
             indirect: self.features & feature::RING_INDIRECT_DESC != 0,
+            in_order: self.features & feature::IN_ORDER != 0,
         };
         let records = Records { log, inflight: self.inflight.as_ref().and_then(|file| file.ring(index)) };
         let memory = Arc::clone(&self.memory);

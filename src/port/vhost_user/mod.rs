@@ -305,7 +305,8 @@ impl PortQueue for Queue {
         let live = self.rings.transmit_live.load(Ordering::Acquire) & self.mine;
         for pair in bits(live) {
             // What waits, or has broken, is for the next look.
-            if self.rings.transmit[pair].lock().ring.as_mut().is_some_and(|ring| ring.wait().unwrap_or(true)) {
+            if self.rings.transmit[pair].lock().ring.as_mut().is_some_and(|ring| ring.wait().unwrap_or(true))
+            {
                 bells.ring();
             }
         }

@@ -5,7 +5,7 @@ use super::super::driver::{Driver, NEXT, WRITE, memory, read, write};
 use super::super::feature::*;
 use super::super::memory::GuestMemory;
 use super::super::net::{HEADER_LEN, NetRing, Outcome, capabilities};
-use super::super::ring::Budget;
+use super::super::ring::{Budget, Setup};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
@@ -18,7 +18,8 @@ const OFFLOADS: u64 = NET_GUEST_CSUM | NET_GUEST_TSO4 | NET_GUEST_TSO6 | NET_GUE
 
 fn net(memory: &Arc<GuestMemory>, size: u16, features: u64) -> (Driver, NetRing) {
     let driver = Driver::new(memory, 0, size, 0);
-    let setup = driver.setup(0, features & RING_EVENT_IDX != 0);
+    let in_order = features & IN_ORDER != 0;
+    let setup = Setup { in_order, ..driver.setup(0, features & RING_EVENT_IDX != 0) };
     (driver, NetRing::new(Arc::clone(memory), &setup, features, None).expect("a ring"))
 }
 
@@ -123,9 +124,9 @@ fn the_end_of_a_long_frame_is_copied_once() {
         to.transmit(&[Outgoing::Lent { bytes, rest, segments: 1 }], &counters).expect("sent");
         assert_eq!((counters.tx_frames.get(), counters.tx_bytes.get()), (1, len as u64));
         let used = receiver.take_used();
-        let got = used.iter().flat_map(|&(head, written)| {
-            read(&memories[1], DATA + u64::from(head) * 4096, written as usize)
-        });
+        let got = used
+            .iter()
+            .flat_map(|&(head, written)| read(&memories[1], DATA + u64::from(head) * 4096, written as usize));
         let got: Vec<u8> = got.collect();
         assert_eq!(usize::from(u16::from_le_bytes([got[10], got[11]])), used.len());
         assert!(got[HEADER_LEN..] == sent);
@@ -151,6 +152,34 @@ fn a_batch_borrows_from_one_guest_and_not_for_little() {
     }
     batch.clear();
     assert!(!batch.is_lent());
+}
+
+#[test]
+fn chains_in_order_come_back_by_the_last_of_them() {
+    let memory = memory(&[(0, LEN)]);
+    let (mut driver, mut ring) = net(&memory, 8, FEATURES | IN_ORDER);
+    let (mut batch, counters) = (Batch::default(), Counters::default());
+    for (offered, entries) in
+        [(5, [(4, 0), (0, 0), (0, 0), (0, 0), (0, 0)]), (5, [(1, 0), (0, 0), (0, 0), (4, 0), (0, 0)])]
+    {
+        for _ in 0..offered {
+            let head = driver.index() % 8;
+            driver.descriptor(head, DATA, HEADER_LEN + 60, 0, 0);
+            driver.offer(head);
+        }
+        assert_eq!(receive(&mut ring, &mut batch, &counters), Ok(Outcome::Drained));
+        // The first entry is for all; the others are what they were.
+        assert_eq!(driver.take_used(), entries);
+    }
+    // What is written has a length each.
+    let (mut driver, mut ring) = net(&memory, 8, FEATURES | IN_ORDER);
+    for head in 0..2 {
+        driver.descriptor(head, DATA, 1526, WRITE, 0);
+        driver.offer(head);
+    }
+    let bytes = outgoing(&frame(60));
+    ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }; 2], &counters).expect("sent");
+    assert_eq!(driver.take_used(), [(0, 72), (1, 72)]);
 }
 
 #[test]

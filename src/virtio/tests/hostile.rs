@@ -111,7 +111,10 @@ fn a_look_is_bounded_by_pieces_and_not_by_descriptors() {
     let memory = scattered_memory();
     let (_, mut ring) = scattered(&memory, 0, 0);
     let (mut batch, counters) = (Batch::default(), Counters::default());
-    assert_eq!(ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true), Ok(Outcome::More));
+    assert_eq!(
+        ring.receive(&mut batch, &counters, &mut Budget::new(Budget::RECEIVING), true),
+        Ok(Outcome::More)
+    );
     let looked = counters.drops(DropReason::RxError);
     assert_eq!(batch.frames.len(), 1);
     assert!(looked * REGIONS <= PIECES, "{looked} chains at once");
