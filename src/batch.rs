@@ -28,7 +28,8 @@ pub const BATCH_BYTES: usize = 128 * 1024;
 /// Longest frame received: 64 KiB of IP packet, Ethernet header, two tags.
 pub const FRAME_MAX: usize = 65_535 + 14 + 8;
 
-/// Of a frame whose end is lent, so much is here: more than any stage looks at. One that needs segmentation has more, its headers being
+/// Of a frame whose end is lent, so much is here: more than any stage looks at, but for neighbour discovery in frames longer than any that is
+/// sent, which then goes its way unanswered. One that needs segmentation has more, its headers being
 /// checked when it comes in.
 const HEADERS_LEN: usize = 128;
 /// Less than this is copied: looking after it costs more.

@@ -114,7 +114,7 @@ fn rings_are_not_believed() {
         let bytes = vec![0; VNET_HDR_LEN + 14 + usize::from(input.5)];
         let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 5];
         let counters = Counters::default();
-        let _ = to.transmit(&frames, &counters);
+        let _ = to.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING));
         let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
         assert_eq!(counters.tx_frames.get() + dropped, 5);
     });
@@ -155,7 +155,7 @@ fn records_are_not_believed() {
             let bytes = vec![0; VNET_HDR_LEN + 14 + usize::from(input.5)];
             let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 5];
             let counters = Counters::default();
-            let _ = to.transmit(&frames, &counters);
+            let _ = to.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING));
             let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
             assert_eq!(counters.tx_frames.get() + dropped, 5);
             to.settle();

@@ -38,6 +38,7 @@ pub(super) fn run(context: &mut Context<'_>, _batch: &mut Batch) {
     {
         // Whether its device is gone is found out by whoever receives from it.
         queue.transmit(&frames, &port.shared.counters[context.worker]);
+        queue.flush();
     }
     answers.lens.clear();
     answers.batch = [0; KINDS];

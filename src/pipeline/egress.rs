@@ -94,6 +94,7 @@ impl Leaving<'_> {
             }
         }
         self.transmit(&departures);
+        self.queue.flush();
     }
 
     /// Whether all frames can leave with their ends where they are.

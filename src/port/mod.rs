@@ -39,6 +39,9 @@ pub trait PortQueue: Send + Debug {
     /// Whether somebody waits for [`PortQueue::fd`] from now on, or reads the queue all the time. Waiting must end for what came before.
     fn listen(&mut self, _on: bool) {}
 
+    /// All of a batch that leaves by it was given to [`PortQueue::transmit`], in one call or several.
+    fn flush(&mut self) {}
+
     /// Whether it sends frames whose end is still in a guest's memory.
     fn takes_lent(&self) -> bool {
         false

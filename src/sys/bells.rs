@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+/// Eventfds behind one descriptor, at most: one a queue pair, and its own.
+const BELLS_MAX: usize = 65;
+
 /// Eventfds behind one descriptor.
 #[derive(Debug)]
 pub(crate) struct Bells {
@@ -45,9 +48,9 @@ impl Bells {
 
     /// Forgets what has rung; what rings from now on is heard again.
     pub(crate) fn silence(&self) {
-        let mut events = [EpollEvent::empty(); 64];
-        while matches!(self.epoll.wait(&mut events, EpollTimeout::ZERO), Ok(heard) if heard == events.len()) {
-        }
+        // Once: more there cannot be, and a front end could ring for ever.
+        let mut events = [EpollEvent::empty(); BELLS_MAX];
+        let _ = self.epoll.wait(&mut events, EpollTimeout::ZERO);
     }
 }
 

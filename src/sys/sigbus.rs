@@ -17,8 +17,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -27,8 +27,10 @@ const PAGE: usize = 4096;
 /// Mappings that can be watched at a time.
 const WATCHES_MAX: usize = 16_384;
 
+/// How many mappings have ever broken.
+static BROKEN: AtomicUsize = AtomicUsize::new(0);
 static SLOTS: [Slot; WATCHES_MAX] = [const { Slot::FREE }; WATCHES_MAX];
-static INSTALLED: OnceLock<Result<Installed, i32>> = OnceLock::new();
+static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
 struct Installed {
     /// What handled the signal before.
@@ -133,8 +135,7 @@ impl Watch {
     /// # Errors
     /// Too many are watched, or the kernel refuses the handler.
     pub(crate) fn new(mapping: &vm_memory::MmapRegion) -> io::Result<Watch> {
-        let installed = INSTALLED.get_or_init(install).as_ref();
-        let Installed { pages, .. } = installed.map_err(|&errno| io::Error::from_raw_os_error(errno))?;
+        let Installed { pages, .. } = installed()?;
         let free = |slot: &Slot| {
             slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
@@ -160,6 +161,12 @@ impl Watch {
     }
 }
 
+/// How many mappings have ever broken: while this stays, what was whole is whole.
+#[inline]
+pub(crate) fn broken() -> usize {
+    BROKEN.load(Ordering::Acquire)
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         self.0.set(Watched::NOTHING);
@@ -167,9 +174,18 @@ impl Drop for Watch {
     }
 }
 
-/// Why the kernel refused, if it did.
-fn install() -> Result<Installed, i32> {
-    let pages = memfd_create(c"vswitch", MFdFlags::MFD_CLOEXEC).map_err(|errno| errno as i32)?.into();
+/// The handler, which is installed by the first who needs it. A kernel that had no descriptor left for it is asked again.
+fn installed() -> io::Result<&'static Installed> {
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    match INSTALLED.get() {
+        Some(installed) => Ok(installed),
+        None => install().map(|new| INSTALLED.get_or_init(|| new)),
+    }
+}
+
+fn install() -> io::Result<Installed> {
+    let pages = memfd_create(c"vswitch", MFdFlags::MFD_CLOEXEC)?.into();
     // SAFETY: sigaction is plain data for which zeros are valid.
     let (mut new, mut before) = unsafe { (std::mem::zeroed::<libc::sigaction>(), std::mem::zeroed()) };
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
@@ -178,14 +194,14 @@ fn install() -> Result<Installed, i32> {
     // SAFETY: both pointers are to live values; the handler calls only what may be called in one.
     match unsafe { libc::sigaction(libc::SIGBUS, &raw const new, &raw mut before) } {
         0 => Ok(Installed { before, pages }),
-        _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo_t to an SA_SIGINFO handler, and SIGBUS fills the address.
     let (address, fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
-    let installed = INSTALLED.get().and_then(|installed| installed.as_ref().ok());
+    let installed = INSTALLED.get();
     for (page, slot) in SLOTS.iter().enumerate() {
         let Some(installed) = installed else { break };
         let Some(watched) = slot.get().filter(|watched| fault && watched.covers(address)) else { continue };
@@ -196,6 +212,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
             *libc::__errno_location() = errno;
             if mended {
                 slot.broken.store(true, Ordering::Relaxed);
+                BROKEN.fetch_add(1, Ordering::Release);
                 return;
             }
         }

@@ -9,13 +9,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{FileOffset, MmapRegion};
 
-use crate::sys::sigbus::Watch;
+use crate::sys::sigbus::{self, Watch};
 
 /// Most regions of a guest's memory: what QEMU can have at most.
 pub const REGIONS_MAX: usize = 509;
@@ -85,10 +86,31 @@ struct Region {
 }
 
 /// The memory of a guest.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct GuestMemory {
     /// By guest address.
     regions: Vec<Region>,
+    /// How many mappings, of anybody, had broken when none of these had.
+    looked: AtomicUsize,
+}
+
+impl GuestMemory {
+    fn of(regions: Vec<Region>) -> GuestMemory {
+        GuestMemory { regions, looked: AtomicUsize::new(usize::MAX) }
+    }
+}
+
+impl Default for GuestMemory {
+    /// None.
+    fn default() -> GuestMemory {
+        GuestMemory::of(Vec::new())
+    }
+}
+
+impl Clone for GuestMemory {
+    fn clone(&self) -> GuestMemory {
+        GuestMemory::of(self.regions.clone())
+    }
 }
 
 /// A piece of a guest's memory, inside one region.
@@ -145,7 +167,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, region);
-        Ok(GuestMemory { regions })
+        Ok(GuestMemory::of(regions))
     }
 
     /// The same with one region more that belongs to no file, for an interpreter that knows of none.
@@ -157,7 +179,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, Region { spec, offset: 0, len, file: (0, 0), mapping });
-        GuestMemory { regions }
+        GuestMemory::of(regions)
     }
 
     /// The same without the region of these addresses.
@@ -172,14 +194,24 @@ impl GuestMemory {
         };
         let place = regions.iter().position(is).ok_or(MemoryError::Unknown(guest_addr))?;
         regions.remove(place);
-        Ok(GuestMemory { regions })
+        Ok(GuestMemory::of(regions))
     }
 
     /// Whether a file has shrunk: nothing here can be believed any more.
     #[inline]
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.regions.iter().any(|region| region.mapping.watch.is_broken())
+        let broken = sigbus::broken();
+        self.looked.load(Ordering::Relaxed) != broken && self.look(broken)
+    }
+
+    #[cold]
+    fn look(&self, broken: usize) -> bool {
+        let found = self.regions.iter().any(|region| region.mapping.watch.is_broken());
+        if !found {
+            self.looked.store(broken, Ordering::Relaxed);
+        }
+        found
     }
 
     /// What of `len` bytes at a guest physical address is in one piece: at least one byte.

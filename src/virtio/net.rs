@@ -1,8 +1,9 @@
 //! Frames in a network device's virtqueues (virtio 1.2, section 5.1.6).
 //!
 //! A frame in a ring has a header of twelve bytes before it: the ten that the switch has before each of its frames anyway, and how many
-//! buffers it fills. (Ten only for a driver from before virtio 1.0 that does not merge buffers.) What a guest sends is copied once, into the batch;
-//! all that is read afterwards is that copy. What a guest receives is copied once, from wherever its pieces are.
+//! buffers it fills. (Ten only for a driver from before virtio 1.0 that does not merge buffers.) The headers of what a guest sends are copied
+//! into the batch, and all that is decided by is that copy. What is behind them is copied with them, or lent if it is long: then it is
+//! read where it leaves. What a guest receives is copied once, from wherever its pieces are.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -216,10 +217,11 @@ impl NetRing {
         })
     }
 
-    /// Index of the next chain it would take.
+    /// Index of the next chain it would take if it was made anew.
     #[must_use]
     pub fn base(&self) -> u16 {
-        self.ring.base()
+        // Of one that broke, what was taken and not given back is to be taken again.
+        if self.fault.is_some() { self.ring.shown() } else { self.ring.base() }
     }
 
     /// Stops in order, so that nothing is in flight any more.
@@ -392,12 +394,16 @@ impl NetRing {
     ///
     /// # Errors
     /// The driver broke a rule. The ring has stopped, and says the same for ever; the frames are counted all the same.
-    pub fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Result<(), Fault> {
-        let mut budget = Budget::new(Budget::SENDING);
+    pub fn transmit(
+        &mut self,
+        frames: &[Outgoing<'_>],
+        counters: &Counters,
+        budget: &mut Budget,
+    ) -> Result<(), Fault> {
         let mut rest = frames;
         while self.fault.is_none() && !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(GROUP));
-            match self.send(some, &mut budget, counters) {
+            match self.send(some, budget, counters) {
                 Ok(()) => rest = others,
                 Err((sent, fault)) => {
                     self.fault = Some(fault);

@@ -304,6 +304,12 @@ impl Ring {
         self.cursor.next_avail
     }
 
+    /// The index that the driver was shown last: as many chains were given back.
+    #[must_use]
+    pub fn shown(&self) -> u16 {
+        self.cursor.shown_used
+    }
+
     /// Whether the driver is to kick.
     #[must_use]
     pub fn is_listening(&self) -> bool {

@@ -361,7 +361,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let vring = self.vring(index.into())?;
         vring.call.clone_from(&call);
         // Often while it runs: guests mask interrupts.
-        if let Some(ring) = self.rings.slot(QueueIndex::new(index.into())).0.lock_at_rest().ring.as_mut() {
+        if let Some(ring) = self.rings.slot(QueueIndex::new(index.into())).0.lock().ring.as_mut() {
             ring.set_call(call);
         }
         Ok(())

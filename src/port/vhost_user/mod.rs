@@ -6,7 +6,7 @@
 //! **One copy.** A long frame's end stays in the memory of the guest that sent it, and is copied from there to where it goes: between two guests that
 //! is all the copying there is. Until its batch has left, the ring is lending, and its chains are not given back.
 //!
-//! **Who has a ring.** It lies in a slot behind a mutex, taken once a batch. From a slot's transmit queue only one worker
+//! **Who has a ring.** It lies in a slot behind a mutex, taken once a batch, and once more after one to which it lent. From a slot's transmit queue only one worker
 //! takes frames, and a receive queue is that of all workers with more workers than queues; the protocol's thread takes the mutex to put a ring in or out, which is
 //! rare and short, and waits for a ring that is lending. So a ring that has been taken out is used by nobody, whatever the workers do at that moment, and no hand-over of the
 //! topology is needed when a guest boots. Which slots have a ring is also in two atomic words, so that an empty port costs a load.
@@ -114,7 +114,7 @@ impl Slot {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For everybody else: with nothing lent. A batch is soon through.
+    /// For whoever puts a ring in or takes one out: with nothing lent. A batch is soon through.
     fn lock_at_rest(&self) -> MutexGuard<'_, Held> {
         let mut held = self.lock();
         while held.ring.as_ref().is_some_and(NetRing::is_lending) {
@@ -254,13 +254,23 @@ struct Queue {
     listening: bool,
     /// Pairs that lend memory to the batch in hand: a bit each.
     lending: u64,
+    /// What may still be done for the frames of the batch in hand.
+    sending: Budget,
 }
 
 impl Queue {
     fn new(rings: Arc<Rings>, worker: usize, workers: usize) -> Queue {
         let is_mine = |&pair: &usize| rings.worker_of(pair) == worker % workers;
         let mine = (0..rings.pairs()).filter(is_mine).fold(0, |mine, pair| mine | 1 << pair);
-        Queue { rings, worker, mine, turn: 0, listening: true, lending: 0 }
+        Queue {
+            rings,
+            worker,
+            mine,
+            turn: 0,
+            listening: true,
+            lending: 0,
+            sending: Budget::new(Budget::SENDING),
+        }
     }
 }
 
@@ -367,13 +377,17 @@ impl PortQueue for Queue {
         let mut slot = self.rings.receive[pair].lock();
         match &mut slot.ring {
             Some(ring) => {
-                if ring.transmit(frames, counters).is_err() {
+                if ring.transmit(frames, counters, &mut self.sending).is_err() {
                     self.rings.retire(QueueIndex { pair, kind: Kind::Receive });
                 }
             }
             None => down(),
         }
         Health::Alive
+    }
+
+    fn flush(&mut self) {
+        self.sending = Budget::new(Budget::SENDING);
     }
 
     fn takes_lent(&self) -> bool {

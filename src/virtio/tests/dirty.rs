@@ -117,7 +117,7 @@ proptest! {
         let mut ring = recorded(&receive).expect("a ring");
         for (len, byte) in frames {
             let bytes = [vec![0; VNET_HDR_LEN], vec![byte | 1; len]].concat();
-            ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }; 2], &Counters::default()).expect("fine");
+            ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }; 2], &Counters::default(), &mut Budget::new(Budget::SENDING)).expect("fine");
         }
         let marked = take_marked(&bits, LOG_LEN);
         for ((page, old), (_, new)) in before.iter().zip(snapshot(&memory)) {
@@ -149,7 +149,7 @@ fn only_what_is_asked_for_is_marked() {
             NetRing::recorded(Arc::clone(&memory), &driver.setup(0, true), VERSION_1, None, records)?;
         let bytes = [0; VNET_HDR_LEN + 60];
         let whole = Outgoing::Whole { bytes: &bytes, segments: 1 };
-        ring.transmit(&[whole], &Counters::default())
+        ring.transmit(&[whole], &Counters::default(), &mut Budget::new(Budget::SENDING))
     };
     let bits = file(LOG_LEN);
     let log = log(&bits, LOG_LEN);
@@ -180,13 +180,19 @@ fn a_log_that_is_too_short_stops_the_ring() {
     let bytes = [0; VNET_HDR_LEN + 60];
     let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }];
     let mut ring = recorded(records(&log(&short, 4), true, None)).expect("a ring");
-    assert_eq!(ring.transmit(&frames, &Counters::default()), Err(Fault::Log));
+    assert_eq!(
+        ring.transmit(&frames, &Counters::default(), &mut Budget::new(Budget::SENDING)),
+        Err(Fault::Log)
+    );
     assert!(driver.take_used().is_empty());
     // Nor one that shrinks under us.
     let bits = file(LOG_LEN);
     let mut ring = recorded(records(&log(&bits, LOG_LEN), true, None)).expect("a ring");
     bits.set_len(0).expect("shorter");
-    assert_eq!(ring.transmit(&frames, &Counters::default()), Err(Fault::Log));
+    assert_eq!(
+        ring.transmit(&frames, &Counters::default(), &mut Budget::new(Budget::SENDING)),
+        Err(Fault::Log)
+    );
 }
 
 #[test]

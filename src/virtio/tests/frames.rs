@@ -121,7 +121,12 @@ fn the_end_of_a_long_frame_is_copied_once() {
         sent[..here].copy_from_slice(batch.bytes(frame));
 
         let (bytes, rest) = (batch.with_header(frame), batch.rest(frame).expect("lent"));
-        to.transmit(&[Outgoing::Lent { bytes, rest, segments: 1 }], &counters).expect("sent");
+        to.transmit(
+            &[Outgoing::Lent { bytes, rest, segments: 1 }],
+            &counters,
+            &mut Budget::new(Budget::SENDING),
+        )
+        .expect("sent");
         assert_eq!((counters.tx_frames.get(), counters.tx_bytes.get()), (1, len as u64));
         let used = receiver.take_used();
         let got = used
@@ -136,6 +141,46 @@ fn the_end_of_a_long_frame_is_copied_once() {
         from.take_back();
         assert_eq!(sender.take_used(), [(0, 0)]);
     }
+}
+
+#[test]
+fn a_ring_that_breaks_takes_back_what_it_lent() {
+    let memory = memory(&[(0, LEN)]);
+    for features in [FEATURES, FEATURES | IN_ORDER] {
+        let (mut driver, mut ring) = net(&memory, 8, features);
+        driver.descriptor(3, DATA, HEADER_LEN + 1500, 0, 0);
+        driver.descriptor(4, LEN, 100, 0, 0);
+        driver.offer(3);
+        driver.offer(4);
+        let mut batch = Batch::default();
+        let fault = receive(&mut ring, &mut batch, &Counters::default()).expect_err("an address of nobody");
+        assert!(ring.is_lending() && batch.is_lent() && driver.take_used().is_empty());
+        assert_eq!(ring.base(), 0, "for whoever mends it");
+        ring.take_back();
+        assert_eq!((ring.fault(), ring.base()), (Some(fault), 1));
+        assert_eq!(driver.take_used(), [(3, 0)]);
+    }
+}
+
+#[test]
+fn what_a_batch_may_cost_is_for_all_calls_together() {
+    let memory = memory(&[(0, LEN)]);
+    let size = 1024;
+    let (mut driver, mut ring) = net(&memory, size, FEATURES);
+    for n in 0..size {
+        driver.descriptor(n, DATA, 0, if n == size - 1 { WRITE } else { WRITE | NEXT }, (n + 1) % size);
+    }
+    (0..4).for_each(|_| driver.offer(0));
+    let (bytes, counters) = (outgoing(&frame(60)), Counters::default());
+    let whole = [Outgoing::Whole { bytes: &bytes, segments: 1 }];
+    let mut budget = Budget::new(Budget::SENDING);
+    ring.transmit(&whole, &counters, &mut budget).expect("no rule was broken");
+    assert!(budget.is_spent());
+    // Not even looked at any more: it would be a fault.
+    driver.descriptor(0, LEN, 100, WRITE, 0);
+    ring.transmit(&whole, &counters, &mut budget).expect("not looked at");
+    assert_eq!(counters.drops(DropReason::TxFull), 2);
+    assert!(ring.transmit(&whole, &counters, &mut Budget::new(1)).is_err());
 }
 
 #[test]
@@ -178,7 +223,12 @@ fn chains_in_order_come_back_by_the_last_of_them() {
         driver.offer(head);
     }
     let bytes = outgoing(&frame(60));
-    ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }; 2], &counters).expect("sent");
+    ring.transmit(
+        &[Outgoing::Whole { bytes: &bytes, segments: 1 }; 2],
+        &counters,
+        &mut Budget::new(Budget::SENDING),
+    )
+    .expect("sent");
     assert_eq!(driver.take_used(), [(0, 72), (1, 72)]);
 }
 
@@ -217,7 +267,7 @@ fn a_frame_fills_as_many_buffers_as_it_takes() {
         let (sent, counters) = (frame(len), Counters::default());
         let bytes = outgoing(&sent);
         let whole = Outgoing::Whole { bytes: &bytes, segments: 1 };
-        ring.transmit(&[whole], &counters).expect("sent");
+        ring.transmit(&[whole], &counters, &mut Budget::new(Budget::SENDING)).expect("sent");
         assert_eq!((counters.tx_frames.get(), counters.tx_bytes.get()), (1, len as u64));
         let used = driver.take_used();
         let mut got = Vec::new();
@@ -247,7 +297,7 @@ fn pieces_are_put_together() {
         rest: &sent[12..],
         segments: 1,
     };
-    ring.transmit(&[pieces], &Counters::default()).expect("sent");
+    ring.transmit(&[pieces], &Counters::default(), &mut Budget::new(Budget::SENDING)).expect("sent");
     assert_eq!(driver.take_used(), [(0, 80)]);
     let got = [read(&memory, DATA, 7), read(&memory, DATA + 100, 9), read(&memory, DATA + 200, 64)].concat();
     assert_eq!(&got[HEADER_LEN..], [&sent[..12], &[0x81, 0, 0, 5], &sent[12..]].concat());
@@ -259,14 +309,14 @@ fn a_guest_without_room_loses_the_frame_and_no_buffer() {
     let (mut driver, mut ring) = net(&memory, 8, FEATURES);
     let (bytes, counters) = (outgoing(&frame(3000)), Counters::default());
     let whole = Outgoing::Whole { bytes: &bytes, segments: 1 };
-    ring.transmit(&[whole], &counters).expect("fine");
+    ring.transmit(&[whole], &counters, &mut Budget::new(Budget::SENDING)).expect("fine");
     driver.descriptor(0, DATA, 1526, WRITE, 0);
     driver.offer(0);
-    ring.transmit(&[whole], &counters).expect("fine");
+    ring.transmit(&[whole], &counters, &mut Budget::new(Budget::SENDING)).expect("fine");
     assert_eq!(counters.drops(DropReason::TxFull), 2);
     driver.descriptor(1, DATA + 4096, 1526, WRITE, 0);
     driver.offer(1);
-    ring.transmit(&[whole], &counters).expect("fine");
+    ring.transmit(&[whole], &counters, &mut Budget::new(Budget::SENDING)).expect("fine");
     assert_eq!(counters.tx_frames.get(), 1);
     assert_eq!(driver.take_used().len(), 2);
 
@@ -274,10 +324,15 @@ fn a_guest_without_room_loses_the_frame_and_no_buffer() {
     let (mut driver, mut ring) = net(&memory, 8, VERSION_1);
     (0..2).for_each(|n| driver.descriptor(n, DATA, 1526, WRITE, 0));
     (0..2).for_each(|n| driver.offer(n));
-    ring.transmit(&[whole], &counters).expect("fine");
+    ring.transmit(&[whole], &counters, &mut Budget::new(Budget::SENDING)).expect("fine");
     assert_eq!(counters.drops(DropReason::TooLong), 1);
     let bytes = outgoing(&frame(60));
-    ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }], &counters).expect("fine");
+    ring.transmit(
+        &[Outgoing::Whole { bytes: &bytes, segments: 1 }],
+        &counters,
+        &mut Budget::new(Budget::SENDING),
+    )
+    .expect("fine");
     assert_eq!(driver.take_used(), [(0, 72)]);
 }
 
@@ -300,7 +355,12 @@ fn guests_see_only_what_they_agreed_to() {
         let mut bytes = outgoing(&frame(600));
         (bytes[0], bytes[1]) = (flags, gso);
         let counters = Counters::default();
-        ring.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }], &counters).expect("fine");
+        ring.transmit(
+            &[Outgoing::Whole { bytes: &bytes, segments: 1 }],
+            &counters,
+            &mut Budget::new(Budget::SENDING),
+        )
+        .expect("fine");
         let header = read(&memory, DATA, 2);
         (counters.drops(DropReason::TxError) == 0).then_some((header[0], header[1]))
     };
@@ -334,9 +394,9 @@ fn a_ring_that_broke_stays_so_and_all_frames_are_counted() {
     driver.offer(0);
     let (bytes, counters) = (outgoing(&frame(60)), Counters::default());
     let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 3];
-    let fault = ring.transmit(&frames, &counters).expect_err("a fault");
+    let fault = ring.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING)).expect_err("a fault");
     assert_eq!(ring.fault(), Some(fault));
-    assert_eq!(ring.transmit(&frames, &counters), Err(fault));
+    assert_eq!(ring.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING)), Err(fault));
     assert_eq!(counters.drops(DropReason::BadRing), 6);
     assert!(driver.take_used().is_empty());
     assert!(ring.wait().is_err());

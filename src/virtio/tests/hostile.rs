@@ -75,7 +75,7 @@ proptest! {
         let bytes = vec![0; VNET_HDR_LEN + frame_len];
         let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 3];
         let counters = Counters::default();
-        let _ = ring.transmit(&frames, &counters);
+        let _ = ring.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING));
         let dropped: u64 = DropReason::ALL.iter().map(|&reason| counters.drops(reason)).sum();
         prop_assert_eq!(counters.tx_frames.get() + dropped, 3, "each frame is counted once");
     }
@@ -123,7 +123,7 @@ fn a_look_is_bounded_by_pieces_and_not_by_descriptors() {
     let bytes = vec![0; VNET_HDR_LEN + 60];
     let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }; 64];
     let counters = Counters::default();
-    ring.transmit(&frames, &counters).expect("no rule was broken");
+    ring.transmit(&frames, &counters, &mut Budget::new(Budget::SENDING)).expect("no rule was broken");
     let looked = driver.take_used().len() as u64;
     assert!(looked * REGIONS <= PIECES, "{looked} chains at once");
     assert_eq!(
