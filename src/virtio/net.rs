@@ -19,7 +19,7 @@ use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
 use crate::offload::{BadOffload, Capabilities, VNET_HDR_LEN};
 use crate::stats::{Counters, DropReason};
-use crate::sys::caller;
+use crate::sys::{caller, mem};
 
 /// Length of the header of virtio 1, in bytes.
 pub const HEADER_LEN: usize = VNET_HDR_LEN + 2;
@@ -30,6 +30,9 @@ const GROUP: usize = 16;
 /// How much of a frame's first piece is asked for before it is copied: the header, and what a small frame has. The processor sees
 /// for itself that more is read of a long one.
 const PREFETCH: usize = 128;
+
+/// How much of a long frame is asked for while the one before it is copied.
+const LONG: usize = 1536;
 
 const F_NEEDS_CSUM: u64 = 1;
 /// Where the kind of segmentation is in the header's first word.
@@ -462,6 +465,9 @@ impl NetRing {
                     let (own_chains, own_pieces);
                     (own_chains, chains) = chains.split_at(room.chains);
                     (own_pieces, pieces) = pieces.split_at(room.pieces);
+                    if let (Some(next), Some(&piece)) = (frames.get(index + 1), pieces.first()) {
+                        ask_for(next, ring.memory(), piece);
+                    }
                     // As it was when room was looked for.
                     let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
                     let header = header.filling(room.chains);
@@ -573,6 +579,18 @@ fn find_room(
     Ok(Err(reason))
 }
 
+/// Asks for the memory that a long frame is copied from and to next.
+#[inline]
+fn ask_for(frame: &Outgoing<'_>, memory: &GuestMemory, piece: Area) {
+    let Some(rest) = frame.rest() else { return };
+    if let Some(from) = rest.pieces.first().and_then(|&piece| rest.memory.slice(piece)) {
+        mem::prefetch_bytes(&from, LONG);
+    }
+    if let Some(to) = memory.slice(piece) {
+        mem::prefetch_bytes_to_write(&to, LONG);
+    }
+}
+
 /// Writes a frame into the buffers that were found for it, and gives them back.
 #[inline]
 fn put(
@@ -619,8 +637,16 @@ impl<'r> Buffers<'r> {
         } else {
             self.put(&header.to_bytes()[..header_len])?;
         }
-        let [_, slices @ ..] = frame.slices();
-        slices.iter().try_for_each(|bytes| self.put(bytes))?;
+        match frame {
+            // Nearly always: without a list of slices, which would be written and read for one.
+            Outgoing::Whole { bytes, .. } | Outgoing::Lent { bytes, .. } => {
+                self.put(&bytes[VNET_HDR_LEN..])?;
+            }
+            Outgoing::Segment { .. } | Outgoing::Pieces { .. } => {
+                let [_, slices @ ..] = frame.slices();
+                slices.iter().try_for_each(|bytes| self.put(bytes))?;
+            }
+        }
         let Some(rest) = frame.rest() else { return Ok(()) };
         let pieces = rest.pieces.iter().filter_map(|&piece| rest.memory.slice(piece));
         pieces.into_iter().try_for_each(|slice| self.put_slice(slice))
