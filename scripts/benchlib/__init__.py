@@ -6,6 +6,7 @@
     guests      the same for guests under QEMU
     vhost       the same for vhost-user ports under DPDK's testpmd, which also measures them
     metrics     what is measured through it
+    line        how far apart the CPUs were meanwhile
     load        whose work the CPUs did meanwhile
     stats       medians, spreads and ratios of the raw samples
     report      results.json, the table, the plot

@@ -15,11 +15,11 @@ from .load import QUIET_CPUS, wait_for_quiet
 from .metrics import METRICS, Setting, applies, measure
 from .overlays import overlays
 from .system import Failed, exit_on_sigterm, undoing
-from .vhost import guests
+from .vhost import front_ends
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ALL_METRICS = [*METRICS, "idle"]
-SETS = {"core": all_contenders, "vxlan": overlays, "vhost": guests, "vm": attachments}
+SETS = {"core": all_contenders, "vxlan": overlays, "vhost": front_ends, "vm": attachments}
 
 
 def arguments(argv):
@@ -100,20 +100,26 @@ def sample(number, metric, contender, setting):
     """Measures once; an error is a result too."""
     record = {"round": number, "contender": contender.name, "metric": metric}
     try:
+        # Before the contender takes its CPUs, and when it has left them.
+        before = setting.line.measure() if contender.hands_over else None
         with undoing() as stack:
             record["values"], record["foreign_cpus"] = measure(metric, contender, Link(stack), setting)
+        if contender.hands_over:
+            after = setting.line.measure()
+            record["values"][f"{metric}_line_ns"] = max(before, after)
+            record["moved"] = setting.line.moved(before, after)
     except Failed as error:
         record["error"] = str(error)
     return record
 
 
 def undisturbed(number, metric, contender, setting, options):
-    """A sample taken while other processes are quiet; one that they disturbed is taken again, then kept as it is."""
+    """A sample taken while other processes are quiet and the CPUs stay where they are, else taken again, then kept as it is."""
     for _ in range(options.tries):
         wait_for_quiet(options.patience)
         record = sample(number, metric, contender, setting)
         say(record)
-        if record.get("foreign_cpus", 0) <= QUIET_CPUS:
+        if record.get("foreign_cpus", 0) <= QUIET_CPUS and not record.get("moved"):
             break
     return record
 
@@ -128,7 +134,9 @@ def say(record):
         )
     if record.get("foreign_cpus", 0) > QUIET_CPUS:
         text += f"  (disturbed: other processes used {record['foreign_cpus']:.2f} CPUs)"
-    print(f"  round {record['round']:2}  {record['metric']:6}{record['contender']:16} {text}", flush=True)
+    if record.get("moved"):
+        text += "  (the CPUs are not where they were)"
+    print(f"  round {record['round']:2}  {record['metric']:11}{record['contender']:16} {text}", flush=True)
 
 
 def rounds(options, contenders, results, setting):

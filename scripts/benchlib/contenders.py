@@ -67,6 +67,8 @@ class Contender:
     default = True
     # What it is measured for.
     metrics = ("tcp1", "tcp4", "rtt", "small")
+    # Whether every frame goes from one CPU to the other in memory, so that a sample depends on how far apart they are.
+    hands_over = False
 
     def missing(self):
         """Why it cannot run here, or None."""

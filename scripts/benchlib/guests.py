@@ -18,7 +18,7 @@ from .system import Failed, Server, directory, run, undoing, veth
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 QEMU, KERNEL = "qemu-system-x86_64", os.path.join(ROOT, "target/guest/vmlinuz")
-GUESTS = ("10.1.2.11", "10.1.2.12")
+ADDRESSES = ("10.1.2.11", "10.1.2.12")
 BOOT_SECONDS = 120
 KVM_SECONDS = 15
 MEMORY = "192M"
@@ -50,8 +50,7 @@ class Guest:
 
     def run(self, line, timeout=60):
         """Runs a line of shell and returns what it wrote."""
-        self.server.process.stdin.write(f"{line}\n".encode())
-        self.server.process.stdin.flush()
+        self.server.tell(line)
         text = self.wait_for("@@ended ", timeout)
         if (code := self.wait_for("\n", timeout)) != "0":
             raise Failed(f"{self.server.name}: {line}: {code}: {text.strip()}")
@@ -161,7 +160,7 @@ def boot(link, card):
             "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:00:00:{number:02x},vectors=0,romfile={CARDS[card]}",
         ]  # fmt: skip
         guests.append(Guest(link.stack, f"guest-{number}", link.directory, accelerator(), *argv, netns=link.s))
-    for guest, address in zip(guests, GUESTS, strict=True):
+    for guest, address in zip(guests, ADDRESSES, strict=True):
         guest.booted()
         guest.run(f"ip link set eth0 up && ip addr add {address}/{PREFIX} dev eth0")
     return guests

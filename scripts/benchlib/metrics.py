@@ -9,7 +9,8 @@ small        60-byte frames of one flow offered by one thread as fast as it can;
 gso, mtu     iperf3 with one stream among two guests and a station in a namespace: from guest to guest, from a guest to the
              station and back; with the offloads that guests have, and with cards that take frames of the MTU's size only.
 frames64, frames1500
-             frames of that length that go round between two vhost-user ports and testpmd, both directions added up.
+             frames of that length that go round between two vhost-user ports and testpmd, both directions added up; and how far
+             apart the CPUs were (line.py), the longer of before and after.
 idle         vswitchd alone with 32 tap ports and 2 workers, nobody sending: CPU of the process over 10 s, and its memory.
 """
 
@@ -18,7 +19,8 @@ import json
 import time
 
 from .contenders import ADDRESS_A, ADDRESS_B
-from .guests import GUESTS, boot, iperf
+from .guests import ADDRESSES, boot, iperf
+from .line import Line
 from .load import Load
 from .system import Failed, Server, run
 from .vhost import loop
@@ -44,17 +46,20 @@ FIELDS = {
     "mtu_in_gbps": ("namespace to guest, frames of the MTU's size", "Gbit/s", 2, "higher"),
     "frames64_mpps": ("64-byte frames between two vhost-user ports", "M/s", 2, "higher"),
     "frames1500_mpps": ("1500-byte frames between two vhost-user ports", "M/s", 2, "higher"),
+    "frames64_line_ns": ("a cache line from CPU to CPU and back, at 64-byte frames", "ns", 0, "lower"),
+    "frames1500_line_ns": ("a cache line from CPU to CPU and back, at 1500-byte frames", "ns", 0, "lower"),
     "idle_cpu_percent": ("idle, 32 ports: CPU", "%", 2, "lower"),
     "idle_rss_mib": ("idle, 32 ports: memory", "MiB", 1, "lower"),
 }
 
 
 class Setting:
-    """How to measure: seconds a sample, and the tool."""
+    """How to measure: seconds a sample, the tool, and how far apart the CPUs are."""
 
     def __init__(self, seconds, tool):
         self.seconds = seconds
         self.tool = tool
+        self.line = Line(tool)
 
 
 def parse_iperf(report):
@@ -129,7 +134,7 @@ def among_guests(link, setting, card):
     server = Server(link.stack, "iperf3", "iperf3", "-s", netns=link.a, directory=link.directory)
     server.wait_listening(TCP_PORT)
     values = {}
-    for way, (address, *more) in {"guests": (GUESTS[1],), "out": (ADDRESS_A,), "in": (ADDRESS_A, "-R")}.items():
+    for way, (address, *more) in {"guests": (ADDRESSES[1],), "out": (ADDRESS_A,), "in": (ADDRESS_A, "-R")}.items():
         bits_per_s, _, retransmits = parse_iperf(iperf(one, address, setting.seconds, OMIT_SECONDS, *more))
         values |= {f"{card}_{way}_gbps": bits_per_s / 1e9, f"{card}_{way}_retransmits": retransmits}
     return values

@@ -33,6 +33,8 @@ COLUMNS = {
     "mtu_in_gbps": "MTU: in, Gbit/s",
     "frames64_mpps": "64 B, M/s",
     "frames1500_mpps": "1500 B, M/s",
+    "frames64_line_ns": "64 B: line, ns",
+    "frames1500_line_ns": "1500 B: line, ns",
     "idle_cpu_percent": "idle, %",
     "idle_rss_mib": "idle, MiB",
 }
@@ -56,12 +58,14 @@ def overview(results):
 
 
 def disturbed(results):
-    """A sentence when other processes were busy during samples, else nothing."""
-    number = sum(sample.get("foreign_cpus", 0) > QUIET_CPUS for sample in results["samples"])
-    return number and (
-        f"Other processes used more than {QUIET_CPUS} CPUs during {number} of {len(results['samples'])} samples: "
-        "these numbers are worth little."
-    )
+    """A sentence when other processes were busy during samples, or the CPUs moved, else nothing."""
+    samples = results["samples"]
+    busy = sum(sample.get("foreign_cpus", 0) > QUIET_CPUS for sample in samples)
+    moved = sum(sample.get("moved", False) for sample in samples)
+    what = [f"other processes used more than {QUIET_CPUS} CPUs during {busy}"] if busy else []
+    what += [f"the CPUs were not where they were for others during {moved}"] if moved else []
+    text = f"{' and '.join(what)} of {len(samples)} samples: these numbers are worth little."
+    return text[0].upper() + text[1:] if what else ""
 
 
 def table(results):

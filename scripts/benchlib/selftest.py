@@ -1,11 +1,16 @@
 """Tests of what the bench computes: `python3 -m benchlib.selftest`. Ends with a line as Rust's tests do."""
 
+import contextlib
+import io
 import os
 import sys
+import types
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
-from . import cli, contenders, guests, load, metrics, report, stats
+from . import cli, contenders, guests, load, metrics, report, stats, vhost
+from .line import Line
 from .system import Failed, Server, directory, run, undoing
 
 
@@ -68,6 +73,39 @@ class Load(unittest.TestCase):
         self.assertGreater(window.ours_s, 0.05)
 
 
+class Lines(unittest.TestCase):
+    def test_a_sample_counts_while_the_cpus_stay(self):
+        line = Line("/nowhere")
+        self.assertFalse(line.moved(330, 350))
+        self.assertTrue(line.moved(60, 330))
+        self.assertTrue(line.moved(330, 330))
+        self.assertFalse(line.moved(120, 61))
+
+    def test_it_is_taken_again_when_they_move_and_told_of(self):
+        times = iter((60, 330, 61, 62))
+        setting = metrics.Setting(1, "/nowhere")
+        setting.line.measure = lambda: next(times)
+        options = types.SimpleNamespace(tries=3, patience=0)
+        [contender] = vhost.front_ends("/nowhere", {}, [])[1:]
+        with unittest.mock.patch.object(cli, "measure", lambda *_: ({"frames64_mpps": 1.0}, 0.0)), \
+                unittest.mock.patch.object(cli, "Link"), contextlib.redirect_stdout(io.StringIO()) as said:
+            record = cli.undisturbed(1, "frames64", contender, setting, options)
+        self.assertEqual(record["values"], {"frames64_mpps": 1.0, "frames64_line_ns": 62})
+        self.assertEqual(said.getvalue().count("not where they were"), 1)
+
+
+class FramesThatGoRound(unittest.TestCase):
+    text = "  Rx-pps:      1200000          Rx-bps:    614400000\n  Rx-pps:            0          Rx-bps:  0\n"
+
+    def test_what_testpmd_receives_is_read(self):
+        self.assertEqual(vhost.rates(self.text), [1200000, 0])
+
+    def test_frames_lost_at_the_start_are_seen(self):
+        self.assertTrue(vhost.balanced([10, 12]))
+        for received in ([0, 0], [10, 0], [0, 10], [4, 10]):
+            self.assertFalse(vhost.balanced(received))
+
+
 class Report(unittest.TestCase):
     results = {
         "started": "now", "rounds": 2, "seconds": 1, "missing": {"vde": "no vde_switch"},
@@ -89,7 +127,9 @@ class Report(unittest.TestCase):
     def test_disturbed_samples_are_told_of(self):
         self.assertNotIn("Other processes", report.table(self.results))
         busy = {**self.results, "samples": [{**sample(1, "bridge", tcp1_gbps=1.0), "foreign_cpus": 0.5}]}
-        self.assertIn("during 1 of 1 samples", report.table(busy))
+        self.assertIn("Other processes used more than 0.1 CPUs during 1 of 1 samples", report.table(busy))
+        moved = {**self.results, "samples": [{**sample(1, "bridge", tcp1_gbps=1.0), "moved": True}]}
+        self.assertIn("The CPUs were not where they were for others during 1 of 1 samples", report.table(moved))
 
     def test_the_overview_is_a_matrix(self):
         lines = report.overview(self.results).splitlines()
@@ -168,6 +208,13 @@ class Processes(unittest.TestCase):
             server = Server(stack, "dying", "sh", "-c", "echo last words; exit 3", directory=directory(stack))
             with self.assertRaisesRegex(Failed, "ended with 3 before ready: last words"):
                 server.wait_until(lambda: False, "ready", timeout=5)
+
+    def test_a_line_that_nobody_reads_is_a_failure_and_no_trouble_at_the_end(self):
+        with undoing() as stack:
+            server = Server(stack, "deaf", "sh", "-c", "echo last words; exit 3", directory=directory(stack))
+            server.process.wait()
+            with self.assertRaisesRegex(Failed, "deaf does not take 'on' .*: last words"):
+                server.tell("on")
 
     def test_a_failing_command_says_why(self):
         with self.assertRaisesRegex(Failed, "sh -c .*: why"):

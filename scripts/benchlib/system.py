@@ -40,7 +40,7 @@ def within(netns, argv):
 class Server:
     """A process that runs until the stack unwinds. Its output goes to a file, quoted when it dies early.
 
-    Its stdin is a pipe that nobody writes to: vde_switch takes the end of its stdin for the end of its work.
+    Its stdin is a pipe that only `tell` writes to: vde_switch takes the end of its stdin for the end of its work.
     """
 
     def __init__(self, stack, name, *argv, netns=None, directory, env=None):
@@ -63,7 +63,17 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.process.stdin.close()
+        # What it never read is of no use to anybody.
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def tell(self, line):
+        """Writes a line to its stdin."""
+        try:
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
+        except OSError as error:
+            raise Failed(f"{self.name} does not take {line!r} ({error.strerror}): {self.tail()}") from None
 
     def wait_until(self, ready, what, timeout=15):
         """Polls until `ready()` holds."""

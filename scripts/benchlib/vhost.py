@@ -6,7 +6,8 @@ virtio-user ports, which are front ends of vhost-user as QEMU's are.
         virtio_user1, 02:…:02 ═══ vm2 ══╝ CPU 1
 
 So many frames go round for ever, and are counted where testpmd receives them, both directions added up. The switch has one worker that
-polls without a rest, as a poll-mode driver does. Huge pages are what DPDK wants, and are given back.
+polls without a rest, as a poll-mode driver does. How far apart the two CPUs are is measured before and after each sample (line.py).
+Huge pages are what DPDK wants, and are given back.
 """
 
 import os
@@ -15,7 +16,6 @@ import shutil
 import time
 
 from .contenders import Contender, OpenVswitch, Vswitch
-from .load import Load
 from .system import Failed, Server
 
 PAGE_MIB = 2
@@ -26,30 +26,38 @@ TESTPMD_MIB, OVS_MIB = 1024, 512
 PAGES = f"/sys/kernel/mm/hugepages/hugepages-{PAGE_MIB * 1024}kB/nr_hugepages"
 BURSTS = 16
 """Bursts of 32 frames that each port begins with."""
+STARTS = 2
+"""How often they are sent off, when too many of them are lost on their first way."""
 TESTPMD = "dpdk-testpmd"
+READY = "\nDone\n"
+"""What it says after the state of the ports' links, before it takes commands."""
 MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
 def huge_pages(stack, mib):
     """Takes care that so many MiB of huge pages are free, until the stack unwinds."""
-    with open(PAGES, encoding="ascii") as file:
-        before = file.read().strip()
 
-    def reserve(count):
-        with open(PAGES, "w", encoding="ascii") as file:
-            file.write(str(count))
+    def pages(mode, *count):
+        """How many there are, or that there be so many."""
+        try:
+            with open(PAGES, mode, encoding="ascii") as file:
+                return file.write(*map(str, count)) if count else int(file.read())
+        except OSError as error:
+            raise Failed(f"{PAGES}: {error.strerror}") from None
 
-    stack.callback(reserve, before)
-    reserve(int(before) + mib // PAGE_MIB)
-    with open(PAGES, encoding="ascii") as file:
-        if int(file.read()) < int(before) + mib // PAGE_MIB:
-            raise Failed(f"no {mib} MiB of huge pages: memory is short or in pieces")
+    before = pages("r")
+    wanted = before + mib // PAGE_MIB
+    stack.callback(pages, "w", before)
+    pages("w", wanted)
+    if pages("r") < wanted:
+        raise Failed(f"no {mib} MiB of huge pages: memory is short or in pieces")
 
 
-class Guests(Contender):
+class FrontEnds(Contender):
     """A switch with two vhost-user ports."""
 
     metrics = "frames64", "frames1500"
+    hands_over = True
 
     def missing(self):
         if os.cpu_count() < 2:
@@ -59,7 +67,7 @@ class Guests(Contender):
         return None if shutil.which(TESTPMD) else f"no {TESTPMD}: apt-get install dpdk-dev"
 
 
-class VswitchGuests(Guests):
+class VswitchFrontEnds(FrontEnds):
     """Ours."""
 
     def __init__(self, folder, label=None, daemon_args=()):
@@ -81,7 +89,7 @@ class VswitchGuests(Guests):
             ctl("port", "add", port, "--bridge", "br0", "--type", "vhost-user", "--path", link.path(port))
 
 
-class OpenVswitchGuests(Guests):
+class OpenVswitchFrontEnds(FrontEnds):
     """Open vSwitch with DPDK: its poll-mode driver on CPU 1."""
 
     name, title = "ovs-dpdk", "Open vSwitch with DPDK, vhost-user ports, one poll-mode driver"
@@ -122,38 +130,48 @@ def loop(link, setting, length):
         directory=link.directory,
     )  # fmt: skip
 
-    def tell(line):
-        testpmd.process.stdin.write(f"{line}\n".encode())
-        testpmd.process.stdin.flush()
-
-    def rates():
+    def said():
         with open(testpmd.log, encoding="utf-8", errors="replace") as log:
-            return [int(rate) for rate in re.findall(r"Rx-pps:\s+(\d+)", log.read())]
+            return log.read()
 
     def show():
-        """Received frames a second since the last time, of both ports."""
-        before = len(rates())
-        tell("show port stats all")
-        testpmd.wait_until(lambda: len(rates()) >= before + 2, "answer")
-        return sum(rates()[before : before + 2])
+        """Received frames a second since the last time, of each port."""
+        before = len(rates(said()))
+        testpmd.tell("show port stats all")
+        testpmd.wait_until(lambda: len(rates(said())) >= before + len(ports), "answer")
+        return rates(said())[before : before + len(ports)]
 
-    tell(f"start tx_first {BURSTS}")
-    show()
-    time.sleep(1)
-    show()
-    load = Load()
+    testpmd.wait_until(lambda: READY in said(), "link of both ports")
+    for _ in range(STARTS):
+        testpmd.tell(f"start tx_first {BURSTS}")
+        show()
+        time.sleep(1)
+        if balanced(seen := show()):
+            break
+        testpmd.tell("stop")
+    else:
+        raise Failed(f"frames were lost at the start: {' and '.join(map(str, seen))} a second come to the two ports")
     time.sleep(setting.seconds)
     received = show()
-    load.end()
-    tell("stop")
-    tell("quit")
-    if not received:
-        raise Failed(f"no frame came back: {testpmd.tail()}")
-    return {f"frames{length}_mpps": received / 1e6}
+    testpmd.tell("stop")
+    testpmd.tell("quit")
+    if not balanced(received):
+        raise Failed(f"frames were lost: {' and '.join(map(str, received))} a second came to the two ports")
+    return {f"frames{length}_mpps": sum(received) / 1e6}
 
 
-def guests(folder, also, daemon_args):
+def rates(text):
+    """Every rate of received frames in testpmd's output."""
+    return [int(rate) for rate in re.findall(r"Rx-pps:\s+(\d+)", text)]
+
+
+def balanced(received):
+    """Whether frames go round both ways, about as many."""
+    return 0 < max(received) <= 2 * min(received)
+
+
+def front_ends(folder, also, daemon_args):
     """The peer first; `also` maps labels to more folders of our binaries."""
-    ours = [VswitchGuests(folder, daemon_args=daemon_args)]
-    ours += [VswitchGuests(other, label, daemon_args) for label, other in also.items()]
-    return [OpenVswitchGuests(), *ours]
+    ours = [VswitchFrontEnds(folder, daemon_args=daemon_args)]
+    ours += [VswitchFrontEnds(other, label, daemon_args) for label, other in also.items()]
+    return [OpenVswitchFrontEnds(), *ours]

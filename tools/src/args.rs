@@ -1,4 +1,4 @@
-//! `--key value` arguments: four subcommands with a handful of values do not need a parser crate.
+//! `--key value` arguments: a few subcommands with a handful of values do not need a parser crate.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

@@ -4,6 +4,7 @@
 //!
 //! - `flood` offers small frames to an interface as fast as one thread can ([`flood`]);
 //! - `count` tells how many frames the kernel counted as received by an interface ([`count`]);
+//! - `line` tells how long a cache line takes from one CPU to another and back ([`line`]);
 //! - `rtt-serve` and `rtt-ping` are the two ends of a one-byte TCP ping-pong ([`rtt`]).
 //!
 //! They know nothing of any switch: the same binary measures every contender. iperf3 measures bulk TCP;
@@ -15,6 +16,7 @@
 mod args;
 mod count;
 mod flood;
+mod line;
 mod rtt;
 
 use std::io::Write;
@@ -23,6 +25,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: vswitch-bench flood     --dev IF --src MAC --dst MAC [--size BYTES] [--batch FRAMES] --seconds S
        vswitch-bench count     --dev IF [--delay S] --seconds S
+       vswitch-bench line      [--from CPU] [--to CPU]
        vswitch-bench rtt-serve --listen ADDR:PORT
        vswitch-bench rtt-ping  --connect ADDR:PORT [--warmup S] --seconds S";
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = args::Args::parse(words).and_then(|args| match verb.as_str() {
         "flood" => flood::run(&args),
         "count" => count::run(&args),
+        "line" => line::run(&args),
         "rtt-serve" => rtt::serve(&args),
         "rtt-ping" => rtt::ping(&args),
         other => Err(format!("no subcommand {other:?}\n{USAGE}")),

@@ -38,6 +38,8 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("vlan::as_open_vswitch", "Open vSwitch"),
     ("overlays::with_open_vswitch", "Open vSwitch"),
     ("overlays::as_wireshark_reads", "tshark"),
+    ("explained::libvirt_xml", "xmllint"),
+    ("explained::libvirt_xml", "libvirt's schemas"),
     ("host::stays_silent", TCX),
     ("host::stays_silent", BPF),
     ("host::stays_silent_in_ipv6", TCX),

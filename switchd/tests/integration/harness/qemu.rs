@@ -211,9 +211,9 @@ impl Qemu {
     /// Moves the guest to another QEMU with the same devices ([`Migration`] has the arguments), at the second attempt: the first is
     /// cancelled. `meanwhile` is done in both, when all of the guest's memory was sent
     /// once, and what is written there has to be sent again; it does not end before, because the guest writes all the while. This QEMU stays, and its
-    /// guest has stopped. Before the other goes on, both memories are compared.
+    /// guest has stopped. Before the other goes on, both memories are compared. Returns how long the guest may have stood still.
     #[track_caller]
-    pub fn migrate(&self, to: &Qemu, by: &Migration, mut meanwhile: impl FnMut()) {
+    pub fn migrate(&self, to: &Qemu, by: &Migration, mut meanwhile: impl FnMut()) -> Duration {
         super::eventually("the other QEMU listens", || by.incoming.exists() && by.monitors[1].exists());
         let [mut here, mut there] = by.monitors.each_ref().map(|path| Monitor::connect(path));
         // It does not end while the guest writes more than that.
@@ -231,12 +231,14 @@ impl Qemu {
                 here.wait("query-migrate", |about| about["status"] == "cancelled");
             }
         }
+        let began = Instant::now();
         here.execute("migrate-set-parameters", json!({"downtime-limit": 2000, "max-bandwidth": 1 << 30}));
         here.wait("query-migrate", |about| about["status"] == "completed");
         there.wait("query-status", |about| about["status"] != "inmigrate");
         let differ = differences(&self.memory(), &to.memory());
         assert!(differ.is_empty(), "{} pages were not sent as they were at last: {differ:x?}", differ.len());
         there.execute("cont", json!({}));
+        began.elapsed()
     }
 
     /// The file that is the guest's memory.
