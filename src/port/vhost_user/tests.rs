@@ -279,6 +279,24 @@ fn a_client_finds_its_front_end_again() {
 }
 
 #[test]
+fn a_client_does_not_hurry_to_who_goes_at_once() {
+    let folder = Folder::new();
+    let listener = UnixListener::bind(folder.socket()).expect("a socket");
+    listener.set_nonblocking(true).expect("non-blocking");
+    let port = Port::new(&folder, SocketRole::Client, 1);
+    let (began, mut accepted) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(1) {
+        match listener.accept() {
+            Ok(_) => accepted += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    // At once, and after 100, 200 and 400 ms more.
+    assert!((2..=4).contains(&accepted), "{accepted}");
+    drop(port);
+}
+
+#[test]
 fn a_socket_where_nobody_accepts_holds_up_nothing() {
     let folder = Folder::new();
     let listener = UnixListener::bind(folder.socket()).expect("a socket");
