@@ -3,10 +3,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::Outcome;
 use crate::harness::daemon::Start;
 use crate::harness::net::Ns;
 use crate::harness::qemu::{Qemu, can_boot};
+use crate::harness::testpmd::{Testpmd, can_forward};
+use crate::harness::{Outcome, eventually};
 
 /// Lines that one guest tells another.
 const LINES: u32 = 200_000;
@@ -129,6 +130,32 @@ pub fn guests_among_themselves() -> Outcome {
     one.kill();
     daemon.wait_port_state("vm1", "down");
     assert_eq!(daemon.port_state("vm2"), "up");
+    Ok(())
+}
+
+/// Frames that go round between two front ends of another make.
+pub fn dpdk_forwards() -> Outcome {
+    can_forward()?;
+    let switch = Ns::new("v");
+    let folder = crate::harness::daemon::folder();
+    let sockets = ["vm1", "vm2"].map(|name| folder.path().join(name));
+    let config = layout(&(guest("vm1", &sockets[0], "server") + &guest("vm2", &sockets[1], "server")));
+    let daemon = Start::new(&switch).config(&config).ready();
+    let testpmd = Testpmd::start(folder.path(), &sockets);
+    let count = |port: &str, name: &str| daemon.stats(port)[name].as_u64().expect("a number");
+    for port in ["vm1", "vm2"] {
+        for name in ["rx_frames", "tx_frames"] {
+            eventually("frames go round", || count(port, name) > 1000);
+        }
+    }
+    let received = testpmd.received();
+    assert!(received.len() == 2 && received.iter().all(|&frames| frames > 1000), "{received:?}");
+    for port in ["vm1", "vm2"] {
+        daemon.wait_port_state(port, "down");
+        for reason in ["bad_ring", "bad_offload", "tx_error"] {
+            assert_eq!(daemon.drops(port, reason), 0, "{port}: {reason}");
+        }
+    }
     Ok(())
 }
 
