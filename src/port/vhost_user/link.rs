@@ -285,11 +285,8 @@ impl Inner {
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match why {
             None => {}
-            Some(Error::Disconnected) => {
-                if tells.is_on {
-                    tracing::info!("{path}: the front end has gone");
-                }
-            }
+            Some(Error::Disconnected) if !tells.is_on => {}
+            Some(Error::Disconnected) => tracing::info!("{path}: the front end has gone"),
             Some(error) => {
                 if tells.is_on {
                     tracing::warn!("{path}: the front end was given up: {error}");
