@@ -5,14 +5,17 @@
 #![allow(clippy::expect_used)]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vswitch::batch::Batch;
 use vswitch::frame::Outgoing;
 use vswitch::offload::VNET_HDR_LEN;
@@ -189,5 +192,129 @@ fn front_ends_may_say_anything() {
         if let Err(error) = stream.read_to_end(&mut Vec::new()) {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it hangs");
         }
+    });
+}
+
+/// Where a front end's own addresses begin.
+const USER: u64 = 1 << 40;
+/// Queues of two pairs.
+const QUEUES: u8 = 4;
+
+/// What a front end may send: header and payload, which say as a rule what the protocol allows, in numbers that fit each other. The second and third bytes choose among
+/// queues and values.
+fn request((kind, which, value): (u8, u8, u8)) -> (u32, Vec<u64>, bool) {
+    let pair = |low: u64, high: u64| low | high << 32;
+    let (index, number) = (u64::from(which % QUEUES), u64::from(value));
+    let start = USER + 16384 * index;
+    let region = |nth: u64| [LEN * nth, LEN, USER + LEN * nth, 0];
+    let inflight = [InflightFile::len(QUEUES.into(), SIZE), 0, u64::from(QUEUES) | u64::from(SIZE) << 16];
+    let features = vswitch::virtio::feature::VERSION_1 | vswitch::virtio::feature::PROTOCOL_FEATURES;
+    // Now and then, what is not allowed.
+    let odd = u64::from(value == u8::MAX) << 20;
+    match kind % 22 {
+        0 => (1, vec![], false),
+        1 => (
+            2,
+            vec![features | number << 7 & (1 << 15 | 1 << 7) | u64::from(which & 1) << 26 | odd << 20],
+            false,
+        ),
+        2 => (3, vec![], false),
+        3 => (5, [&[1][..], &region(0)].concat(), true),
+        4 => (6, vec![LEN, 0], true),
+        5 => (7, vec![], true),
+        6 => (8, vec![pair(index, u64::from(SIZE) + odd)], false),
+        7 => {
+            let log = u64::from(value & 1);
+            (9, vec![pair(index, log), start, start + 8192 + odd, start + 4096, 4096 * index], false)
+        }
+        8 => (10, vec![pair(index, number % 3)], false),
+        9 => (11, vec![pair(index, 0)], false),
+        10 => (12, vec![index], true),
+        11 => (13, vec![index], true),
+        12 => (14, vec![index], true),
+        13 => (15, vec![], false),
+        14 => (16, vec![0x1 | 0x2 | 0x8 | 0x1000 | 0x8000 | 0x4], false),
+        15 => (17, vec![], false),
+        16 => (18, vec![pair(index, number & 1)], false),
+        17 => (19, vec![number], false),
+        18 => (31, inflight.to_vec(), false),
+        19 => (32, inflight.to_vec(), true),
+        20 => (37, [&[0][..], &region(1 + number % 2)].concat(), true),
+        _ => (38, [&[0][..], &region(1 + number % 2)].concat(), false),
+    }
+}
+
+fn send(stream: &UnixStream, number: u32, payload: &[u64], need_reply: bool, fd: Option<RawFd>) -> bool {
+    let len = u32::try_from(8 * payload.len()).expect("short");
+    let mut message = [number, 1 | u32::from(need_reply) << 3, len].map(u32::to_ne_bytes).concat();
+    message.extend(payload.iter().flat_map(|word| word.to_ne_bytes()));
+    let fds: Vec<RawFd> = fd.into_iter().collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
+    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&message)], rights, MsgFlags::MSG_NOSIGNAL, None).is_ok()
+}
+
+/// The answer to a number's request that asks for one.
+fn answer(mut stream: &UnixStream) -> u64 {
+    let mut bytes = [0; 20];
+    stream.read_exact(&mut bytes).expect("an answer");
+    bytes[12..].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+}
+
+/// Requests that are well-formed, in any order and after a proper beginning, with memory and eventfds: workers use the rings meanwhile.
+/// A good front end is heard after each.
+#[test]
+fn front_ends_may_ask_in_any_order() {
+    let path = std::env::temp_dir().join(format!("vswitch-fuzz-order-{}.sock", std::process::id()));
+    let spec = VhostUserSpec { path: path.clone(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let mut open = port::open(&PortKind::VhostUser(spec), 1).expect("a port");
+    let shared = Arc::new(PortShared::new(1, 1500, false));
+    open.link.as_mut().expect("a link").start(Arc::clone(&shared)).expect("a thread");
+    let queue = std::sync::Mutex::new(open.queues.pop().expect("a worker's"));
+    let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+    memory.set_len(LEN).expect("that long");
+    let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+    let connected = || {
+        let stream = UnixStream::connect(&path).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+        stream
+    };
+    // A queue that is set up, with what is in the way of nothing: owner, features, memory.
+    let beginning = [(2, 0, 0), (1, 0, 0), (14, 0, 0), (3, 0, 0)];
+    let ring = |index: u8| {
+        [(6, index, 0), (7, index, 0), (8, index, 0), (11, index, 0), (10, index, 0), (16, index, 1)]
+    };
+    let set_up: Vec<_> = beginning.into_iter().chain((0..2).flat_map(ring)).collect();
+    let tell = |stream: &UnixStream, asked: (u8, u8, u8)| {
+        let (number, payload, with_fd) = request(asked);
+        let fd = if matches!(number, 7 | 12..=14) { bell.as_raw_fd() } else { memory.as_raw_fd() };
+        send(stream, number, &payload, asked.1 & 0x80 != 0, with_fd.then_some(fd))
+    };
+    type Requests = (u8, Vec<(u8, u8, u8)>);
+    bolero::check!().with_type::<Requests>().with_iterations(60).for_each(|(begun, requests)| {
+        let stream = connected();
+        let begun = &set_up[..usize::from(*begun) % (set_up.len() + 1)];
+        for &asked in begun.iter().chain(requests) {
+            // It may have had enough.
+            if !tell(&stream, asked) {
+                break;
+            }
+            let (mut batch, inbound) =
+                (Batch::default(), port::Inbound { counters: &shared.counters[0], demux: None, worker: 0 });
+            let mut queue = queue.lock().expect("no panic before");
+            queue.receive(&mut batch, &inbound);
+            queue.take_back();
+            let bytes = [0; VNET_HDR_LEN + 60];
+            queue.transmit(&[Outgoing::Whole { bytes: &bytes, segments: 1 }], &shared.counters[0]);
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+        if let Err(error) = (&stream).read_to_end(&mut Vec::new()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it hangs");
+        }
+        let good = connected();
+        assert!(set_up.iter().all(|&asked| tell(&good, asked)), "it listens");
+        assert!(send(&good, 11, &[0], false, None), "it listens");
+        // Queue 0, and the index it was at.
+        assert_eq!(answer(&good), 0);
     });
 }

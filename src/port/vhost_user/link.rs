@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +30,10 @@ use crate::virtio::net::capabilities;
 
 /// How long a client waits before it looks for its server again: at first, and at most.
 const RETRY: (u16, u16) = (100, 3200);
+/// A connection that went sooner than this is none that a client makes anew at once, or that is told each time.
+const LASTING: Duration = Duration::from_secs(2);
+/// How often those are told, and front ends that are turned away.
+const TOLD: Duration = Duration::from_secs(10);
 /// How often rings are looked at that may have broken, in milliseconds.
 const LOOK: u16 = 1000;
 /// How long the thread may take to end.
@@ -144,6 +148,53 @@ fn listen(path: &Path) -> Result<(UnixListener, SocketFile), sys::Error> {
     }
 }
 
+/// What is told of front ends: one that stays, and now and then one that goes as soon as it came, or the log would be full of those.
+#[derive(Debug, Default)]
+struct Tells {
+    /// Whether the front end that is here has been told, so that what becomes of it is, too.
+    is_on: bool,
+    began: Option<Instant>,
+    came: Seldom,
+    turned_away: Seldom,
+}
+
+impl Tells {
+    /// A front end is here.
+    fn begin(&mut self, path: &Path) {
+        self.began = Some(Instant::now());
+        self.is_on = false;
+        if self.came.is_due() {
+            self.tell(path);
+        }
+    }
+
+    /// And still is.
+    fn go_on(&mut self, path: &Path) {
+        if !self.is_on && self.began.is_some_and(|began| began.elapsed() >= LASTING) {
+            self.tell(path);
+        }
+    }
+
+    fn tell(&mut self, path: &Path) {
+        tracing::info!("{}: a front end is here", path.display());
+        self.is_on = true;
+    }
+}
+
+/// Something that is told once in a while.
+#[derive(Debug, Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|told| told.elapsed() >= TOLD);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
         if let Some(why) = caller::hindrance() {
@@ -152,11 +203,16 @@ impl Inner {
                 "{path}: no asynchronous I/O ({why}): a front end could hold up the worker that rings it"
             );
         }
+        let (mut pause, mut tells) = (0, Tells::default());
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),
-            None => self.connect(),
+            None => self.connect(&mut pause),
         } {
-            self.speak(stream, listener, port);
+            let began = Instant::now();
+            self.speak(stream, listener, port, &mut tells);
+            if began.elapsed() >= LASTING {
+                pause = 0;
+            }
         }
     }
 
@@ -193,20 +249,29 @@ impl Inner {
         }
     }
 
-    fn connect(&self) -> Option<UnixStream> {
-        let mut pause = RETRY.0;
+    /// Tries until somebody listens, after a pause that grows with each try until it is set back: one who accepts and goes keeps us no
+    /// busier than one who is not there.
+    fn connect(&self, pause: &mut u16) -> Option<UnixStream> {
         while !self.ends() {
+            if *pause != 0 {
+                self.wait(&[], PollTimeout::from(*pause))?;
+            }
+            *pause = (*pause * 2).clamp(RETRY.0, RETRY.1);
             if let Ok(stream) = unix::connect_to(&self.path) {
                 return Some(stream.into());
             }
-            self.wait(&[], PollTimeout::from(pause))?;
-            pause = (pause * 2).min(RETRY.1);
         }
         None
     }
 
     /// Speaks with a front end until it goes.
-    fn speak(&self, stream: UnixStream, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+    fn speak(
+        &self,
+        stream: UnixStream,
+        listener: Option<&UnixListener>,
+        port: &Arc<PortShared>,
+        tells: &mut Tells,
+    ) {
         let path = self.path.display();
         let (Ok(()), Ok(to_shut), Ok(to_watch)) =
             (stream.set_nonblocking(false), stream.try_clone(), stream.try_clone())
@@ -215,14 +280,17 @@ impl Inner {
             return;
         };
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_shut);
-        tracing::info!("{path}: a front end is here");
-        let why = self.converse(stream, &to_watch, listener, port);
+        tells.begin(&self.path);
+        let why = self.converse(stream, &to_watch, listener, port, tells);
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match why {
             None => {}
+            Some(Error::Disconnected) if !tells.is_on => {}
             Some(Error::Disconnected) => tracing::info!("{path}: the front end has gone"),
             Some(error) => {
-                tracing::warn!("{path}: the front end was given up: {error}");
+                if tells.is_on {
+                    tracing::warn!("{path}: the front end was given up: {error}");
+                }
                 // Or one that always says the same would keep us busy.
                 self.wait(&[], PollTimeout::from(RETRY.0));
             }
@@ -237,6 +305,7 @@ impl Inner {
         to_watch: &UnixStream,
         listener: Option<&UnixListener>,
         port: &Arc<PortShared>,
+        tells: &mut Tells,
     ) -> Option<Error> {
         let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.rings), Arc::clone(port))));
         let mut library = BackendReqHandler::from_stream(stream, Arc::clone(&device));
@@ -255,11 +324,17 @@ impl Inner {
             } else if ready.get(1) == Some(&true) {
                 // Asked once more, because whoever comes may be the successor of one that has just gone.
                 let quiet = self.wait(&watched[..1], PollTimeout::ZERO)?.first() == Some(&false);
-                if quiet && let Some(Ok(_)) = listener.map(UnixListener::accept) {
+                if quiet
+                    && let Some(Ok(_)) = listener.map(UnixListener::accept)
+                    && tells.turned_away.is_due()
+                {
                     tracing::warn!("{}: a second front end was turned away", self.path.display());
                 }
             }
-            self.tell_faults(&mut told);
+            tells.go_on(&self.path);
+            if tells.is_on {
+                self.tell_faults(&mut told);
+            }
         }
     }
 

@@ -27,6 +27,8 @@ use crate::virtio::feature::*;
 use crate::virtio::net::HEADER_LEN;
 
 const LEN: u64 = 1 << 20;
+/// The library's front end takes them for virtqueues, and refuses later ones: two pairs can be used.
+const PAIRS: u16 = 4;
 const SIZE: u16 = 64;
 const TRANSMITQ: u64 = 64 << 10;
 const BUFFERS: u64 = 128 << 10;
@@ -36,8 +38,10 @@ const FEATURES: u64 =
     VERSION_1 | NET_MRG_RXBUF | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES | OFFLOADS;
 
 mod hostile;
+mod huge;
 mod load;
 mod migration;
+mod pairs;
 
 /// A folder of its own, gone with the test.
 struct Folder(PathBuf);
@@ -78,7 +82,7 @@ struct Port {
 
 impl Port {
     fn new(folder: &Folder, role: SocketRole, workers: usize) -> Port {
-        let spec = VhostUserSpec { path: folder.socket(), role, queues: Some(2), mtu: None };
+        let spec = VhostUserSpec { path: folder.socket(), role, queues: Some(PAIRS), mtu: None };
         let mut open = super::open(&spec, workers).expect("a port");
         let shared = Arc::new(PortShared::new(workers, 1500, false));
         open.link.as_mut().expect("a link").start(Arc::clone(&shared)).expect("a thread");
@@ -126,9 +130,13 @@ struct Guest {
 }
 
 impl Guest {
-    /// Connects, and agrees on features.
     fn meet(stream: UnixStream) -> Guest {
-        let mut front_end = Frontend::from_stream(stream, 2);
+        Guest::meet_in(stream, file(LEN))
+    }
+
+    /// Connects, and agrees on features; its memory is in this file.
+    fn meet_in(stream: UnixStream, file: File) -> Guest {
+        let mut front_end = Frontend::from_stream(stream, 4);
         front_end.set_owner().expect("taken");
         let offered = front_end.get_features().expect("answered");
         assert_eq!(offered & FEATURES, FEATURES);
@@ -143,8 +151,7 @@ impl Guest {
         assert_eq!(protocol, wanted, "and none of those that the library cannot");
         front_end.set_protocol_features(wanted).expect("taken");
         front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        assert_eq!(front_end.get_queue_num().expect("answered"), 2);
-        let file = file(LEN);
+        assert_eq!(front_end.get_queue_num().expect("answered"), u64::from(PAIRS));
         let shared = file.try_clone().expect("another handle");
         let memory = Arc::new(GuestMemory::default().with(region(0, LEN), shared).expect("a region"));
         let (receive, transmit) =
@@ -154,7 +161,11 @@ impl Guest {
     }
 
     fn boot(stream: UnixStream) -> Guest {
-        let mut guest = Guest::meet(stream);
+        Guest::boot_in(stream, file(LEN))
+    }
+
+    fn boot_in(stream: UnixStream, file: File) -> Guest {
+        let mut guest = Guest::meet_in(stream, file);
         guest.share(&guest.file).expect("taken");
         guest.start();
         guest
@@ -176,17 +187,21 @@ impl Guest {
 
     /// Hands over both rings, with buffers in the receive queue.
     fn start(&mut self) {
+        self.start_pair(0);
+    }
+
+    fn start_pair(&mut self, pair: usize) {
         for n in 0..SIZE {
             self.receive.descriptor(n, BUFFERS + u64::from(n) * 2048, 2048, WRITE, 0);
             self.receive.offer(n);
         }
-        for index in 0..2 {
+        for index in 2 * pair..2 * pair + 2 {
             self.set_up(index, 0);
         }
     }
 
     fn set_up(&mut self, index: usize, base: u16) {
-        let setup = [&self.receive, &self.transmit][index].setup(base, true);
+        let setup = [&self.receive, &self.transmit][index % 2].setup(base, true);
         let front_end = &mut self.front_end;
         front_end.set_vring_num(index, SIZE).expect("taken");
         front_end.set_vring_addr(index, &addresses(&setup)).expect("taken");
@@ -244,6 +259,22 @@ fn talk(port: &mut Port, guest: &mut Guest, text: u8) {
     assert_eq!(guest.take(), [frame]);
 }
 
+/// The same, with buffers at this place of a guest's memory that has grown.
+fn talk_from(place: u64, grown: GuestMemory, port: &mut Port, guest: &mut Guest) {
+    let frame = [0x5a; 1500];
+    write(&grown, place, &[&[0; HEADER_LEN], &frame[..]].concat());
+    guest.transmit.descriptor(0, place, HEADER_LEN + frame.len(), 0, 0);
+    guest.transmit.offer(0);
+    assert_eq!(port.receive_any(), [frame]);
+    assert_eq!(guest.transmit.take_used(), [(0, 0)]);
+    let next = guest.receive.used_index() % SIZE;
+    guest.receive.descriptor(next, place + 2048, 2048, WRITE, 0);
+    port.send(0, &frame);
+    let written = HEADER_LEN + frame.len();
+    assert_eq!(guest.receive.take_used(), [(next.into(), u32::try_from(written).expect("small"))]);
+    assert_eq!(read(&grown, place + 2048, written)[HEADER_LEN..], frame);
+}
+
 #[test]
 fn a_guest_comes_talks_and_goes() {
     for workers in [1, 3] {
@@ -276,6 +307,24 @@ fn a_client_finds_its_front_end_again() {
     }
     drop(port);
     assert!(folder.socket().exists(), "which is not the switch's");
+}
+
+#[test]
+fn a_client_does_not_hurry_to_who_goes_at_once() {
+    let folder = Folder::new();
+    let listener = UnixListener::bind(folder.socket()).expect("a socket");
+    listener.set_nonblocking(true).expect("non-blocking");
+    let port = Port::new(&folder, SocketRole::Client, 1);
+    let (began, mut accepted) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(1) {
+        match listener.accept() {
+            Ok(_) => accepted += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    // At once, and after 100, 200 and 400 ms more.
+    assert!((2..=4).contains(&accepted), "{accepted}");
+    drop(port);
 }
 
 #[test]
@@ -319,6 +368,7 @@ fn rings_stop_and_go_on_where_they_were() {
         guest.front_end.add_mem_region(&slot).expect("taken");
     }
     talk(&mut port, &mut guest, 11);
+    talk_from(LEN + 4096, guest.memory.with(region(LEN, LEN), more).expect("more"), &mut port, &mut guest);
     for _ in 0..2 {
         guest.front_end.remove_mem_region(&slot).expect("taken");
     }

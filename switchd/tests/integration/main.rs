@@ -140,6 +140,7 @@ const TESTS: &[(&str, Test)] = &[
     ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
     ("vhost_user::qemu_listens", vhost_user::qemu_listens),
     ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
+    ("vhost_user::dpdk_forwards", vhost_user::dpdk_forwards),
     ("migration::on_one_switch", migration::on_one_switch),
     ("migration::to_another_switch", migration::to_another_switch),
     ("traffic::superframes_stay_whole", traffic::superframes_stay_whole),

@@ -3,10 +3,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::Outcome;
 use crate::harness::daemon::Start;
 use crate::harness::net::Ns;
 use crate::harness::qemu::{Qemu, can_boot};
+use crate::harness::testpmd::{Testpmd, can_forward};
+use crate::harness::{Outcome, eventually};
 
 /// Lines that one guest tells another.
 const LINES: u32 = 200_000;
@@ -23,9 +24,10 @@ pub fn arguments(socket: &Path, number: u8, waits: bool) -> String {
     )
 }
 
-/// Adds two queues for each way to these.
+/// Adds two queues for each way to these, and a processor for each.
 fn with_two_queues(arguments: &str) -> String {
     arguments.replace("chardev=char ", "chardev=char,queues=2 ").replace("vectors=0", "vectors=0,mq=on")
+        + " -smp 2"
 }
 
 /// A bridge with a host at 10.9.0.1, and a daemon that keeps both over a restart.
@@ -95,22 +97,38 @@ pub fn qemu_listens() -> Outcome {
     through_restarts("client")
 }
 
-/// Two guests, one of them with two queues, under two workers: big frames stay whole between them.
+/// Two guests with jumbo frames, one of them with two queues, under two workers: big frames stay whole between them.
 pub fn guests_among_themselves() -> Outcome {
     can_boot()?;
     let switch = Ns::new("v");
     let folder = crate::harness::daemon::folder();
     let sockets = ["vm1", "vm2"].map(|name| folder.path().join(name));
-    let config = layout(&(guest("vm1", &sockets[0], "server") + &guest("vm2", &sockets[1], "server")));
+    let jumbo = |name: &str, socket: &Path| guest(name, socket, "server") + "mtu = 9000\n";
+    let config = layout(&(jumbo("vm1", &sockets[0]) + &jumbo("vm2", &sockets[1])));
     let daemon = Start::new(&switch).config(&config).arguments("--workers 2").ready();
-    let mut one = Qemu::boot(&switch, &arguments(&sockets[0], 1, false));
-    let mut two = Qemu::boot(&switch, &with_two_queues(&arguments(&sockets[1], 2, false)));
+    let arguments = |number: u8| {
+        arguments(&sockets[usize::from(number) - 1], number, false)
+            .replace("vectors=0", "vectors=0,host_mtu=9000")
+    };
+    let mut one = Qemu::boot(&switch, &arguments(1));
+    let mut two = Qemu::boot(&switch, &with_two_queues(&arguments(2)));
     one.address("10.9.0.1/24");
     two.address("10.9.0.2/24");
     for (guest, other) in [(&mut one, "10.9.0.2"), (&mut two, "10.9.0.1")] {
-        let heard = guest.run(&format!("ping -c 3 -W 5 -s 1472 {other}"));
+        for len in [1472, 8972] {
+            let heard = guest.run(&format!("ping -c 3 -W 5 -s {len} {other}"));
+            assert!(heard.contains(" 0% packet loss"), "{heard}");
+        }
+    }
+    // Which queue is sent by depends on the processor.
+    assert_eq!(two.run("ls /sys/class/net/eth0/queues | grep -c tx").trim(), "2");
+    for processors in [1, 2] {
+        let heard = two.run(&format!("taskset {processors} ping -c 3 -W 5 10.9.0.1"));
         assert!(heard.contains(" 0% packet loss"), "{heard}");
     }
+    // Which are cut where the network takes no longer ones.
+    one.run("ip link set eth0 mtu 1500");
+    two.run("ip link set eth0 mtu 1500");
     two.run("nc -ll -p 9 -e md5sum &");
     two.run("until netstat -ltn | grep -q :9; do sleep 0.1; done");
     let heard = one.run(&format!("seq 1 {LINES} | nc 10.9.0.2 9"));
@@ -129,6 +147,32 @@ pub fn guests_among_themselves() -> Outcome {
     one.kill();
     daemon.wait_port_state("vm1", "down");
     assert_eq!(daemon.port_state("vm2"), "up");
+    Ok(())
+}
+
+/// Frames that go round between two front ends of another make.
+pub fn dpdk_forwards() -> Outcome {
+    can_forward()?;
+    let switch = Ns::new("v");
+    let folder = crate::harness::daemon::folder();
+    let sockets = ["vm1", "vm2"].map(|name| folder.path().join(name));
+    let config = layout(&(guest("vm1", &sockets[0], "server") + &guest("vm2", &sockets[1], "server")));
+    let daemon = Start::new(&switch).config(&config).ready();
+    let testpmd = Testpmd::start(folder.path(), &sockets);
+    let count = |port: &str, name: &str| daemon.stats(port)[name].as_u64().expect("a number");
+    for port in ["vm1", "vm2"] {
+        for name in ["rx_frames", "tx_frames"] {
+            eventually("frames go round", || count(port, name) > 1000);
+        }
+    }
+    let received = testpmd.received();
+    assert!(received.len() == 2 && received.iter().all(|&frames| frames > 1000), "{received:?}");
+    for port in ["vm1", "vm2"] {
+        daemon.wait_port_state(port, "down");
+        for reason in ["bad_ring", "bad_offload", "tx_error"] {
+            assert_eq!(daemon.drops(port, reason), 0, "{port}: {reason}");
+        }
+    }
     Ok(())
 }
 

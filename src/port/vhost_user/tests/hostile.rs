@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::load::frame;
-use super::{Folder, Guest, connect};
+use super::{Folder, Guest, PAIRS, connect};
 use crate::offload::Capabilities;
 use crate::port::mem::{MemFrame, MemPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, SocketRole, VhostUserSpec};
@@ -17,7 +17,8 @@ fn switch(folder: &Folder) -> (Switch, MemPort) {
     let switch = Switch::start(&Options { workers: Some(1), ..Options::default() }).expect("a switch");
     switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
     let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
-    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let spec =
+        VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(PAIRS), mtu: None };
     for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
         let (name, bridge) = (name.to_owned(), "br0".to_owned());
         let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };

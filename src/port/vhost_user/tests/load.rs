@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use vhost::VhostBackend;
 
-use super::{Folder, Guest, connect, eventually};
+use super::{BUFFERS, Folder, Guest, PAIRS, connect, eventually};
 use crate::offload::Capabilities;
 use crate::port::mem::{MemFrame, MemPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, SocketRole, VhostUserSpec};
 use crate::switch::{Missing, Options, PollMode, Switch};
-use crate::virtio::driver::write;
+use crate::virtio::driver::{read, write};
 use crate::virtio::net::HEADER_LEN;
 
 const FRAMES: u32 = 4000;
@@ -59,7 +59,8 @@ fn through(poll: PollMode) {
     let switch = Switch::start(&Options { workers: Some(2), poll, ..Options::default() }).expect("a switch");
     switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
     let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
-    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let spec =
+        VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(PAIRS), mtu: None };
     for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
         let (name, bridge) = (name.to_owned(), "br0".to_owned());
         let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
@@ -98,6 +99,56 @@ fn through(poll: PollMode) {
     assert_eq!((counters.rx_frames, counters.drops.len()), (u64::from(FRAMES), 0), "{counters:?}");
     drop(switch);
     assert!(!folder.socket().exists());
+}
+
+#[test]
+fn jumbo_frames_cross() {
+    const MTU: u32 = 9000;
+    let folder = Folder::new();
+    let switch = Switch::start(&Options { workers: Some(1), ..Options::default() }).expect("a switch");
+    switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
+    let memory = MemPort::new(Capabilities::default(), MTU).expect("a port");
+    let spec = VhostUserSpec {
+        path: folder.socket(),
+        role: SocketRole::Server,
+        queues: Some(PAIRS),
+        mtu: Some(MTU),
+    };
+    for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
+        let (name, bridge) = (name.to_owned(), "br0".to_owned());
+        let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
+        switch.add_port(port, Missing::Refuse).expect("a port");
+    }
+    let mut guest = Guest::boot(connect(&folder));
+    for (n, len) in (0..).zip([1514, 1515, 2036, 2037, 9014]) {
+        let mut from_guest = frame(2, 1, n);
+        from_guest.resize(len, 1);
+        write(&guest.memory, PLACES, &[&[0; HEADER_LEN], &from_guest[..]].concat());
+        guest.transmit.descriptor(0, PLACES, HEADER_LEN + len, 0, 0);
+        guest.transmit.offer(0);
+        guest.kick.write(1).expect("rung");
+        assert!(memory.receive(LONG).expect("in time").bytes == from_guest, "{len} bytes");
+
+        let mut to_guest = frame(1, 2, n);
+        to_guest.resize(len, 2);
+        assert!(memory.send(MemFrame { bytes: to_guest.clone(), ..MemFrame::default() }));
+        // In as many buffers as it takes.
+        let mut received = Vec::new();
+        eventually("a frame to the guest", || {
+            for (head, written) in guest.receive.take_used() {
+                received.extend(read(&guest.memory, BUFFERS + u64::from(head) * 2048, written as usize));
+            }
+            !received.is_empty()
+        });
+        assert!(received[HEADER_LEN..] == to_guest, "{len} bytes");
+    }
+    // And no longer ones, which would be more than a tag's length above the MTU.
+    let mut long = frame(1, 2, 0);
+    long.resize(9019, 0);
+    assert!(memory.send(MemFrame { bytes: long, ..MemFrame::default() }));
+    let drops = || switch.port("guest").expect("there").counters.drops;
+    eventually("counted", || !drops().is_empty());
+    assert!(guest.receive.take_used().is_empty());
 }
 
 #[test]

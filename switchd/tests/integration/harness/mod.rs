@@ -14,6 +14,7 @@ pub mod qemu;
 pub mod raw;
 pub mod rig;
 pub mod stream;
+pub mod testpmd;
 pub mod underlay;
 
 use std::io::ErrorKind;
@@ -45,6 +46,7 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
+    ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
 ];
 
 /// Tests with guests, and what they may lack.

@@ -342,7 +342,13 @@ struct Monitor(BufReader<UnixStream>);
 impl Monitor {
     #[track_caller]
     fn connect(path: &Path) -> Monitor {
-        let stream = UnixStream::connect(path).expect("QEMU listens");
+        // The socket is there a moment before it is listened at.
+        let mut stream = None;
+        super::eventually("QEMU listens", || {
+            stream = UnixStream::connect(path).ok();
+            stream.is_some()
+        });
+        let stream = stream.expect("connected");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time");
         let mut monitor = Monitor(BufReader::new(stream));
         monitor.read();
