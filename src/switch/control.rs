@@ -476,10 +476,8 @@ impl Control {
         Ok(())
     }
 
-    /// Removes every port and what was made for them. An interface that was made for somebody who holds it is his: it goes with him, and
-    /// goes on if the switch is started again before.
+    /// Removes every port and what was made for them.
     pub(super) fn close_all(&mut self) {
-        self.ports.values_mut().for_each(|port| port.leaves = false);
         let ids: Vec<PortId> = self.ports.keys().copied().collect();
         self.close(&ids);
     }
