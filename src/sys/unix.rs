@@ -111,6 +111,16 @@ fn unbound(kind: SockType) -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
 }
 
+/// A socket with a name without a file (unix(7), "abstract"), which nobody else in this network namespace has while it is open.
+///
+/// # Errors
+/// `AddrInUse`: somebody has it. Else the kernel's answer.
+pub(super) fn hold_name(name: &str) -> io::Result<OwnedFd> {
+    let fd = unbound(SockType::Datagram)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    Ok(fd)
+}
+
 /// Connects to the socket at `path`, without waiting.
 ///
 /// # Errors
