@@ -229,7 +229,7 @@ fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<(UnixAddr, libc::uid_t)> {
     if n < 0 {
         return Err(io::Error::last_os_error());
     }
-    let told = message.msg_controllen as usize >= size_of_val(&control)
+    let told = message.msg_controllen >= size_of_val(&control) as _
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_CREDENTIALS;
     // The kernel tells of one byte more than there is when the path fills its field to the end (unix(7), BUGS).
