@@ -28,12 +28,22 @@ pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::
     let target = target.as_ref().map(AsFd::as_fd);
     let netlink = Netlink::open_in(target)?;
     let Some(lower) = &spec.lower else { return take(spec, &netlink, target, queues, workers) };
+    let (alias, held) = macvtap::mark()?;
     make(spec, lower, &netlink)?;
-    let opened = set_up(spec, lower, &netlink).and_then(|()| take(spec, &netlink, target, queues, workers));
-    if let (Err(_), Ok(Some(made))) = (&opened, netlink.link(&spec.ifname)) {
-        let _ = netlink.del_link(made.index);
+    let opened =
+        set_up(spec, lower, &alias, &netlink).and_then(|()| take(spec, &netlink, target, queues, workers));
+    match opened {
+        Ok(mut opened) => {
+            opened.keep.push(held);
+            Ok(opened)
+        }
+        Err(error) => {
+            if let Ok(Some(made)) = netlink.link(&spec.ifname) {
+                let _ = netlink.del_link(made.index);
+            }
+            Err(error)
+        }
     }
-    opened
 }
 
 fn absent(spec: &MacvtapSpec, name: &str) -> sys::Error {
@@ -88,16 +98,20 @@ fn make(spec: &MacvtapSpec, lower: &MacvtapLower, netlink: &Netlink) -> Result<(
 }
 
 /// Gives a new device what was asked for, and switches it on.
-fn set_up(spec: &MacvtapSpec, lower: &MacvtapLower, netlink: &Netlink) -> Result<(), sys::Error> {
+fn set_up(
+    spec: &MacvtapSpec,
+    lower: &MacvtapLower,
+    alias: &str,
+    netlink: &Netlink,
+) -> Result<(), sys::Error> {
     let made = netlink.link(&spec.ifname)?.ok_or_else(|| absent(spec, &spec.ifname))?;
     // The host has nothing to say on it, which would go out. Where there is no IPv6 there is nothing to prevent.
     let _ = netlink.without_ipv6_addresses(made.index);
-    let alias = macvtap::mark();
     let change = LinkChange {
         up: Some(true),
         mtu: lower.mtu,
         txqlen: Some(tap::TX_QUEUE_FRAMES),
-        alias: Some(&alias),
+        alias: Some(alias),
         ..LinkChange::default()
     };
     netlink.set_link(made.index, &change)

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod neighbours;
 mod stations;
@@ -77,10 +77,14 @@ struct Port {
     leaves: bool,
     /// The interface, as last heard of.
     link: Option<Link>,
-    /// Frames that overflowed a TAP's queue towards us, as last read.
+    /// Frames that overflowed its queue towards us.
     missed: u64,
+    /// What the kernel's own count of them said when it was read last.
+    missed_seen: u64,
     /// Why it did not come back, as last told to the operator.
     complaint: Option<String>,
+    /// When it is tried again, and how long it waited for that.
+    retry: Option<(Instant, Duration)>,
     /// Of a port on a socket: where its peers come from.
     endpoint: Option<Endpoint>,
 }
@@ -96,17 +100,23 @@ impl Port {
         self.leaves || matches!(&self.spec.kind, PortKind::Macvtap(spec) if spec.lower.is_some())
     }
 
-    /// What overflowed a TAP's queue towards us was lost before any worker could count it; the kernel tells as long as there
+    /// What overflowed its queue towards us was lost before any worker could count it; the kernel tells as long as there
     /// is the device.
     fn count_missed(&mut self, namespaces: &Namespaces) {
-        let netlink = self.interface().and_then(|(place, _)| namespaces.get(&place));
-        if let (true, Some(link), Some(netlink)) = (self.open, &self.link, netlink) {
-            let dropped = match self.spec.kind {
-                PortKind::Tap(_) | PortKind::Internal(_) => netlink.tx_dropped(link.index),
-                PortKind::Macvtap(_) => netlink.rx_dropped(link.index),
-                _ => return,
-            };
-            self.missed = self.missed.max(dropped.unwrap_or(0));
+        if let Some(dropped) = self.dropped(namespaces).filter(|dropped| *dropped > self.missed_seen) {
+            self.missed += dropped - self.missed_seen;
+            self.missed_seen = dropped;
+        }
+    }
+
+    /// The kernel's count of what it dropped on the way to the program that holds the device, others before us among them.
+    fn dropped(&self, namespaces: &Namespaces) -> Option<u64> {
+        let (place, _) = self.interface().filter(|_| self.open)?;
+        let (link, netlink) = (self.link.as_ref()?, namespaces.get(&place)?);
+        match self.spec.kind {
+            PortKind::Tap(_) | PortKind::Internal(_) => netlink.tx_dropped(link.index).ok(),
+            PortKind::Macvtap(_) => netlink.rx_dropped(link.index).ok(),
+            _ => None,
         }
     }
 
@@ -161,6 +171,45 @@ fn awaited(kind: &PortKind) -> Option<&str> {
         PortKind::Packet(spec) => Some(&spec.ifname),
         PortKind::Macvtap(spec) => Some(spec.awaited()),
         _ => None,
+    }
+}
+
+/// The interface below a macvtap device that the switch makes.
+fn lower(kind: &PortKind) -> Option<&str> {
+    match kind {
+        PortKind::Macvtap(spec) => spec.lower.as_ref().map(|lower| lower.ifname.as_str()),
+        _ => None,
+    }
+}
+
+/// An interface that two ports want.
+struct Clash<'a> {
+    ifname: &'a str,
+    /// It is the lower of the port that is there.
+    below: bool,
+}
+
+/// What a port would have of one that is there already.
+fn clash<'a>(port: &Port, spec: &'a PortSpec) -> Option<Clash<'a>> {
+    let ((there, name), (place, ifname)) = (port.interface()?, interface(&spec.kind)?);
+    if !same_place(&there, &place) {
+        return None;
+    }
+    let existing = |kind: &PortKind| awaited(kind).is_some();
+    let same_bridge = port.spec.bridge == spec.bridge;
+    let (ours, theirs) = (lower(&spec.kind), lower(&port.spec.kind));
+    // A macvtap and its lower are one wire: as two ports they would have every frame twice. So are two macvtaps on one lower, which may well be
+    // on two bridges.
+    if name == ifname && (existing(&port.spec.kind) == existing(&spec.kind) || same_bridge) {
+        Some(Clash { ifname, below: false })
+    } else if ours == Some(name) && (existing(&port.spec.kind) || same_bridge) {
+        ours.map(|ifname| Clash { ifname, below: false })
+    } else if theirs == Some(ifname) && (existing(&spec.kind) || same_bridge) {
+        Some(Clash { ifname, below: true })
+    } else if ours == theirs && same_bridge {
+        ours.map(|ifname| Clash { ifname, below: true })
+    } else {
+        None
     }
 }
 
@@ -298,7 +347,9 @@ impl Control {
             leaves: missing == Missing::Leave,
             link: None,
             missed: 0,
+            missed_seen: 0,
             complaint: None,
+            retry: None,
             endpoint: None,
         };
         let add = match self.open(id, &mut port) {
@@ -362,27 +413,14 @@ impl Control {
                 holder.spec.name
             )));
         }
-        let Some((place, ifname)) = interface(&spec.kind) else { return Ok(()) };
-        let existing = |kind: &PortKind| awaited(kind).is_some();
-        let same = |port: &&Port| {
-            let there = port.interface().filter(|(_, name)| *name == ifname);
-            there.is_some_and(|(there, _)| same_place(&there, &place))
-                && (existing(&port.spec.kind) == existing(&spec.kind) || port.spec.bridge == spec.bridge)
-        };
-        // A macvtap and its lower are one wire: as two ports they would have every frame twice.
-        let below = |port: &&Port| {
-            let (Some((there, name)), Some(lower)) = (port.interface(), awaited(&spec.kind)) else {
-                return false;
-            };
-            let over = name == lower && (existing(&port.spec.kind) || port.spec.bridge == spec.bridge);
-            (over || awaited(&port.spec.kind) == Some(ifname)) && same_place(&there, &place)
-        };
-        let same = |port: &&Port| same(port) || below(port);
-        match self.ports.values().find(same) {
+        match self.ports.values().find_map(|port| Some((port, clash(port, spec)?))) {
             None => Ok(()),
-            Some(port) => Err(Error::Exists(format!(
-                "interface '{ifname}' is port '{0}' of bridge '{1}' already; remove that first with: vswitchctl port del {0}",
-                port.spec.name, port.spec.bridge
+            Some((port, clash)) => Err(Error::Exists(format!(
+                "interface '{}' is {}port '{2}' of bridge '{3}' already; remove that first with: vswitchctl port del {2}",
+                clash.ifname,
+                if clash.below { "below " } else { "" },
+                port.spec.name,
+                port.spec.bridge
             ))),
         }
     }
@@ -430,7 +468,9 @@ impl Control {
             port.guest = Some((guest, false));
         }
         port.open = true;
+        port.missed_seen = port.dropped(&self.namespaces).unwrap_or(0);
         port.complaint = None;
+        port.retry = None;
         Ok(opened.queues)
     }
 
@@ -442,6 +482,7 @@ impl Control {
             self.check_vlan(name, bridge, &self.ports[&id].spec.kind, &settings)?;
         }
         let Some(port) = self.ports.get_mut(&id) else { return Err(self.no_port(name)) };
+        port.retry = None;
         let vlans_changed = port.spec.settings.vlan != settings.vlan;
         let before = std::mem::replace(&mut port.spec.settings, settings);
         match self.change_remotes(id, &before.tunnel) {
@@ -476,10 +517,8 @@ impl Control {
         Ok(())
     }
 
-    /// Removes every port and what was made for them. An interface that was made for somebody who holds it is his: it goes with him, and
-    /// goes on if the switch is started again before.
+    /// Removes every port and what was made for them.
     pub(super) fn close_all(&mut self) {
-        self.ports.values_mut().for_each(|port| port.leaves = false);
         let ids: Vec<PortId> = self.ports.keys().copied().collect();
         self.close(&ids);
     }

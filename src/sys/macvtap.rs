@@ -7,7 +7,7 @@
 //!
 //! A descriptor keeps the namespace alive that it was opened in, so that is always the switch's own.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -17,8 +17,11 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use super::netlink::Link;
 use super::tun::{self, Tap};
-use super::{Error, Result, netns};
+use super::{Error, Result, netns, unix};
 use crate::addr::MacAddr;
+
+/// First word of the alias.
+const MARK: &str = "vswitchd";
 
 /// Opens `queues` queues of the macvtap device that `link` describes, in `ns`.
 ///
@@ -42,14 +45,31 @@ pub fn open(ns: Option<BorrowedFd<'_>>, link: &Link, queues: usize) -> Result<Ta
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open(&in_dev),
         Err(error) => return Err(Error::new(cannot("find the character device"), error)),
     };
-    let files = files.map_err(Error::on(|| cannot("open the character device")))?;
+    let files = files
+        .map_err(|error| with_remedy(error, link.index))
+        .map_err(Error::on(|| cannot("open the character device")))?;
     tun::macvtap(&link.name, link.mac.unwrap_or(MacAddr([0; 6])), files)
         .map_err(Error::on(|| cannot("set up a queue")))
 }
 
+/// The interface is there: waiting for it would not bring the file that is missing or forbidden.
+fn with_remedy(error: io::Error, index: u32) -> io::Error {
+    let denied = error.kind() == io::ErrorKind::PermissionDenied;
+    if !denied && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) {
+        return error;
+    }
+    let kind = if denied { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+    io::Error::new(
+        kind,
+        format!(
+            "{error}; vswitchd needs CAP_SYS_ADMIN and CAP_MKNOD, or /dev/tap{index} where it runs, and the right to open it (in a unit of systemd's: DeviceAllow=char-macvtap rw)"
+        ),
+    )
+}
+
 fn number(ns: Option<BorrowedFd<'_>>, link: &Link) -> io::Result<u64> {
     let path = format!("/sys/class/net/{}/macvtap/tap{}/dev", link.name, link.index);
-    let text = netns::run_with_sys(ns, || std::fs::read_to_string(path))?;
+    let text = netns::run_with_sys(ns, || fs::read_to_string(path))?;
     let number = text
         .trim()
         .split_once(':')
@@ -58,21 +78,60 @@ fn number(ns: Option<BorrowedFd<'_>>, link: &Link) -> io::Result<u64> {
 }
 
 fn has_number(path: &Path, number: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_char_device() && file.rdev() == number)
+    fs::metadata(path).is_ok_and(|file| file.file_type().is_char_device() && file.rdev() == number)
 }
 
-/// What this process writes on the devices that it makes (their alias).
-#[must_use]
-pub fn mark() -> String {
-    format!("vswitchd {}", std::process::id())
+/// What the switch writes on a device that it makes (its alias), and what shows that the switch runs: a socket of that name, to be kept
+/// as long as the device.
+///
+/// A process id would not do: those of two containers in one network namespace are the same. Names of sockets are the network namespace's, so
+/// the alias says in which it holds.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn mark() -> Result<(String, OwnedFd)> {
+    let made = || {
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let alias = format!("{MARK} {} {}", own_namespace()?, unique.trim());
+        let held = unix::hold_name(&alias)?;
+        Ok::<_, io::Error>((alias, held))
+    };
+    made().map_err(Error::on(|| "cannot make a mark for a macvtap device"))
 }
 
-/// Whether a device with this alias was made by a vswitchd that has ended without removing it.
+/// Whether a device with this alias was made by a switch in this network namespace that has ended without removing it.
 #[must_use]
 pub fn is_left(alias: &str) -> bool {
-    let Some(pid) = alias.strip_prefix("vswitchd ").and_then(|pid| pid.parse::<u32>().ok()) else {
+    let mut words = alias.split(' ');
+    let (Some(MARK), Some(namespace), Some(_), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
         return false;
     };
-    let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    pid == std::process::id() || name(pid).is_none_or(|there| Some(there) != name(std::process::id()))
+    own_namespace().is_ok_and(|own| own.to_string() == namespace) && unix::hold_name(alias).is_ok()
+}
+
+/// The inode of the network namespace that this thread is in.
+fn own_namespace() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_left_when_nobody_holds_its_mark() {
+        let (one, held) = mark().unwrap();
+        let (other, _held) = mark().unwrap();
+        assert!(one != other && !is_left(&one) && !is_left(&other));
+        drop(held);
+        assert!(is_left(&one) && !is_left(&other));
+        // Made from another namespace: who holds it there is not known here.
+        let far = one.replace(&format!(" {} ", own_namespace().unwrap()), " 1 ");
+        for alias in [&far, "", "uplink", "vswitchd", "vswitchd 1", "vswitchd br0 0 1 /run/attach.sock"] {
+            assert!(!is_left(alias), "{alias}");
+        }
+    }
 }

@@ -12,7 +12,9 @@ use std::{fs, mem};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
+};
 use nix::sys::stat::{Mode, fchmod};
 
 pub use nix::sys::socket::SockType;
@@ -65,8 +67,8 @@ pub fn check_path(path: &Path) -> Result<()> {
     }
 }
 
-/// A non-blocking socket bound to `path`, whose file has this mode from the first moment; one of type `Stream` listens. A file that a
-/// program left which ended is replaced.
+/// A non-blocking socket bound to `path`, whose file has this mode from the first moment; one of type `Stream` listens, and of type
+/// `Datagram` it is told who sends. A file that a program left which ended is replaced.
 ///
 /// # Errors
 /// Somebody else's socket or another file is there, or the kernel refused.
@@ -78,6 +80,10 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
     let bound = || -> io::Result<SocketFile> {
         // The mode of the unbound socket becomes the file's.
         fchmod(&fd, Mode::from_bits_truncate(mode))?;
+        if kind == SockType::Datagram {
+            // Before anybody can send: what comes earlier does not say whose it is.
+            setsockopt(&fd, sockopt::PassCred, &true)?;
+        }
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
         let there = fs::OpenOptions::new()
@@ -103,6 +109,16 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
 
 fn unbound(kind: SockType) -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+}
+
+/// A socket with a name without a file (unix(7), "abstract"), which nobody else in this network namespace has while it is open.
+///
+/// # Errors
+/// `AddrInUse`: somebody has it. Else the kernel's answer.
+pub(super) fn hold_name(name: &str) -> io::Result<OwnedFd> {
+    let fd = unbound(SockType::Datagram)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    Ok(fd)
 }
 
 /// Connects to the socket at `path`, without waiting.
@@ -137,83 +153,92 @@ fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
     fs::remove_file(path).map_err(Error::on(|| format!("cannot remove the stale socket {}", path.display())))
 }
 
-/// Somebody's datagram socket.
+/// Somebody's datagram socket: a file, which was there when it was looked up.
 #[derive(Debug)]
-pub enum Remote {
-    /// The socket of this file, which was there when it was looked up.
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// The file itself. While it is open, its inode's number is no other file's.
-        file: fs::File,
-    },
-    /// A name without a file (unix(7), "abstract").
-    Name(Vec<u8>),
+pub struct Remote {
+    path: PathBuf,
+    /// While it is open, its inode's number is no other file's.
+    file: fs::File,
 }
 
 /// Connects a datagram socket, or connects it anew, to the socket at `path`, whatever program is behind it now. A link is not followed; where
-/// `trusted` is false, none of the folders' either.
+/// somebody else gave the path, none of the folders' either, and the file has to be that user's.
 ///
 /// # Errors
 /// `NotFound` or `ConnectionRefused`: nobody is there. Else the kernel's answer.
-pub fn connect_datagrams(fd: &OwnedFd, path: &Path, trusted: bool) -> io::Result<Remote> {
+pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t>) -> io::Result<Remote> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let links = if trusted { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
+    let links = if given_by.is_none() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
     let there = openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?;
     let file = fs::File::from(there);
-    if !file.metadata()?.file_type().is_socket() {
+    let meta = file.metadata()?;
+    if !meta.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
+    }
+    if given_by.is_some_and(|uid| uid != meta.uid()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's"));
     }
     // The file that was looked at, and no other that is put there meanwhile.
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
     connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?;
-    Ok(Remote::File { path: path.to_owned(), file })
+    Ok(Remote { path: path.to_owned(), file })
 }
 
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
 ///
+/// The sender's name is a path as *he* sees it, and may be another program's socket here. So what is found has to belong to the user that the
+/// kernel says has sent. A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
+///
 /// # Errors
-/// The sender cannot be sent to: it has no name, or none that leads to it from here.
+/// The sender cannot be sent to: it has no path, or none that leads from here to a socket of the same user.
 pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
-    let sender = match peek_sender(fd.as_fd()) {
+    let (sender, uid) = match peek_sender(fd.as_fd()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         sender => sender?,
     };
-    match (sender.path(), sender.as_abstract()) {
-        (Some(path), _) if path.is_absolute() => connect_datagrams(fd, path, false).map(Some),
-        (None, Some(name)) => {
-            connect(fd.as_raw_fd(), &sender)?;
-            Ok(Some(Remote::Name(name.to_vec())))
-        }
-        _ => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the sender has no address to answer to")),
+    match sender.path() {
+        Some(path) if path.is_absolute() => connect_datagrams(fd, path, Some(uid)).map(Some),
+        _ => Err(no_address()),
     }
 }
 
-/// The address that the datagram which waits first was sent from.
-fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<UnixAddr> {
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::AddrNotAvailable, "the sender has no address to answer to")
+}
+
+/// Room for the sender's credentials, and for nothing after them: descriptors that somebody sends along are not taken.
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    credentials: libc::ucred,
+}
+
+/// The address that the datagram which waits first was sent from, and the user who sent it.
+fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<(UnixAddr, libc::uid_t)> {
     use nix::sys::socket::SockaddrLike;
-    // SAFETY: sockaddr_un is plain data for which zeros are valid.
-    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    let mut len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: no data is asked for; the address and its length are live and writable.
-    let n = unsafe {
-        libc::recvfrom(
-            fd.as_raw_fd(),
-            std::ptr::null_mut(),
-            0,
-            flags,
-            (&raw mut address).cast(),
-            &raw mut len,
-        )
-    };
+    // SAFETY: all three are plain data for which zeros are valid.
+    let (mut address, mut control, mut message): (libc::sockaddr_un, Control, libc::msghdr) =
+        unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+    message.msg_name = (&raw mut address).cast();
+    message.msg_namelen = size_of_val(&address) as libc::socklen_t;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: no data is asked for; the address and the control buffer are live, writable and as long as is said.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
     if n < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel wrote `len` bytes of an AF_UNIX address.
-    unsafe { UnixAddr::from_raw((&raw const address).cast(), Some(len)) }.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::AddrNotAvailable, "the sender has no address to answer to")
-    })
+    let told = message.msg_controllen >= size_of_val(&control) as _
+        && control.header.cmsg_level == libc::SOL_SOCKET
+        && control.header.cmsg_type == libc::SCM_CREDENTIALS;
+    // The kernel tells of one byte more than there is when the path fills its field to the end (unix(7), BUGS).
+    if !told || message.msg_namelen as usize > size_of_val(&address) {
+        return Err(no_address());
+    }
+    // SAFETY: the kernel wrote `msg_namelen` bytes of an AF_UNIX address, which are no more than there are.
+    let address = unsafe { UnixAddr::from_raw((&raw const address).cast(), Some(message.msg_namelen)) };
+    Ok((address.ok_or_else(no_address)?, control.credentials.uid))
 }
 
 /// Undoes a connection: anybody may send again.
@@ -229,19 +254,13 @@ impl Remote {
     /// Whether the same socket is still there, with a program behind it.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        let tried = unbound(SockType::Datagram).map_err(io::Error::from).and_then(|probe| match self {
-            Remote::File { path, file } => {
-                if identity(&fs::symlink_metadata(path)?) != identity(&file.metadata()?) {
-                    return Ok(false);
-                }
-                let there = format!("/proc/self/fd/{}", file.as_raw_fd());
-                connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
-                Ok(true)
+        let tried = unbound(SockType::Datagram).map_err(io::Error::from).and_then(|probe| {
+            if identity(&fs::symlink_metadata(&self.path)?) != identity(&self.file.metadata()?) {
+                return Ok(false);
             }
-            Remote::Name(name) => {
-                connect(probe.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
-                Ok(true)
-            }
+            let there = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
+            Ok(true)
         });
         // One that takes from nobody else is there: it is connected itself.
         tried.unwrap_or_else(|error| error.raw_os_error() == Some(libc::EPERM))
@@ -340,5 +359,75 @@ impl Notice {
 impl AsFd for Notice {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// A folder that goes, and a socket in it that datagrams are sent to.
+    struct Place(PathBuf, OwnedFd, SocketFile);
+
+    impl Place {
+        fn new(name: &str) -> Place {
+            let folder = std::env::temp_dir().join(format!("vswitch-unix-{}-{name}", std::process::id()));
+            fs::create_dir(&folder).unwrap();
+            let (fd, file) = bind_at(&folder.join("s"), SockType::Datagram, 0o600).unwrap();
+            Place(folder, fd, file)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Sends a datagram from a socket bound to `path`, which may fill its field.
+    fn send_from(path: &Path, to: &Path) -> OwnedFd {
+        let fd = unbound(SockType::Datagram).unwrap();
+        // SAFETY: sockaddr_un is plain data for which zeros are valid.
+        let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (to, from) in address.sun_path.iter_mut().zip(path.as_os_str().as_encoded_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        // SAFETY: the address is live and as long as is said.
+        let bound = unsafe {
+            libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
+        };
+        assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+        connect(fd.as_raw_fd(), &UnixAddr::new(to).unwrap()).unwrap();
+        send_connected(fd.as_fd(), &[io::IoSlice::new(b"hello")]).unwrap();
+        fd
+    }
+
+    #[test]
+    fn a_sender_whose_path_has_no_end_is_refused() {
+        let Place(folder, fd, _file) = &Place::new("long");
+        let name = "x".repeat(PATH_MAX_BYTES - folder.as_os_str().len());
+        let path = folder.join(name);
+        assert_eq!(path.as_os_str().len(), 108);
+        let _sender = send_from(&path, &folder.join("s"));
+        assert_eq!(connect_to_sender(fd).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+        assert_eq!(receive(fd.as_fd(), &mut []).unwrap(), Some(5), "it goes on waiting until then");
+        // One byte less, and it is one.
+        let shorter = folder.join("y".repeat(PATH_MAX_BYTES - folder.as_os_str().len() - 1));
+        let _sender = send_from(&shorter, &folder.join("s"));
+        assert_eq!(connect_to_sender(fd).unwrap().unwrap().path, shorter);
+    }
+
+    #[test]
+    fn a_sender_is_answered_at_a_socket_of_his_own() {
+        let Place(folder, fd, _file) = &Place::new("owner");
+        let path = folder.join("p");
+        let _sender = send_from(&path, &folder.join("s"));
+        if std::os::unix::fs::chown(&path, Some(4711), None).is_ok() {
+            assert_eq!(connect_to_sender(fd).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            std::os::unix::fs::chown(&path, Some(nix::unistd::getuid().as_raw()), None).unwrap();
+        }
+        assert_eq!(connect_to_sender(fd).unwrap().unwrap().path, path);
     }
 }

@@ -28,12 +28,12 @@ use crate::socket::{CONTROL_MODE, DaemonSocket};
 
 /// Userspace virtual Ethernet switch
 ///
-/// vswitchd switches frames between interfaces: TAP devices that it creates and interfaces that exist, such as
-/// veth ends. It stays in the foreground and logs to standard error. It starts with or without a
-/// configuration and is driven by vswitchctl(1) over its control socket.
+/// vswitchd switches frames between ports: TAP and macvtap devices that it creates, interfaces that exist, such
+/// as veth ends, tunnels, and guests by socket or shared memory. It stays in the foreground and logs to standard
+/// error. It starts with or without a configuration and is driven by vswitchctl(1) over its control socket.
 ///
-/// SIGHUP reads the configuration again and applies the difference. SIGTERM and SIGINT remove what was created
-/// and end it.
+/// SIGHUP reads the configuration again and applies the difference. SIGTERM and SIGINT remove what was created,
+/// the TAPs of attached guests with it, and end it.
 #[derive(Parser, Debug)]
 #[command(name = "vswitchd", version, max_term_width = 100)]
 pub struct Options {

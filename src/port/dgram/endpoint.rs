@@ -2,7 +2,8 @@
 //!
 //! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
 //! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
-//! given, whoever sends first. Meanwhile what comes waits, as much as the kernel lets wait (`net.unix.max_dgram_qlen`).
+//! given, whoever sends first from a socket that is his own. Meanwhile what comes waits, as much as the kernel lets wait
+//! (`net.unix.max_dgram_qlen`); what others sent by then is taken as the peer's, whose place they could have had.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -108,7 +109,7 @@ impl Endpoint {
 
     fn find(&mut self) -> Result<Option<Remote>, Error> {
         let Some(path) = &self.peer else { return Ok(self.first_sender()) };
-        match unix::connect_datagrams(&self.socket, path, true) {
+        match unix::connect_datagrams(&self.socket, path, None) {
             Ok(remote) => Ok(Some(remote)),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>

@@ -466,15 +466,19 @@ fn datagrams_from_whoever_is_first() {
         std::fs::remove_file(&path).unwrap();
         net.until_state("d", PortState::Down);
     }
-    // By a name without a file.
+    // A name without a file is nobody's own, and a socket of another user's is not the sender's.
     use std::os::linux::net::SocketAddrExt;
     let name = format!("vswitch-test-{}", std::process::id());
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
-    let peer = UnixDatagram::bind_addr(&address).unwrap();
-    peer.send_to(&frame(3, 1, 500), &ours).unwrap();
-    assert_eq!(net.mem.receive(LONG).expect("it is taken").bytes, frame(3, 1, 500));
-    drop(peer);
-    net.until_state("d", PortState::Down);
+    let before = net.port("d").peers.unwrap().refused;
+    UnixDatagram::bind_addr(&address).unwrap().send_to(&frame(3, 1, 500), &ours).unwrap();
+    net.until("it is refused", |net| net.port("d").peers.unwrap().refused == before + 1);
+    let path = net.folder.join("another's");
+    let peer = UnixDatagram::bind(&path).unwrap();
+    if std::os::unix::fs::chown(&path, Some(4711), None).is_ok() {
+        peer.send_to(&frame(3, 1, 500), &ours).unwrap();
+        net.until("it is refused", |net| net.port("d").peers.unwrap().refused == before + 2);
+    }
     // One whose folder is a link may lead us anywhere.
     std::fs::create_dir(net.folder.join("real")).unwrap();
     std::os::unix::fs::symlink(net.folder.join("real"), net.folder.join("link")).unwrap();

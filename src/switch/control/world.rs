@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Control, Port, awaited};
 use crate::addr::PortId;
@@ -10,6 +10,12 @@ use crate::spec::PortKind;
 use crate::status::PortState;
 use crate::switch::namespaces::{News, Place};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
+
+/// Time until a device is made again that could not be used: making and removing it is itself news, after which the ports that are gone are
+/// looked at again.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// After some tries.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 impl Control {
     /// Follows what happened to interfaces and namespaces; brings back ports whose interface is there again.
@@ -159,11 +165,13 @@ impl Control {
     /// Packet and macvtap ports come back by themselves when the interface appears that they stand on; so does a TAP that was never made, for
     /// want of its namespace.
     fn regain(&mut self) {
+        let now = Instant::now();
         let lost: Vec<PortId> = self
             .ports
             .iter()
             .filter(|(_, port)| {
                 !port.open
+                    && port.retry.is_none_or(|(due, _)| due <= now)
                     && (port.queues == 0
                         || awaited(&port.spec.kind).is_some()
                         || matches!(port.spec.kind, PortKind::Tunnel(_)))
@@ -181,6 +189,8 @@ impl Control {
                 let name = awaited.unwrap_or(name);
                 let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
                 if !present.is_ok_and(|link| link.is_some() == awaited.is_some()) {
+                    // What comes next is another, and may do.
+                    self.ports.entry(id).and_modify(|port| port.retry = None);
                     continue;
                 }
             }
@@ -196,11 +206,16 @@ impl Control {
                     tracing::info!("port '{name}' is back");
                 }
                 Err(error) => {
-                    // Tried again several times a second, told once.
+                    // Tried again and again, told once.
                     let complaint = Some(error.to_string());
-                    if let Some(port) = self.ports.get_mut(&id).filter(|port| port.complaint != complaint) {
+                    let Some(port) = self.ports.get_mut(&id) else { continue };
+                    if port.complaint != complaint {
                         tracing::warn!("port '{name}' cannot come back yet: {error}");
                         port.complaint = complaint;
+                    }
+                    if port.has_lasting_device() {
+                        let wait = port.retry.map_or(RETRY_MIN, |(_, waited)| (waited * 2).min(RETRY_MAX));
+                        port.retry = Some((now + wait, wait));
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! The TAP device that a guest gets: made by vswitchd in its own namespace, held by the guest's QEMU.
 //!
-//! On the device is written, as its alias, what it was made for. It outlives a vswitchd that ends, for as long as QEMU holds it,
+//! On the device is written, as its alias, what it was made for. It outlives a vswitchd that is killed, for as long as QEMU holds it,
 //! and the next vswitchd of the same attach socket then knows whose it is. The alias takes CAP_NET_ADMIN, so guests cannot forge it.
 
 use std::fmt;

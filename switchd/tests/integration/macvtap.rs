@@ -55,7 +55,16 @@ pub fn as_asked() -> Outcome {
         let error = daemon.refused(&format!("port add p --bridge br0 {line}"));
         assert!(error.contains(word), "{word}: {error}");
     };
-    refused("--type macvtap --lower l0", "on it");
+    refused("--type macvtap --lower l0", "interface 'l0' is below port 'up' of bridge 'br0' already");
+    refused("--type macvtap --lower l0 --mode bridge", "port del up");
+    daemon.ctl("bridge add br1");
+    for (option, word) in [("", "on it"), ("--mtu 9000", "ip link set l0 mtu 9000"), ("--queues 3", "1 to 2")]
+    {
+        let error = daemon.refused(&format!("port add p --bridge br1 --type macvtap --lower l0 {option}"));
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let error = daemon.refused("port add p --bridge br1 --type packet --ifname l0");
+    assert!(error.contains("interface 'l0' is below port 'up'"), "{error}");
     refused("--type macvtap --lower none", "no interface 'none'");
     refused("--type macvtap", "no interface 'p'");
     refused("--type macvtap --ifname l0", "port del up");
@@ -67,13 +76,12 @@ pub fn as_asked() -> Outcome {
     refused("--type macvtap --lower l0 --mac 02:00:00:00:00:09", "'mac'");
     refused("--type macvtap --lower l0 --mode 660", "passthru");
     refused("--type macvtap --ifname up --mtu 1400", "'lower'");
-    refused("--type macvtap --lower l0 --mtu 9000", "ip link set l0 mtu 9000");
-    refused("--type macvtap --lower l0 --queues 3", "1 to 2");
     refused("--type tap --lower l0", "'lower' is for macvtap");
     refused("--type stream --path /tmp/s --mode bridge", "octal");
     daemon.misused("port add p --bridge br0 --type macvtap --lower l0 --mode 999");
     ns.ip("link add q type veth peer name q2");
-    refused("--type macvtap --lower l0 --ifname q", "ip link del q");
+    let error = daemon.refused("port add p --bridge br1 --type macvtap --lower l0 --ifname q");
+    assert!(error.contains("ip link del q"), "{error}");
     refused("--type macvtap --ifname q", "no macvtap device");
 
     daemon.ctl("port del up");
@@ -98,7 +106,12 @@ pub fn lower_comes_and_goes() -> Outcome {
     // It may come later.
     let daemon = Start::new(&ns).config(&config).ready();
     assert_eq!(daemon.port_state("up"), "gone");
-    ns.veth("l0", &wire, "far", 1500);
+    // One that somebody else uses does not do until he has gone.
+    ns.veth("x0", &wire, "far", 1500);
+    ns.ip("link add link x0 name other type macvlan mode bridge; link set x0 down; link set x0 name l0; link set l0 up");
+    eventually("it is said why", || daemon.log().contains("port 'up' cannot come back yet"));
+    assert_eq!(daemon.port_state("up"), "gone");
+    ns.ip("link del other");
     daemon.wait_port_state("up", "up");
     talk(&wire, 0x71);
     assert_eq!(daemon.whereabouts(station(0x71)).as_deref(), Some("up"));
@@ -272,7 +285,12 @@ pub fn host_keeps_its_interface() -> Outcome {
         "addr add 10.8.0.2/24 dev far; link set p0 address 02:00:00:00:0b:01; addr add 10.8.0.3/24 dev p0",
     );
     daemon.ctl("port add up --bridge br0 --type macvtap --lower l0 --mode bridge --mac 02:00:00:00:0b:01");
-    daemon.ctl("port add up2 --bridge br0 --type macvtap --lower l0 --mode bridge --isolated on --mac 02:00:00:00:0b:02");
+    // A second one on the same bridge would be a loop.
+    let second = "--type macvtap --lower l0 --mode bridge --mac 02:00:00:00:0b:02";
+    let error = daemon.refused(&format!("port add up2 --bridge br0 {second}"));
+    assert!(error.contains("interface 'l0' is below port 'up' of bridge 'br0'"), "{error}");
+    daemon.ctl("bridge add br1");
+    daemon.ctl(&format!("port add up2 --bridge br1 {second}"));
     daemon.ctl("port del up2");
     ns.run("ping", &["-c1", "-W5", "10.8.0.2"]);
     let (far, near) = (Raw::open(&wire, "far"), Raw::open(&wire, "p0"));
