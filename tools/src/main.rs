@@ -4,7 +4,7 @@
 //!
 //! - `flood` offers small frames to an interface as fast as one thread can ([`flood`]);
 //! - `count` tells how many frames the kernel counted as received by an interface ([`count`]);
-//! - `line` tells how long a cache line takes from one CPU to another and back ([`line`]);
+//! - `line` tells how long a cache line takes from one CPU to another and back ([`mod@line`]);
 //! - `rtt-serve` and `rtt-ping` are the two ends of a one-byte TCP ping-pong ([`rtt`]).
 //!
 //! They know nothing of any switch: the same binary measures every contender. iperf3 measures bulk TCP;

@@ -90,8 +90,10 @@ pub(super) fn port(port: &PortInfo) -> String {
         Some(socket) => text.push_str(&qemu(port, socket)),
         None => {}
     }
-    if port.kind == "packet" && port.attached.is_none() {
-        text.push_str(&tap(port, ifname));
+    match (port.kind.as_str(), &port.attached) {
+        (_, Some(_)) => text.push_str(&helper(port)),
+        ("packet", None) => text.push_str(&tap(port, ifname)),
+        _ => {}
     }
     text
 }
@@ -184,6 +186,24 @@ fn attribute(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
+/// How a guest comes to a bridge by the helper, which makes such a port.
+fn helper(port: &PortInfo) -> String {
+    format!(
+        "\nA guest gets such a port by itself, with QEMU's bridge helper:\n\
+         \x20 qemu-system-x86_64 … \\\n\
+         \x20   -netdev bridge,id=net0,br={},helper=/usr/lib/qemu/vswitch-bridge-helper \\\n\
+         \x20   -device {}\n\
+         With libvirt (a user's own session), in the domain's <devices>:\n\
+         \x20 <interface type='bridge'>\n\
+         \x20   <source bridge='{}'/>\n\
+         \x20   <model type='virtio'/>\n\
+         \x20 </interface>\n",
+        option(&port.bridge),
+        card(port),
+        attribute(&port.bridge)
+    )
+}
+
 /// How a guest gets the tap that a packet port may stand on.
 fn tap(port: &PortInfo, ifname: &str) -> String {
     let inside = port.netns.as_ref().map_or_else(String::new, |netns| {
@@ -245,7 +265,7 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
         "\nThe other end may be a QEMU guest (7.2 or later):\n\
          \x20 qemu-system-x86_64 … \\\n\
          \x20   -netdev {netdev} \\\n\
-         \x20   -device {}\n{again}",
+         \x20   -device {}\n{again}libvirt has no interface of this type.\n",
         card(port)
     )
 }

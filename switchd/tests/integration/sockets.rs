@@ -121,7 +121,7 @@ pub fn as_asked() -> Outcome {
     daemon.ctl(&format!("port add dc --bridge br0 --type dgram --path {text}.q --client"));
     assert_eq!(daemon.port("dc")["socket"]["role"], "client");
     let words = daemon.ctl("port explain dc");
-    let netdev = format!("local.path={text}.q,\\\n    remote.type=unix,remote.path={text}.q.vswitchd");
+    let netdev = format!("local.path={text}.q,remote.type=unix,remote.path={text}.q.vswitchd");
     assert!(words.contains(&netdev), "{words}");
     daemon.ctl(&format!("port add ds --bridge br0 --type dgram --path {text}.s --server"));
     assert!(daemon.ctl("port explain ds").contains(&format!("remote.path={text}.s ")));
