@@ -15,6 +15,7 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
     let fdb = &*context.bridge.fdb;
     let filtering = context.bridge.filtering;
     let (frames, arena) = batch.split();
+    let mut before = None;
     for frame in frames.iter_mut().filter(|frame| frame.live) {
         if !frame.source.mac().is_station() {
             context.drop_frame(frame, DropReason::BadSource);
@@ -34,9 +35,17 @@ pub(super) fn run(context: &mut Context<'_>, batch: &mut Batch) {
             frame.source = Key::new(frame.source.mac(), vid);
             frame.destination = Key::new(frame.destination.mac(), vid);
         }
+        // Frames come in runs between the same two stations.
+        if let Some((source, destination, source_hash, destination_hash)) = before
+            && (source, destination) == (frame.source, frame.destination)
+        {
+            (frame.source_hash, frame.destination_hash) = (source_hash, destination_hash);
+            continue;
+        }
         frame.source_hash = fdb.hash(frame.source);
         frame.destination_hash = fdb.hash(frame.destination);
         fdb.prefetch(frame.source_hash);
         fdb.prefetch(frame.destination_hash);
+        before = Some((frame.source, frame.destination, frame.source_hash, frame.destination_hash));
     }
 }
