@@ -108,6 +108,22 @@ pub struct OpenPort {
     pub link: Option<vhost_user::Link>,
 }
 
+impl OpenPort {
+    /// A port that is one socket, of which a frame is a frame: nothing is left to the peer.
+    fn of_socket(queues: Vec<Box<dyn PortQueue>>, mtu: u32) -> OpenPort {
+        OpenPort {
+            queues,
+            receiving: 1,
+            capabilities: Capabilities::default(),
+            ifindex: None,
+            mtu,
+            strict_mtu: false,
+            keep: Vec::new(),
+            link: None,
+        }
+    }
+}
+
 /// Opens a port for `workers` workers.
 ///
 /// # Errors

@@ -111,13 +111,18 @@ pub(crate) fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// A pointer into each cache line of the first `len` bytes, for hints alone.
+#[inline(always)]
+fn lines(place: &VolatileSlice<'_>, len: usize) -> impl Iterator<Item = *const u8> {
+    let start = place.ptr_guard().as_ptr();
+    (0..len.min(place.len())).step_by(LINE).map(move |line| start.wrapping_add(line))
+}
+
 /// Asks for the first `len` bytes of memory that others may write at the same time, to be read soon. Unlike [`prefetch`] into the first
 /// level: what is asked for is a few lines at a time.
 #[inline(always)]
 pub(crate) fn prefetch_bytes(place: &VolatileSlice<'_>, len: usize) {
-    let guard = place.ptr_guard();
-    for line in (0..len.min(place.len())).step_by(LINE) {
-        let place = guard.as_ptr().wrapping_add(line);
+    for place in lines(place, len) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint; SSE is part of x86-64.
         unsafe {
@@ -137,9 +142,7 @@ pub(crate) fn prefetch_bytes(place: &VolatileSlice<'_>, len: usize) {
 /// The same for memory to be written soon, which takes it from the caches of other CPUs.
 #[inline(always)]
 pub(crate) fn prefetch_bytes_to_write(place: &VolatileSlice<'_>, len: usize) {
-    let guard = place.ptr_guard();
-    for line in (0..len.min(place.len())).step_by(LINE) {
-        let place = guard.as_ptr().wrapping_add(line);
+    for place in lines(place, len) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint; every x86-64 knows the instruction, if only as one that does nothing.
         unsafe {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::{Health, Inbound, OpenPort, PortQueue, Received, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
-use crate::offload::{Capabilities, VNET_HDR_LEN};
+use crate::offload::VNET_HDR_LEN;
 use crate::stats::{Counters, DropReason};
 use crate::sys::unix;
 
@@ -25,16 +25,7 @@ pub fn open(socket: &Arc<OwnedFd>, mtu: u32, workers: usize) -> OpenPort {
     let queue = |worker| {
         Box::new(DgramQueue { socket: Arc::clone(socket), receives: worker == reader }) as Box<dyn PortQueue>
     };
-    OpenPort {
-        queues: (0..workers).map(queue).collect(),
-        receiving: 1,
-        capabilities: Capabilities::default(),
-        ifindex: None,
-        mtu,
-        strict_mtu: false,
-        keep: Vec::new(),
-        link: None,
-    }
+    OpenPort::of_socket((0..workers).map(queue).collect(), mtu)
 }
 
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Health, Inbound, OpenPort, PortQueue, Received};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
-use crate::offload::{Capabilities, VNET_HDR_LEN};
+use crate::offload::VNET_HDR_LEN;
 use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::sys::unix::{self, Notice};
@@ -81,16 +81,7 @@ pub fn open(connection: &Arc<Connection>, mtu: u32, workers: usize) -> OpenPort 
         let inbound = (worker == reader).then(Deframer::default);
         Box::new(StreamQueue { connection: Arc::clone(connection), inbound }) as Box<dyn PortQueue>
     };
-    OpenPort {
-        queues: (0..workers).map(queue).collect(),
-        receiving: 1,
-        capabilities: Capabilities::default(),
-        ifindex: None,
-        mtu,
-        strict_mtu: false,
-        keep: Vec::new(),
-        link: None,
-    }
+    OpenPort::of_socket((0..workers).map(queue).collect(), mtu)
 }
 
 #[derive(Debug)]

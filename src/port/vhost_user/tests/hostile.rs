@@ -2,35 +2,18 @@
 
 use std::time::Duration;
 
-use super::load::frame;
-use super::{Folder, Guest, PAIRS, connect};
-use crate::offload::Capabilities;
-use crate::port::mem::{MemFrame, MemPort};
-use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, SocketRole, VhostUserSpec};
-use crate::switch::{Missing, Options, Switch};
+use super::load::{frame, switch};
+use super::{Folder, Guest, connect};
+use crate::port::mem::MemFrame;
+use crate::switch::PollMode;
 use crate::sys::caller::make_blocking;
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// A switch with one worker, a port for a guest, and one that shall not notice.
-fn switch(folder: &Folder) -> (Switch, MemPort) {
-    let switch = Switch::start(&Options { workers: Some(1), ..Options::default() }).expect("a switch");
-    switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
-    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
-    let spec =
-        VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(PAIRS), mtu: None };
-    for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
-        let (name, bridge) = (name.to_owned(), "br0".to_owned());
-        let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
-        switch.add_port(port, Missing::Refuse).expect("a port");
-    }
-    (switch, memory)
-}
-
 #[test]
 fn who_cannot_be_rung_holds_up_nobody() {
     let folder = Folder::new();
-    let (switch, memory) = switch(&folder);
+    let (switch, memory) = switch(&folder, 1, PollMode::default());
     let mut guest = Guest::boot(connect(&folder));
     // Behind the back of whoever looked at it, and by the file that both have.
     let _ = guest.call.read();
@@ -64,7 +47,7 @@ fn a_port_can_be_deleted_whatever_its_front_end_sent() {
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     let folder = Folder::new();
-    let (switch, _memory) = switch(&folder);
+    let (switch, _memory) = switch(&folder, 1, PollMode::default());
     // A connection that nobody reads: whoever closes it last waits until it is empty.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut slow = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");

@@ -54,9 +54,10 @@ impl Guest {
     }
 }
 
-fn through(poll: PollMode) {
-    let folder = Folder::new();
-    let switch = Switch::start(&Options { workers: Some(2), poll, ..Options::default() }).expect("a switch");
+/// A switch with a port for a guest, and one in memory.
+pub(super) fn switch(folder: &Folder, workers: usize, poll: PollMode) -> (Switch, MemPort) {
+    let options = Options { workers: Some(workers), poll, ..Options::default() };
+    let switch = Switch::start(&options).expect("a switch");
     switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
     let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
     let spec =
@@ -66,6 +67,12 @@ fn through(poll: PollMode) {
         let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
         switch.add_port(port, Missing::Refuse).expect("a port");
     }
+    (switch, memory)
+}
+
+fn through(poll: PollMode) {
+    let folder = Folder::new();
+    let (switch, memory) = switch(&folder, 2, poll);
     let mut guest = Guest::boot(connect(&folder));
     let (mut sent, mut turn) = (0, 0u32);
     while sent < FRAMES {
