@@ -58,8 +58,9 @@ pub fn check_path(path: &Path) -> Result<()> {
     };
     if bytes.is_empty() {
         refuse("it is empty")
-    } else if bytes.contains(&0) {
-        refuse("it has a NUL byte")
+    } else if path.to_string_lossy().contains(char::is_control) {
+        // A NUL would end it; others have no place in the lines and the XML that tell of it.
+        refuse("it has a control character")
     } else if bytes.len() > PATH_MAX_BYTES {
         refuse(&format!("it is longer than {PATH_MAX_BYTES} bytes; choose a shorter folder"))
     } else {
