@@ -279,6 +279,57 @@ pub fn one_that_exists() -> Outcome {
     Ok(())
 }
 
+/// Ports that have one wire would be a loop, whoever made their devices, and whichever comes first.
+pub fn one_wire() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = switch(&ns, &wire, "");
+    daemon.ctl("bridge add br1");
+    let made = |number: u8| format!("--type macvtap --lower l0 --mode bridge --ifname made{number}");
+    let theirs = |number: u8| format!("--type macvtap --ifname mv{number}");
+    for number in 1..3 {
+        ns.ip(&format!("link add link l0 name mv{number} type macvtap mode bridge; link set mv{number} up"));
+    }
+    for (first, second) in
+        [(theirs(1), theirs(2)), (theirs(1), made(2)), (made(1), theirs(2)), (made(1), made(2))]
+    {
+        daemon.ctl(&format!("port add one --bridge br0 {first}"));
+        let error = daemon.refused(&format!("port add two --bridge br0 {second}"));
+        assert!(
+            error.contains("interface 'l0' is below port 'one' of bridge 'br0' already"),
+            "{second}: {error}"
+        );
+        assert!(ns.link("made2").is_none(), "nothing is left of what was refused");
+        daemon.ctl(&format!("port add two --bridge br1 {second}"));
+        daemon.ctl("port del one");
+        daemon.ctl("port del two");
+    }
+    for first in [theirs(1), made(1)] {
+        daemon.ctl(&format!("port add one --bridge br0 {first}"));
+        for bridge in ["br0", "br1"] {
+            let error = daemon.refused(&format!("port add two --bridge {bridge} --type packet --ifname l0"));
+            assert!(error.contains("interface 'l0' is below port 'one'"), "{first}: {error}");
+        }
+        daemon.ctl("port del one");
+        daemon.ctl("port add two --bridge br0 --type packet --ifname l0");
+        for bridge in ["br0", "br1"] {
+            let error = daemon.refused(&format!("port add one --bridge {bridge} {first}"));
+            assert!(error.contains("interface 'l0' is port 'two'"), "{first}: {error}");
+        }
+        daemon.ctl("port del two");
+    }
+    // One that comes back is looked at again.
+    daemon.ctl(&format!("port add one --bridge br0 {}", theirs(1)));
+    ns.ip("link del mv1");
+    daemon.wait_port_state("one", "gone");
+    daemon.ctl(&format!("port add two --bridge br0 {}", theirs(2)));
+    ns.ip("link add link l0 name mv1 type macvtap mode bridge; link set mv1 up");
+    eventually("it is said why", || daemon.log().contains("interface 'l0' is below port 'two'"));
+    assert_eq!(daemon.port_state("one"), "gone");
+    daemon.ctl("port del two");
+    daemon.wait_port_state("one", "up");
+    Ok(())
+}
+
 /// In mode bridge the host goes on using the lower interface, and the one station with the device's address is behind the port.
 pub fn host_keeps_its_interface() -> Outcome {
     let (ns, wire) = (Ns::new("v"), Ns::new("w"));

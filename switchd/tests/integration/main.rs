@@ -174,6 +174,7 @@ const TESTS: &[(&str, Test)] = &[
     ("macvtap::one_that_exists", macvtap::one_that_exists),
     ("macvtap::host_keeps_its_interface", macvtap::host_keeps_its_interface),
     ("sockets::as_asked", sockets::as_asked),
+    ("macvtap::one_wire", macvtap::one_wire),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),
     ("sockets::restarted", sockets::restarted),
