@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fchmod};
 
 pub use nix::sys::socket::SockType;
 
-use super::{Error, Result};
+use super::{Error, Result, users};
 
 /// Longest path of a socket in bytes: `sun_path` less its NUL.
 pub const PATH_MAX_BYTES: usize = 107;
@@ -188,7 +188,7 @@ pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
 ///
 /// The sender's name is a path as *he* sees it, and may be another program's socket here. So what is found has to belong to the user that the
-/// kernel says has sent. A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
+/// kernel says has sent, and it has to be able to say that ([`users`]). A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
 ///
 /// # Errors
 /// The sender cannot be sent to: it has no path, or none that leads from here to a socket of the same user.
@@ -197,6 +197,9 @@ pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         sender => sender?,
     };
+    if users::unmapped_uid()? == Some(uid) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "nobody can tell whose the sender is"));
+    }
     match sender.path() {
         Some(path) if path.is_absolute() => connect_datagrams(fd, path, Some(uid)).map(Some),
         _ => Err(no_address()),

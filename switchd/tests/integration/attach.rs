@@ -274,6 +274,24 @@ pub fn superframes_between_guests() -> Outcome {
     Ok(())
 }
 
+/// In a user namespace all who have no number there read as one user, and that one is nobody: no rule is for him.
+pub fn users_without_a_number() -> Outcome {
+    let switch = Ns::new("v");
+    let read = |what: &str| fs::read_to_string(format!("/proc/sys/kernel/{what}")).expect("a number");
+    let (user, group) = (read("overflowuid"), read("overflowgid"));
+    let rule = |rule: &str| format!("[[attach]]\n{rule}\nbridge = \"all\"\n");
+    let rules = rule(&format!("user = {}", user.trim())) + &rule(&format!("group = {}", group.trim()));
+    let config = format!("[[bridge]]\nname = \"br0\"\n{rules}");
+    let daemon = Start::new(&switch).config(&config).in_user_namespace().ready();
+    open_up(&daemon);
+    let error = ask(&daemon, As::Nobody, "br0").unwrap_err();
+    assert!(error.contains("has no number in vswitchd's user namespace"), "{error}");
+    // Who has one gets further: to the TAP, which such a vswitchd cannot make.
+    let error = ask(&daemon, As::Root, "br0").unwrap_err();
+    assert!(error.contains("vtap0"), "{error}");
+    Ok(())
+}
+
 /// Rules by user and group, changed by reload; what is missing is said.
 pub fn by_rules() -> Outcome {
     let switch = Ns::new("v");
