@@ -175,6 +175,8 @@ const TESTS: &[(&str, Test)] = &[
     ("macvtap::one_that_exists", macvtap::one_that_exists),
     ("macvtap::host_keeps_its_interface", macvtap::host_keeps_its_interface),
     ("macvtap::one_wire", macvtap::one_wire),
+    ("macvtap::missed_by_one_that_comes_back", macvtap::missed_by_one_that_comes_back),
+    ("macvtap::tried_now_and_then", macvtap::tried_now_and_then),
     ("sockets::as_asked", sockets::as_asked),
     ("sockets::senders_without_a_number", sockets::senders_without_a_number),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
