@@ -9,6 +9,7 @@ use vhost::vhost_user::message::VhostUserInflight;
 use super::*;
 use crate::addr::MacAddr;
 use crate::virtio::inflight::InflightFile;
+use crate::virtio::memory::Share;
 use crate::virtio::ring::{Access, Records, Ring};
 use crate::virtio::tests::rings::{look, open};
 use crate::wire::arp;
@@ -168,7 +169,8 @@ fn chains_in_flight_outlive_a_switch() {
     let crash = |guest: &mut Guest, index: usize, access: Access| {
         let (file, memory) = (kept.try_clone().expect("another handle"), Arc::clone(&guest.memory));
         let setup = [&guest.receive, &guest.transmit][index].setup(4711, true);
-        let kept = InflightFile::new(file, 0, about.mmap_size, 2, SIZE).expect("long enough");
+        let kept =
+            InflightFile::new(&Share::default(), file, 0, about.mmap_size, 2, SIZE).expect("long enough");
         let records = Records { log: None, inflight: Arc::new(kept).ring(index) };
         let mut ring = Ring::recorded(memory, &setup, records).expect("a ring");
         assert!(open(&mut ring).waiting(1).expect("fine") > 0);
