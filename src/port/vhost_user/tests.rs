@@ -31,7 +31,8 @@ const LEN: u64 = 1 << 20;
 const PAIRS: u16 = 4;
 const SIZE: u16 = 64;
 const TRANSMITQ: u64 = 64 << 10;
-const BUFFERS: u64 = 128 << 10;
+/// Every other buffer goes over the end of a page.
+const BUFFERS: u64 = 125 << 10;
 const TO_SEND: u64 = 768 << 10;
 const OFFLOADS: u64 = NET_GUEST_CSUM | NET_GUEST_TSO4 | NET_GUEST_TSO6 | NET_GUEST_ECN;
 const FEATURES: u64 =
@@ -39,6 +40,7 @@ const FEATURES: u64 =
 
 mod hostile;
 mod huge;
+mod lending;
 mod load;
 mod migration;
 mod pairs;
@@ -221,10 +223,12 @@ impl Guest {
     }
 
     fn take(&mut self) -> Vec<Vec<u8>> {
-        let frame = |(head, written): (u32, u32)| {
-            read(&self.memory, BUFFERS + u64::from(head) * 2048, written as usize)[HEADER_LEN..].to_vec()
-        };
-        self.receive.take_used().into_iter().map(frame).collect()
+        self.receive.take_used().into_iter().map(|used| self.received(used)).collect()
+    }
+
+    /// The frame in a buffer.
+    fn received(&self, (head, written): (u32, u32)) -> Vec<u8> {
+        read(&self.memory, BUFFERS + u64::from(head) * 2048, written as usize)[HEADER_LEN..].to_vec()
     }
 }
 
