@@ -3,7 +3,7 @@
 //! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
 //! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
 //! given, whoever sends first from a socket that is his own. Meanwhile what comes waits, as much as the kernel lets wait
-//! (`net.unix.max_dgram_qlen`); what others sent by then is taken as the peer's, whose place they could have had.
+//! (`net.unix.max_dgram_qlen`); what others sent by then is told from the peer's by the worker that reads it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::DgramSpec;
 use crate::sys::Error;
@@ -18,12 +19,8 @@ use crate::sys::unix::{self, Remote, SockType, SocketFile};
 
 /// Bytes that wait for the peer to read them, at most.
 const SEND_BUFFER_BYTES: i32 = 1 << 20;
-/// Time between two peers: one that comes and goes must not keep the whole switch busy with handing over a port.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// After some that did not stay.
+/// The longest pause between two peers.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// A peer that stayed so long was a good one.
-const GOOD: Duration = Duration::from_secs(2);
 /// Senders turned away in one go, at most.
 const REFUSALS: usize = 64;
 
@@ -34,9 +31,8 @@ pub struct Endpoint {
     _file: SocketFile,
     /// Where the peer is; `None`: whoever sends first.
     peer: Option<PathBuf>,
-    current: Option<(Remote, Instant)>,
-    backoff: Duration,
-    not_before: Option<Instant>,
+    current: Option<Remote>,
+    backoff: Backoff,
     /// Peers that there were.
     pub connections: u64,
     /// Datagrams from senders who cannot be answered.
@@ -58,8 +54,7 @@ impl Endpoint {
             _file: file,
             peer: spec.peer.clone(),
             current: None,
-            backoff: BACKOFF_MIN,
-            not_before: None,
+            backoff: Backoff::new(BACKOFF_MAX),
             connections: 0,
             refused: 0,
         })
@@ -68,7 +63,7 @@ impl Endpoint {
     /// When the next peer may come, if that is not now.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.not_before
+        self.backoff.due()
     }
 
     /// Whether somebody has sent what nobody has read.
@@ -80,16 +75,14 @@ impl Endpoint {
     /// The peer has gone, or is not the one at its path any more.
     #[must_use]
     pub fn has_lost_peer(&self) -> bool {
-        self.current.as_ref().is_some_and(|(remote, _)| !remote.is_there())
+        self.current.as_ref().is_some_and(|remote| !remote.is_there())
     }
 
     /// The connection has ended.
     pub fn ended(&mut self, now: Instant) {
         unix::disconnect(&self.socket);
-        let good = self.current.take().is_some_and(|(_, since)| now.duration_since(since) >= GOOD);
-        self.backoff = if good { BACKOFF_MIN } else { self.backoff };
-        self.not_before = Some(now + self.backoff);
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        self.current = None;
+        self.backoff.ended(now);
     }
 
     /// The socket, connected, for a port that has no peer yet and now finds one.
@@ -97,12 +90,12 @@ impl Endpoint {
     /// # Errors
     /// Why there is none, for the operator; it is tried again. That nobody is there is no error.
     pub fn next(&mut self, now: Instant) -> Result<Option<Arc<OwnedFd>>, Error> {
-        if self.not_before.is_some_and(|then| now < then) {
+        if !self.backoff.is_over(now) {
             return Ok(None);
         }
-        self.not_before = None;
         let Some(remote) = self.find()? else { return Ok(None) };
-        self.current = Some((remote, now));
+        self.current = Some(remote);
+        self.backoff.began(now);
         self.connections += 1;
         Ok(Some(Arc::clone(&self.socket)))
     }

@@ -1,8 +1,7 @@
 //! Where the peers of a stream port come from: a socket that listens, or one that connects. Only the control side has one; nothing here waits.
 //!
 //! A port has one peer at a time. Others are refused while it is there: their connection is closed at once. After a connection
-//! that did not last, the next is not made or accepted for a while, longer each time: a peer that comes and goes must not keep the
-//! whole switch busy with handing over ports.
+//! that did not last, the next is not made or accepted for a while, longer each time (`port/backoff.rs`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,17 +14,14 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::Connection;
+use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::{SocketRole, StreamAddress, StreamSpec};
 use crate::sys::Error;
 use crate::sys::unix::{self, SockType, SocketFile};
 
-/// Time between two tries, at first.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// And at most.
+/// The longest pause between two connections or tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A connection that lasted so long was a good one.
-const GOOD: Duration = Duration::from_secs(2);
 /// Time to wait for the other host to answer a TCP connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Peers refused in one go, at most.
@@ -37,9 +33,7 @@ pub struct Endpoint {
     way: Way,
     /// The connection there is, as long as workers have it.
     current: Weak<Connection>,
-    since: Option<Instant>,
-    backoff: Duration,
-    not_before: Option<Instant>,
+    backoff: Backoff,
     /// Connections made or accepted.
     pub connections: u64,
     /// Peers that were turned away, because there was one.
@@ -84,9 +78,7 @@ impl Endpoint {
         Ok(Endpoint {
             way,
             current: Weak::new(),
-            since: None,
-            backoff: BACKOFF_MIN,
-            not_before: None,
+            backoff: Backoff::new(BACKOFF_MAX),
             connections: 0,
             refused: 0,
         })
@@ -95,19 +87,12 @@ impl Endpoint {
     /// When to look again without having been told, if at all.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.not_before
+        self.backoff.due()
     }
 
     /// The connection has ended.
     pub fn ended(&mut self, now: Instant) {
-        let good = self.since.take().is_some_and(|since| now.duration_since(since) >= GOOD);
-        self.hold_off(now, good);
-    }
-
-    fn hold_off(&mut self, now: Instant, good: bool) {
-        self.backoff = if good { BACKOFF_MIN } else { self.backoff };
-        self.not_before = Some(now + self.backoff);
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        self.backoff.ended(now);
     }
 
     /// The next connection, for a port that has none.
@@ -120,10 +105,9 @@ impl Endpoint {
         token: Token,
         now: Instant,
     ) -> Result<Option<Arc<Connection>>, Error> {
-        if self.not_before.is_some_and(|then| now < then) {
+        if !self.backoff.is_over(now) {
             return Ok(None);
         }
-        self.not_before = None;
         let (peer, what) = match &mut self.way {
             Way::Listen { listener, .. } => {
                 (accept_living(listener, &mut self.refused), "cannot accept a peer".to_owned())
@@ -144,13 +128,13 @@ impl Endpoint {
             Ok(Some(connection)) => {
                 let connection = Arc::new(connection);
                 self.current = Arc::downgrade(&connection);
-                self.since = Some(now);
+                self.backoff.began(now);
                 self.connections += 1;
                 Ok(Some(connection))
             }
             Ok(None) => Ok(None),
             Err(error) => {
-                self.hold_off(now, false);
+                self.backoff.failed(now);
                 Err(Error::new(what, error))
             }
         }

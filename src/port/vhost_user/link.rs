@@ -20,19 +20,21 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
 use super::{Rings, messages};
+use crate::port::backoff::{Backoff, GOOD};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
-use crate::sys::caller;
 use crate::sys::unix::{self, SockType, SocketFile};
 use crate::topology::PortShared;
 use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
 
-/// How long a client waits before it looks for its server again: at first, and at most.
-const RETRY: (u16, u16) = (100, 3200);
-/// A connection that went sooner than this is none that a client makes anew at once, or that is told each time.
-const LASTING: Duration = Duration::from_secs(2);
-/// How often those are told, and front ends that are turned away.
+/// How long a client waits at most before it looks for its server again.
+const BACKOFF_MAX: Duration = Duration::from_millis(3200);
+/// How long to wait after a front end that was given up, in milliseconds: one that always says the same would keep us busy.
+const GIVEN_UP: u16 = 100;
+/// And before another try to accept one where that failed.
+const ACCEPT_AGAIN: u16 = 3000;
+/// How often front ends are told that go sooner than [`GOOD`], and those that are turned away.
 const TOLD: Duration = Duration::from_secs(10);
 /// How often rings are looked at that may have broken, in milliseconds.
 const LOOK: u16 = 1000;
@@ -103,6 +105,12 @@ impl Link {
     pub fn is_up(&self) -> bool {
         self.inner.rings.is_live()
     }
+
+    /// What would be better, if anything.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        self.inner.hint()
+    }
 }
 
 impl Drop for Link {
@@ -156,6 +164,8 @@ struct Tells {
     began: Option<Instant>,
     came: Seldom,
     turned_away: Seldom,
+    /// Whether it was told that a front end could hold up a worker.
+    hindered: bool,
 }
 
 impl Tells {
@@ -170,7 +180,7 @@ impl Tells {
 
     /// And still is.
     fn go_on(&mut self, path: &Path) {
-        if !self.is_on && self.began.is_some_and(|began| began.elapsed() >= LASTING) {
+        if !self.is_on && self.began.is_some_and(|began| began.elapsed() >= GOOD) {
             self.tell(path);
         }
     }
@@ -197,22 +207,14 @@ impl Seldom {
 
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
-        if let Some(why) = caller::hindrance() {
-            let path = self.path.display();
-            tracing::warn!(
-                "{path}: no asynchronous I/O ({why}): a front end could hold up the worker that rings it"
-            );
-        }
-        let (mut pause, mut tells) = (0, Tells::default());
+        let (mut backoff, mut tells) = (Backoff::new(BACKOFF_MAX), Tells::default());
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),
-            None => self.connect(&mut pause),
+            None => self.connect(&mut backoff),
         } {
-            let began = Instant::now();
+            backoff.began(Instant::now());
             self.speak(stream, listener, port, &mut tells);
-            if began.elapsed() >= LASTING {
-                pause = 0;
-            }
+            backoff.ended(Instant::now());
         }
     }
 
@@ -243,22 +245,27 @@ impl Inner {
                 }
                 Err(error) => {
                     tracing::warn!("{}: cannot accept a front end: {error}", self.path.display());
-                    self.wait(&[], PollTimeout::from(RETRY.1))?;
+                    self.wait(&[], PollTimeout::from(ACCEPT_AGAIN))?;
                 }
             }
         }
     }
 
-    /// Tries until somebody listens, after a pause that grows with each try until it is set back: one who accepts and goes keeps us no
-    /// busier than one who is not there.
-    fn connect(&self, pause: &mut u16) -> Option<UnixStream> {
+    /// Tries until somebody listens. One who accepts and goes keeps us no busier than one who is not there.
+    fn connect(&self, backoff: &mut Backoff) -> Option<UnixStream> {
         while !self.ends() {
-            if *pause != 0 {
-                self.wait(&[], PollTimeout::from(*pause))?;
+            if let Some(due) = backoff.due() {
+                let left = due.saturating_duration_since(Instant::now());
+                // Rounded up to milliseconds, or the last of them would be spent in tries to wait.
+                let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+                self.wait(&[], left)?;
             }
-            *pause = (*pause * 2).clamp(RETRY.0, RETRY.1);
-            if let Ok(stream) = unix::connect_to(&self.path) {
-                return Some(stream.into());
+            if !backoff.is_over(Instant::now()) {
+                continue;
+            }
+            match unix::connect_to(&self.path) {
+                Ok(stream) => return Some(stream.into()),
+                Err(_) => backoff.failed(Instant::now()),
             }
         }
         None
@@ -291,8 +298,7 @@ impl Inner {
                 if tells.is_on {
                     tracing::warn!("{path}: the front end was given up: {error}");
                 }
-                // Or one that always says the same would keep us busy.
-                self.wait(&[], PollTimeout::from(RETRY.0));
+                self.wait(&[], PollTimeout::from(GIVEN_UP));
             }
         }
     }
@@ -334,8 +340,27 @@ impl Inner {
             tells.go_on(&self.path);
             if tells.is_on {
                 self.tell_faults(&mut told);
+                self.tell_hindrance(tells);
             }
         }
+    }
+
+    /// Says once that a front end could hold up a worker.
+    fn tell_hindrance(&self, tells: &mut Tells) {
+        if !tells.hindered
+            && let Some(hint) = self.hint()
+        {
+            tracing::warn!("{}: {hint}", self.path.display());
+            tells.hindered = true;
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let why = self.rings.hindrance()?.desc();
+        Some(format!(
+            "no asynchronous I/O ({why}), so a front end could hold up the worker that rings it: raise fs.aio-max-nr, \
+             or let @aio through the SystemCallFilter, and add the port again"
+        ))
     }
 
     /// Says once which rings have stopped.
