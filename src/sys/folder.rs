@@ -40,7 +40,8 @@ impl SocketFolder {
     pub fn open(path: &Path, name: &str, mode: u32) -> Result<(OwnedFd, SocketFolder)> {
         unix::check_path(&path.join(name))?;
         let mut folder = SocketFolder::make(path, name)?;
-        let cannot = |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
+        let cannot =
+            |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
         folder.set_mode(CLOSED).map_err(cannot("close"))?;
         let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode)?;
         folder.listener = Some(file);
@@ -86,7 +87,8 @@ impl SocketFolder {
     /// Removes what others left, from a folder that nobody enters any more; whether nothing but our socket is left then.
     fn clear(&self) -> io::Result<bool> {
         self.set_mode(CLOSED)?;
-        let is_ours = |name: &std::ffi::OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
+        let is_ours =
+            |name: &std::ffi::OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
         for left in inside(&self.there).read_dir()?.flatten().take(LEFT) {
             if left.file_type()?.is_socket() && !is_ours(&left.file_name()) {
                 fs::remove_file(left.path())?;

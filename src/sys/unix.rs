@@ -109,7 +109,12 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
 ///
 /// # Errors
 /// Somebody else's socket or another file is at `path`, the peer's is not his, or the kernel refused.
-pub fn bind_connected(path: &Path, mode: u32, peer: &Path, uid: libc::uid_t) -> Result<(OwnedFd, SocketFile)> {
+pub fn bind_connected(
+    path: &Path,
+    mode: u32,
+    peer: &Path,
+    uid: libc::uid_t,
+) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
     remove_stale(path, SockType::Datagram)?;
     let fd = unbound(SockType::Datagram).map_err(Error::on(|| "cannot make a socket"))?;
