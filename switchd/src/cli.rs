@@ -392,6 +392,7 @@ mod tests {
             "port add vm1 --bridge br0 --type stream --listen 127.0.0.1:5000",
             "port add vm1 --bridge br0 --type stream --connect [::1]:5000",
             "port add vm1 --bridge br0 --type dgram --path /run/ours.sock --peer /run/theirs.sock",
+            "port add vm1 --bridge br0 --type vde --path /run/vm1.vde --mode 666",
             "neigh show --bridge br0 --vlan 10",
             "neigh add 10.0.0.1 --mac 02:00:00:00:00:05 --bridge br0 --vlan 10 --may-exist",
             "neigh add fe80::1 --mac 02:00:00:00:00:05 --bridge br0 --router",

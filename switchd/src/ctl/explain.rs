@@ -51,6 +51,7 @@ pub(super) fn port(port: &PortInfo) -> String {
         "macvtap" => writeln!(text, "{}", macvtap(port, ifname, &place)),
         "stream" => writeln!(text, "{}", stream(port)),
         "dgram" => writeln!(text, "{}", dgram(port)),
+        "vde" => writeln!(text, "{}", vde(port)),
         "vhost-user" => writeln!(
             text,
             "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
@@ -86,6 +87,9 @@ pub(super) fn port(port: &PortInfo) -> String {
     match &port.socket {
         Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vhost-user" => {
             text.push_str(&guest(port, path, *role));
+        }
+        Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vde" => {
+            text.push_str(&plugs(port, path, *role));
         }
         Some(socket) => text.push_str(&qemu(port, socket)),
         None => {}
@@ -143,6 +147,20 @@ fn dgram(port: &PortInfo) -> String {
     )
 }
 
+fn vde(port: &PortInfo) -> String {
+    let who = if is_client(port.socket.as_ref()) {
+        "vswitchd is a plug of another VDE switch, and plugs in again whenever that ends; meanwhile the port is\n\
+         down."
+    } else {
+        "It is a folder that one plug of the VDE switch protocol connects to; others are turned away while it is\n\
+         there, and the port is down while it is not."
+    };
+    format!(
+        "{who} Each frame is a Unix datagram; the other end takes no more at once than\n\
+         'sysctl net.unix.max_dgram_qlen' says; what is more is dropped (tx_full)."
+    )
+}
+
 fn stream(port: &PortInfo) -> &'static str {
     if is_client(port.socket.as_ref()) {
         "vswitchd connects to the peer, and again whenever the connection ends; meanwhile the port is down. Frames\n\
@@ -176,9 +194,13 @@ fn size(port: &PortInfo) -> String {
 
 /// As part of an option in a shell's line: in QEMU's options a comma is written twice.
 fn option(text: &str) -> String {
-    let text = text.replace(',', ",,");
+    word(&text.replace(',', ",,"))
+}
+
+/// As a word in a shell's line.
+fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-,:+@%=".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// As the value of an attribute in single quotes.
@@ -267,6 +289,26 @@ fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
          \x20   -netdev {netdev} \\\n\
          \x20   -device {}\n{again}libvirt has no interface of this type.\n",
         card(port)
+    )
+}
+
+/// What to plug into a folder, or whose folder it is.
+fn plugs(port: &PortInfo, path: &str, role: Role) -> String {
+    if role == Role::Client {
+        return format!("\nThe other end is a VDE switch:\n\x20 vde_switch --sock {}\n", word(path));
+    }
+    format!(
+        "\nThe plug may be a QEMU guest; QEMU plugs in once, when it starts:\n\
+         \x20 qemu-system-x86_64 … \\\n\
+         \x20   -netdev vde,id=net0,sock={} \\\n\
+         \x20   -device {}\n\
+         or a TAP device:\n\
+         \x20 vde_plug2tap --sock {} tap0\n\
+         It has to run as a user who may write to the folder.\n\
+         libvirt has no interface of this type.\n",
+        option(path),
+        card(port),
+        word(path)
     )
 }
 
