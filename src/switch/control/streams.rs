@@ -83,7 +83,9 @@ impl Control {
             let Some(mut port) = self.ports.remove(&id) else { continue };
             if port.open {
                 let watch = Watch { registry: self.namespaces.registry(), token: TOKEN };
-                if port.endpoint.as_mut().is_some_and(|endpoint| endpoint.attend(watch, now)) {
+                let attend = |endpoint: &mut Endpoint| endpoint.attend(watch, now);
+                // A worker that only sends leaves it at that.
+                if port.shared.is_gone() || port.endpoint.as_mut().is_some_and(attend) {
                     lost.push(id);
                 }
             } else {

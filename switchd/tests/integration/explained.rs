@@ -22,7 +22,7 @@ fn command(words: &str, first: &str) -> String {
 }
 
 /// A port of every kind that a guest can be at, the sockets in `folder`: their options.
-fn kinds(folder: &Path) -> [(&'static str, String); 8] {
+fn kinds(folder: &Path) -> [(&'static str, String); 9] {
     let at = |name: &str| folder.join(name).display().to_string();
     [
         ("vhost-server", format!("vhost-user --path {}", at("vs"))),
@@ -33,6 +33,7 @@ fn kinds(folder: &Path) -> [(&'static str, String); 8] {
         ("stream-listen", "stream --listen 127.0.0.1:5000".to_owned()),
         ("stream-connect", "stream --connect 127.0.0.1:5001".to_owned()),
         ("dgram", format!("dgram --path {} --peer {}", at("d"), at("d,peer"))),
+        ("vde", format!("vde --path {}", at("v,d"))),
         ("tap", "packet --ifname tap0".to_owned()),
     ]
 }

@@ -47,6 +47,9 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
     ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
+    ("vde::real_plugs", "vde_plug2tap"),
+    ("vde::into_another_switch", "vde_switch"),
+    ("vde::into_another_switch", "vde_plug2tap"),
 ];
 
 /// Tests with guests, and what they may lack.
