@@ -4,6 +4,7 @@
 //! is the mark by which a folder of ours is known again: one that a killed program left is taken over. Of what else may be at the path, only an empty
 //! folder of our own user is used.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -50,6 +51,15 @@ impl SocketFolder {
         Ok((listener, folder))
     }
 
+    /// A datagram socket `name` in it, connected to another there, which the user `uid` made, before it has a name: at no moment does it take anything
+    /// from others.
+    ///
+    /// # Errors
+    /// Something else has the name, there is no such socket of his, or the kernel refused.
+    pub fn connected(&self, name: &str, mode: u32, peer: &OsStr, uid: u32) -> Result<(OwnedFd, SocketFile)> {
+        unix::bind_connected(&self.path.join(name), mode, &self.there, peer, uid)
+    }
+
     fn make(path: &Path, name: &str) -> Result<SocketFolder> {
         let cannot = |error| Error::new(format!("cannot make the folder {}", path.display()), error);
         let refuse = |why: &str| {
@@ -87,8 +97,7 @@ impl SocketFolder {
     /// Removes what others left, from a folder that nobody enters any more; whether nothing but our socket is left then.
     fn clear(&self) -> io::Result<bool> {
         self.set_mode(CLOSED)?;
-        let is_ours =
-            |name: &std::ffi::OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
+        let is_ours = |name: &OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
         for left in inside(&self.there).read_dir()?.flatten().take(LEFT) {
             if left.file_type()?.is_socket() && !is_ours(&left.file_name()) {
                 fs::remove_file(left.path())?;

@@ -104,22 +104,22 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
     made().map_err(cannot)
 }
 
-/// A datagram socket like that of [`bind_at`], connected to the socket `peer` that the user `uid` gave ([`connect_datagrams`]) before it has a
-/// path: at no moment does it take anything from others.
+/// A datagram socket like that of [`bind_at`], connected as by [`connect_in`] before it has a path: at no moment does it take anything from others.
 ///
 /// # Errors
 /// Somebody else's socket or another file is at `path`, the peer's is not his, or the kernel refused.
-pub fn bind_connected(
+pub(super) fn bind_connected(
     path: &Path,
     mode: u32,
-    peer: &Path,
+    folder: &fs::File,
+    peer: &OsStr,
     uid: libc::uid_t,
 ) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
     remove_stale(path, SockType::Datagram)?;
     let fd = unbound(SockType::Datagram).map_err(Error::on(|| "cannot make a socket"))?;
-    connect_datagrams(&fd, peer, Some(uid))
-        .map_err(Error::on(|| format!("cannot send to {}", peer.display().to_string().escape_debug())))?;
+    let name = || format!("cannot send to '{}'", peer.to_string_lossy().escape_debug());
+    connect_in(&fd, folder, peer, Some(uid)).map_err(Error::on(name))?;
     let file = bind_file(&fd, path, mode)
         .map_err(Error::on(|| format!("cannot make the socket {}", path.display())))?;
     Ok((fd, file))
@@ -218,8 +218,30 @@ pub struct Remote {
 pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t>) -> io::Result<Remote> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let links = if given_by.is_none() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
-    let there = openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?;
-    let file = fs::File::from(there);
+    let file = fs::File::from(openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?);
+    connect_file(fd, &file, given_by)?;
+    Ok(Remote { path: path.to_owned(), file })
+}
+
+/// Connects a datagram socket to the socket called `name` in `folder` itself, not by a link; where a user gave the name, it has to be his. Nothing but
+/// the folder is looked into, so a name that somebody gave leads to no file system of his own that could keep us waiting.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused`: nobody is there. Else the kernel's answer.
+pub fn connect_in(
+    fd: &OwnedFd,
+    folder: &fs::File,
+    name: &OsStr,
+    given_by: Option<libc::uid_t>,
+) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let inside =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let file = fs::File::from(openat2(folder, name, OpenHow::new().flags(flags).resolve(inside))?);
+    connect_file(fd, &file, given_by)
+}
+
+fn connect_file(fd: &OwnedFd, file: &fs::File, given_by: Option<libc::uid_t>) -> io::Result<()> {
     let meta = file.metadata()?;
     if !meta.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
@@ -229,8 +251,7 @@ pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t
     }
     // The file that was looked at, and no other that is put there meanwhile.
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?;
-    Ok(Remote { path: path.to_owned(), file })
+    Ok(connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?)
 }
 
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.

@@ -1,17 +1,19 @@
 //! The switch as a plug of another VDE switch, as libvdeplug does it: its datagram socket is made in that one's folder.
 //!
-//! The answer leads to a socket; it has to belong to the user that runs the other switch. Root's word is taken, because a vde_switch of root's gives the
+//! The answer leads to a socket; it has to be in that folder and belong to the user that runs the other switch. Root's word is taken, because a vde_switch of root's gives the
 //! socket to the plug's user.
 
+use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::CONTROL;
 use super::endpoint::{Connection, Watch};
-use super::protocol::{self, ADDRESS_LEN};
+use super::protocol::{self, ADDRESS_LEN, Bad};
 use crate::sys::peer::Peer;
 use crate::sys::unix::{self, SockType, SocketFile};
 use crate::sys::{self, Error};
@@ -60,7 +62,7 @@ impl Client {
             self.asked = Some(asked);
             return Ok(None);
         }
-        asked.connect().map(Some).map_err(cannot)
+        asked.connect(&self.folder).map(Some).map_err(cannot)
     }
 
     fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
@@ -104,11 +106,13 @@ impl Asked {
         Ok(true)
     }
 
-    fn connect(self) -> io::Result<Connection> {
+    fn connect(self, folder: &Path) -> io::Result<Connection> {
         let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
         let theirs = protocol::address(&self.answer).map_err(bad)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let name = theirs.file_name().ok_or_else(|| bad(Bad::Address))?;
         let uid = Peer::of(&self.control)?.uid;
-        unix::connect_datagrams(&self.socket, theirs, (uid != 0).then_some(uid))?;
+        let folder = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder)?;
+        unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
         Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: self.file, said: 0 })
     }
 }

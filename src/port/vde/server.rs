@@ -1,6 +1,7 @@
 //! The folder that plugs connect to. A plug is any user's program whom the folder's mode lets in, and not trusted: its request may be late, in pieces
 //! or nonsense, and may name a socket that is not its own. So several may be asking at the same time, each for a few seconds, and what they name has to
-//! belong to the user that the kernel says has connected.
+//! be in the folder and belong to the user that the kernel says has connected. (libvdeplug goes elsewhere with its socket only where it cannot write to
+//! the folder.)
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -27,9 +28,9 @@ const ASKING: usize = 16;
 pub(super) struct Server {
     listener: OwnedFd,
     asking: VecDeque<Asking>,
+    folder: SocketFolder,
     data: PathBuf,
     mode: u32,
-    _folder: SocketFolder,
 }
 
 /// Somebody who has connected, and what he has said.
@@ -46,10 +47,10 @@ pub(super) type Request = Result<(OwnedFd, PathBuf), Bad>;
 
 impl Server {
     pub(super) fn open(folder: &Path, mode: u32, watch: Watch<'_>) -> Result<Server, Error> {
-        let (listener, made) = SocketFolder::open(folder, CONTROL, mode)?;
-        watch.listener(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
         let data = folder.join(DATA);
-        Ok(Server { listener, asking: VecDeque::new(), data, mode, _folder: made })
+        let (listener, folder) = SocketFolder::open(folder, CONTROL, mode)?;
+        watch.listener(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
+        Ok(Server { listener, asking: VecDeque::new(), folder, data, mode })
     }
 
     pub(super) fn has_waiting(&self) -> bool {
@@ -87,7 +88,11 @@ impl Server {
         if unix::is_hung_up(&control) {
             return Err(turned_away(&"it has gone"));
         }
-        let (socket, file) = unix::bind_connected(&self.data, self.mode, &theirs, uid)
+        // Wherever the plug sees the folder.
+        let name = theirs.file_name().ok_or_else(|| turned_away(&Bad::Address))?;
+        let (socket, file) = self
+            .folder
+            .connected(DATA, self.mode, name, uid)
             .map_err(|error| turned_away(&format_args!("it is user {uid}'s: {error}")))?;
         let answer = protocol::address_of(&self.data);
         match unix::send_connected(control.as_fd(), &[IoSlice::new(&answer)]) {

@@ -156,8 +156,8 @@ fn vde(port: &PortInfo) -> String {
          there, and the port is down while it is not."
     };
     format!(
-        "{who} Each frame is a Unix datagram; the other end takes no more at once than\n\
-         'sysctl net.unix.max_dgram_qlen' says; what is more is dropped (tx_full)."
+        "{who} Each frame is a Unix datagram. Of what the other end does not take, 1 MiB waits;\n\
+         the rest is dropped (tx_full)."
     )
 }
 

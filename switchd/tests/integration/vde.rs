@@ -245,9 +245,11 @@ pub fn hostile_plugs() -> Outcome {
     symlink(&own, &link).expect("made");
     fs::write(&file, "").expect("written");
     let unnamed = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name("vswitch").expect("a name"));
-    let named =
-        [&others, &link, &file, &bad.join("none"), &bad.join("../../../../etc/passwd"), &bad.join("ctl")];
-    let mut requests: Vec<Vec<u8>> = named.map(|path| request_for(path, "")).to_vec();
+    let elsewhere = daemon.path("elsewhere");
+    let _elsewhere = UnixDatagram::bind(&elsewhere).expect("bound");
+    let names = ["others", "link", "file", "none", "..", "ctl", "data", ""].map(|name| bad.join(name));
+    let named = names.iter().chain([&elsewhere]);
+    let mut requests: Vec<Vec<u8>> = named.map(|path| request_for(path, "")).collect();
     let mut abstract_name = request_for(Path::new("/vswitch"), "");
     abstract_name[14] = 0;
     let mut version = request_for(&own, "");
@@ -385,9 +387,6 @@ pub fn real_plugs() -> Outcome {
     has("vde_plug2tap")?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
     let (one, two) = (Ns::new("one"), Ns::new("two"));
-    for ns in [&ns, &one, &two] {
-        ns.sysctl("net/unix/max_dgram_qlen", "512");
-    }
     let daemon = switch(&ns, &host);
     let [a, b] = ["a", "b"].map(|name| {
         let place = daemon.path(name);
@@ -410,6 +409,16 @@ pub fn real_plugs() -> Outcome {
     // With another address than before.
     one.ip("neigh flush all");
     reaches(&one, "10.9.0.3");
+    // Another user's plug, where the mode lets him in.
+    fs::set_permissions(daemon.path(""), fs::Permissions::from_mode(0o755)).expect("set");
+    let other = daemon.path("other");
+    daemon.ctl(&format!("port add o --bridge br0 --type vde --path {} --mode 666", other.display()));
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups vde_plug";
+    assert!(Program::start(&two, &format!("{nobody} vde://{}", b.display())).0.wait().is_ok());
+    let nobody = Program::start(&two, &format!("{nobody} vde://{}", other.display()));
+    daemon.wait_port_state("o", "up");
+    drop(nobody);
+    daemon.wait_port_state("o", "down");
     daemon.ctl("port del a");
     eventually("its plug ends", || first.has_ended());
     Ok(())
