@@ -190,6 +190,7 @@ const TESTS: &[(&str, Test)] = &[
     ("vde::without_privileges", vde::without_privileges),
     ("vde::real_plugs", vde::real_plugs),
     ("vde::into_another_switch", vde::into_another_switch),
+    ("vde::a_guest", vde::a_guest),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

@@ -14,6 +14,7 @@ use vswitch::port::vde::protocol::{ADDRESS_LEN, address, request_for};
 use crate::harness::daemon::{Daemon, Start, folder};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::{Ns, has_program};
+use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
 use crate::harness::{Outcome, PATIENCE, Skip, eventually};
 
@@ -459,6 +460,42 @@ pub fn into_another_switch() -> Outcome {
         let _ = control.read_to_end(&mut heard);
         assert!(heard.ends_with(b"vswitchd"), "a request, and then the end");
         assert_eq!(daemon.port_state("up"), "down");
+    }
+    Ok(())
+}
+
+/// QEMU with the longest frames that it takes; a guest that boots again, and one whose switch was killed.
+pub fn a_guest() -> Outcome {
+    can_boot()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let sockets = folder();
+    let place = sockets.path().join("g").display().to_string();
+    let config = format!(
+        "[[bridge]]\nname = \"br0\"\n\
+         [[port]]\nname = \"host\"\nbridge = \"br0\"\ntype = \"tap\"\nnetns = \"{}\"\n\
+         address = \"10.9.0.1/24\"\nmac = \"02:00:00:00:09:01\"\nmtu = 4078\n\
+         [[port]]\nname = \"g\"\nbridge = \"br0\"\ntype = \"vde\"\npath = \"{place}\"\nmtu = 4078\n",
+        host.name
+    );
+    let netdev = format!("-netdev vde,id=net,sock={place} {CARD},host_mtu=4078");
+    let mut daemon = Start::new(&ns).config(&config).ready();
+    for _ in 0..2 {
+        let mut guest = Qemu::boot(&ns, &netdev);
+        daemon.wait_port_state("g", "up");
+        for again in [false, true] {
+            if again {
+                guest.reboot();
+            }
+            guest.address("10.9.0.2/24");
+            guest.talk("10.9.0.2", &host, "10.9.0.1");
+            let heard = guest.run("ping -c 3 -W 5 -s 4050 10.9.0.1");
+            assert!(heard.contains(" 0% packet loss"), "{heard}");
+        }
+        assert_eq!(count(&daemon, "g", "connections"), 1);
+        let left = daemon.kill();
+        daemon = Start::new(&ns).config(&config).folder(left).ready();
+        // QEMU plugs in once, and its place is free for another.
+        assert_eq!(daemon.port_state("g"), "down");
     }
     Ok(())
 }

@@ -65,6 +65,7 @@ const WITH_GUESTS: &[&str] = &[
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",
+    "vde::a_guest",
     "vhost_user::the_switch_listens",
     "vhost_user::qemu_listens",
     "vhost_user::guests_among_themselves",
