@@ -15,6 +15,7 @@ pub mod protocol;
 mod server;
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::sys::{Error, unix};
@@ -28,18 +29,28 @@ const PLUG_NAME_LEN: usize = ".4194304-00000".len();
 /// Longest path of a folder in bytes, so that all sockets in it can have an address.
 pub const FOLDER_LEN_MAX: usize = unix::PATH_MAX_BYTES - 1 - PLUG_NAME_LEN;
 
+/// Characters that libvdeplug does not take for themselves in a folder's name.
+const READ_OTHERWISE: [u8; 6] = *b"'\"\\%[]";
+
 /// Refuses what cannot be a folder of sockets.
 ///
 /// # Errors
 /// `InvalidInput`, with the rule that was broken.
 pub fn check_folder(folder: &Path) -> Result<(), Error> {
     unix::check_path(folder)?;
-    if folder.as_os_str().len() > FOLDER_LEN_MAX {
-        let what = format!(
-            "'{}' is not a folder for VDE plugs: it is longer than {FOLDER_LEN_MAX} bytes, and their sockets in it would have no address",
-            folder.display().to_string().escape_debug()
-        );
-        return Err(Error::refused(io::ErrorKind::InvalidInput, what));
+    let name = folder.as_os_str().as_bytes();
+    let refuse = |why: &str| {
+        let folder = folder.display().to_string();
+        let what = format!("'{}' is not a folder for VDE plugs: {why}", folder.escape_debug());
+        Err(Error::refused(io::ErrorKind::InvalidInput, what))
+    };
+    if name.len() > FOLDER_LEN_MAX {
+        refuse(&format!(
+            "it is longer than {FOLDER_LEN_MAX} bytes, and their sockets in it would have no address"
+        ))
+    } else if name.iter().any(|byte| READ_OTHERWISE.contains(byte)) {
+        refuse("they read ' \" \\ % [ and ] as something else")
+    } else {
+        Ok(())
     }
-    Ok(())
 }

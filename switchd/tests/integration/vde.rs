@@ -161,6 +161,7 @@ pub fn as_asked() -> Outcome {
     refused("vde --path here", "absolute path");
     refused(&format!("vde --path {text}"), "port del vm1");
     refused(&format!("vde --path /tmp/{}", "x".repeat(90)), "longer than 92 bytes");
+    refused("vde --path /tmp/a[1]", "read ' \" \\ % [ and ] as something else");
     refused("vde --listen 127.0.0.1:1", "'listen' is for stream ports");
     refused(&format!("vde --path {}", daemon.path("").display()), "is a folder with other things in it");
     refused(&format!("vde --path {}", daemon.path("log").display()), "exists and is not a folder");
@@ -445,6 +446,14 @@ pub fn into_another_switch() -> Outcome {
         daemon.wait_port_state("up", "down");
         fs::remove_dir_all(&place).expect("what it left");
     }
+    // Another one of ours.
+    daemon.ctl("bridge add br1");
+    daemon.ctl(&format!("port add far --bridge br1 --type tap --netns {} --address 10.9.0.5/24", far.name));
+    daemon.ctl(&format!("port add down --bridge br1 --type vde --path {}", place.display()));
+    daemon.wait_port_state("up", "up");
+    reaches(&host, "10.9.0.5");
+    daemon.ctl("port del down");
+    daemon.wait_port_state("up", "down");
     // One that says nothing, one that does not speak the protocol, and one whose answer leads elsewhere.
     fs::create_dir(&place).expect("made");
     let listener = std::os::unix::net::UnixListener::bind(place.join("ctl")).expect("bound");
