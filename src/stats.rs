@@ -79,7 +79,7 @@ drop_reasons! {
     OuterFragments = "outer_fragments",
     /// A tunnelled frame of a network that no port here has.
     UnknownVni = "unknown_vni",
-    /// A tunnelled frame from nobody that this port was told of.
+    /// A tunnelled frame from nobody that this port was told of, or a datagram that is not the peer's.
     UnknownRemote = "unknown_remote",
     /// A tunnelled frame that claims a station of this side.
     Guarded = "guarded",

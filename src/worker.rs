@@ -502,7 +502,8 @@ impl Worker {
         self.outbox.resize(self.queues.len());
         self.topology = topology;
         let now = Instant::now();
-        for (id, queue) in add {
+        for (id, mut queue) in add {
+            queue.prepare();
             let watched = register(&self.poll, self.index, id, &*queue);
             self.queues[id.index()] = Some(queue);
             // Frames may have come before epoll was told to look.

@@ -25,7 +25,7 @@ use vswitch::stats::{Counters, DropReason};
 use vswitch::topology::PortShared;
 use vswitch::virtio::dirty::{DirtyLog, RingLog};
 use vswitch::virtio::inflight::InflightFile;
-use vswitch::virtio::memory::{GuestMemory, RegionSpec};
+use vswitch::virtio::memory::{GuestMemory, RegionSpec, Share};
 use vswitch::virtio::net::NetRing;
 use vswitch::virtio::ring::{Budget, Records, Setup};
 
@@ -145,9 +145,12 @@ fn records_are_not_believed() {
         let recorded = || {
             let log = File::from(memfd_create(c"log", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
             log.set_len(256).expect("that long");
-            let log = Arc::new(DirtyLog::new(log, 0, u64::from(*log_len).max(1)).expect("a log"));
+            let log = Arc::new(
+                DirtyLog::new(&Share::default(), log, 0, u64::from(*log_len).max(1)).expect("a log"),
+            );
             let kept = file.try_clone().expect("another handle");
-            let kept = Arc::new(InflightFile::new(kept, 0, len, 1, SIZE).expect("long enough"));
+            let kept =
+                Arc::new(InflightFile::new(&Share::default(), kept, 0, len, 1, SIZE).expect("long enough"));
             let records = Records {
                 log: Some(RingLog { log, buffers: input.0 & 1 != 0, used: Some(*used) }),
                 inflight: kept.ring(0),

@@ -32,6 +32,9 @@ pub trait PortQueue: Send + Debug {
     /// What becomes readable when frames wait; `None` when this queue only sends.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Makes what belongs to the thread that uses it from now on, and may take long to make. Not on the fast path.
+    fn prepare(&mut self) {}
+
     /// Appends waiting frames to the batch until it is full or nothing waits.
     fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received;
 

@@ -10,12 +10,14 @@
 //! signal to whoever has been writing for long ends the wait only after it held up others.
 //!
 //! Where there is no AIO (a seccomp filter, or `fs.aio-max-nr` is used up), what is left is to set `O_NONBLOCK` before each write: a front end then has
-//! to win a race to hold us up.
+//! to win a race to hold us up. Whoever rings is told of that, and has to tell.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use nix::errno::Errno;
 use vmm_sys_util::aio::{IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
 
 /// `IOCB_CMD_POLL` (`linux/aio_abi.h`, Linux 4.18), which the library lacks.
@@ -24,8 +26,8 @@ const IOCB_CMD_POLL: u16 = 5;
 const REAPED: usize = 64;
 
 thread_local! {
-    // Rings go from thread to thread, and those that ring are few. So a context is a thread's: made when it rings first, shared with nobody.
-    static CALLER: io::Result<Caller> = Caller::new();
+    // Rings go from thread to thread, and those that ring are few. So a context is a thread's, shared with nobody; or why it has none.
+    static CALLER: RefCell<Option<Result<Caller, Errno>>> = const { RefCell::new(None) };
 }
 
 /// A context of Linux AIO whose completions tell nobody anything: they are taken when there is no room for more.
@@ -36,7 +38,11 @@ struct Caller {
 }
 
 impl Caller {
-    fn new() -> io::Result<Caller> {
+    fn new() -> Result<Caller, Errno> {
+        Caller::make().map_err(|error| errno(&error))
+    }
+
+    fn make() -> io::Result<Caller> {
         // The kernel rounds up to a page of completions.
         let caller = Caller { context: IoContext::new(1)?, null: File::open("/dev/null")? };
         // A kernel that has AIO may lack this operation.
@@ -73,19 +79,39 @@ impl Caller {
     }
 }
 
-/// Rings an eventfd, whatever its flags and its counter.
-#[inline]
-pub(crate) fn ring(bell: &impl AsFd) {
-    let bell = bell.as_fd();
-    let rung = CALLER.try_with(|caller| caller.as_ref().is_ok_and(|caller| caller.ring(bell).is_ok()));
-    if rung != Ok(true) {
-        let _ = super::set_nonblocking(&bell).and_then(|()| super::write(bell, &1u64.to_ne_bytes()));
-    }
+/// Makes this thread's context, which may take long, unless it has one. One that could not be made is tried again.
+///
+/// # Errors
+/// There is none: whoever is rung by this thread may hold it up.
+pub(crate) fn prepare() -> Result<(), Errno> {
+    CALLER.with_borrow_mut(|caller| match caller {
+        Some(Ok(_)) => Ok(()),
+        none => none.insert(Caller::new()).as_ref().map(drop).map_err(|&errno| errno),
+    })
 }
 
-/// Why this thread cannot ring without a chance to be held up, if it cannot.
-pub(crate) fn hindrance() -> Option<String> {
-    CALLER.with(|caller| caller.as_ref().err().map(ToString::to_string))
+/// Rings an eventfd, whatever its flags and its counter. A thread that did not [`prepare`] does it now.
+///
+/// # Errors
+/// It was rung in the way that may wait, and why.
+#[inline]
+pub(crate) fn ring(bell: &impl AsFd) -> Result<(), Errno> {
+    let bell = bell.as_fd();
+    let rung = CALLER.try_with(|caller| match caller.borrow_mut().get_or_insert_with(Caller::new) {
+        Ok(caller) => caller.ring(bell).map_err(|error| errno(&error)),
+        Err(errno) => Err(*errno),
+    });
+    // A thread that ends has none any more.
+    rung.unwrap_or(Err(Errno::ESRCH)).inspect_err(|_| write(bell))
+}
+
+#[cold]
+fn write(bell: BorrowedFd<'_>) {
+    let _ = super::set_nonblocking(&bell).and_then(|()| super::write(bell, &1u64.to_ne_bytes()));
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }
 
 /// What a front end can do to an eventfd at any time.
@@ -95,6 +121,28 @@ pub(crate) fn make_blocking(bell: &impl AsRawFd) {
     // SAFETY: the descriptor is open for as long as its owner is borrowed.
     let bell = unsafe { BorrowedFd::borrow_raw(bell.as_raw_fd()) };
     fcntl(bell, FcntlArg::F_SETFL(OFlag::empty())).expect("an eventfd");
+}
+
+/// Takes AIO from this thread for good, as a seccomp filter of the whole process would.
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small constants")]
+pub(crate) fn forbid() {
+    const NR: u32 = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
+    let code = |code: u32, k, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut filter = [
+        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, NR, 0, 0),
+        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_io_setup as u32, 0, 1),
+        code(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
+        code(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: a live program of as many instructions as it says; it is this thread's alone.
+    let done = unsafe {
+        (libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        })
+    };
+    assert_eq!(done, (0, 0), "{}", io::Error::last_os_error());
 }
 
 #[cfg(test)]
@@ -118,8 +166,8 @@ mod tests {
         let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
         bell.write(u64::MAX - 1).expect("full");
         let bell = at_once(move || {
-            assert_eq!(hindrance(), None, "this kernel has AIO");
-            (0..3).for_each(|_| ring(&bell));
+            assert_eq!(prepare(), Ok(()), "this kernel has AIO");
+            (0..3).for_each(|_| ring(&bell).expect("rung"));
             bell
         });
         assert_eq!(bell.read().expect("readable"), u64::MAX, "it stays full");
@@ -131,9 +179,23 @@ mod tests {
         const RINGS: u64 = 10_000;
         let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
         let bell = at_once(move || {
-            (0..RINGS).for_each(|_| ring(&bell));
+            (0..RINGS).for_each(|_| ring(&bell).expect("rung"));
             bell
         });
         assert_eq!(bell.read().expect("readable"), RINGS);
+    }
+
+    #[test]
+    fn without_asynchronous_io_it_is_rung_and_said() {
+        let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
+        let bell = at_once(move || {
+            forbid();
+            assert_eq!(ring(&bell), Err(Errno::EPERM));
+            assert_eq!(prepare(), Err(Errno::EPERM));
+            bell.write(u64::MAX - 2).expect("full");
+            assert_eq!(ring(&bell), Err(Errno::EPERM), "nobody has made it blocking again");
+            bell
+        });
+        assert_eq!(bell.read().expect("readable"), u64::MAX - 1);
     }
 }

@@ -9,6 +9,9 @@
 //! of a file of ours, allocated beforehand. Shared mappings of files are not counted as promises: the whole mapping becomes one of that file behind its end, which can
 //! have any length and any size of pages before it, and then each page that is touched becomes the one that is there.
 //!
+//! The kernel lets a process map 65,530 pieces of memory (`vm.max_map_count`), and one guest may have hundreds of regions. So there is a number of watches for each port that
+//! nobody else can have, and what is beyond comes out of a common store ([`Share`]), of which none gets more than is left for others.
+//!
 //! A SIGBUS anywhere else is handed to whoever handled it before, so a real fault still ends the process.
 //!
 //! This is the one place with state of the whole process, because a signal handler has nothing else.
@@ -18,17 +21,25 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::topology::PORTS_MAX;
+
 /// Length of the page that a watch has.
 const PAGE: usize = 4096;
+/// Mappings that each port can have watched: eight regions, as a front end has that knows of no more, a dirty log, and records of what is in flight.
+const EACH: usize = 10;
+/// And so many that are common to all.
+const COMMON_MAX: usize = 8192;
 /// Mappings that can be watched at a time.
-const WATCHES_MAX: usize = 16_384;
+const WATCHES_MAX: usize = PORTS_MAX * EACH + COMMON_MAX;
 
 /// How many mappings have ever broken.
 static BROKEN: AtomicUsize = AtomicUsize::new(0);
+/// How many of the common watches are taken.
+static COMMON: AtomicUsize = AtomicUsize::new(0);
 static SLOTS: [Slot; WATCHES_MAX] = [const { Slot::FREE }; WATCHES_MAX];
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
@@ -125,39 +136,75 @@ unsafe fn put(start: usize, len: usize, flags: libc::c_int, fd: libc::c_int, off
     pages != libc::MAP_FAILED
 }
 
+/// What one port has of the watches: their number.
+#[derive(Clone, Debug, Default)]
+pub struct Share(Arc<AtomicUsize>);
+
+impl Share {
+    /// Takes one more, unless it is a common one and fewer would be left than the port has of those.
+    fn take(&self) -> io::Result<Place> {
+        let own = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        let beyond = own.saturating_sub(EACH);
+        let common = if beyond > 0 { COMMON.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        // Given back with it.
+        let place = Place(self.clone());
+        if common + beyond <= COMMON_MAX {
+            return Ok(place);
+        }
+        let why = format!("{own} mappings of one guest are too many beside those of others");
+        Err(io::Error::new(io::ErrorKind::OutOfMemory, why))
+    }
+}
+
+/// One of a share's.
+#[derive(Debug)]
+struct Place(Share);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0.0.fetch_sub(1, Ordering::Relaxed) > EACH {
+            COMMON.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A mapping that survives its file. Must go before the mapping does.
 #[derive(Debug)]
-pub(crate) struct Watch(&'static Slot);
+pub(crate) struct Watch {
+    slot: &'static Slot,
+    _place: Place,
+}
 
 impl Watch {
     /// Watches a mapping of whole pages that the caller owns for as long as the watch lives.
     ///
     /// # Errors
-    /// Too many are watched, or the kernel refuses the handler.
-    pub(crate) fn new(mapping: &vm_memory::MmapRegion) -> io::Result<Watch> {
+    /// The share has too many, or the kernel refuses the handler.
+    pub(crate) fn new(mapping: &vm_memory::MmapRegion, share: &Share) -> io::Result<Watch> {
+        let place = share.take()?;
         let Installed { pages, .. } = installed()?;
         let free = |slot: &Slot| {
             slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
         let page = SLOTS.iter().position(free).ok_or(io::ErrorKind::OutOfMemory)?;
-        let watch = Watch(&SLOTS[page]);
+        let watch = Watch { slot: &SLOTS[page], _place: place };
         // Written, not only made that long: it has to be there when there is no other.
         pages.write_all_at(&[0; PAGE], (PAGE * page) as u64)?;
-        watch.0.broken.store(false, Ordering::Relaxed);
-        watch.0.set(Watched { start: mapping.as_ptr().addr(), len: mapping.size() });
+        watch.slot.broken.store(false, Ordering::Relaxed);
+        watch.slot.set(Watched { start: mapping.as_ptr().addr(), len: mapping.size() });
         Ok(watch)
     }
 
     /// For memory that belongs to no file, in an interpreter that has no signals.
     #[cfg(miri)]
     pub(crate) fn of_nothing() -> Watch {
-        Watch(&SLOTS[0])
+        Watch { slot: &SLOTS[0], _place: Share::default().take().expect("one of few") }
     }
 
     /// Whether its file has shrunk: what is read there is not what was written.
     #[inline]
     pub(crate) fn is_broken(&self) -> bool {
-        self.0.broken.load(Ordering::Relaxed)
+        self.slot.broken.load(Ordering::Relaxed)
     }
 }
 
@@ -169,8 +216,8 @@ pub(crate) fn broken() -> usize {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.set(Watched::NOTHING);
-        self.0.taken.store(false, Ordering::Release);
+        self.slot.set(Watched::NOTHING);
+        self.slot.taken.store(false, Ordering::Release);
     }
 }
 
@@ -236,9 +283,29 @@ mod tests {
 
     use super::*;
 
-    const NAME: &str = "sys::sigbus::tests::a_mapping_survives_without_memory_for_another";
     const IN_CHILD: &str = "VSWITCH_SIGBUS_CHILD";
     const LEN: usize = 64 * PAGE;
+
+    /// Whether this is a process of the test's own; else one is made, and has to end well.
+    fn in_child(test: &str) -> bool {
+        if std::env::var_os(IN_CHILD).is_some() {
+            return true;
+        }
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        let name = format!("sys::sigbus::tests::{test}");
+        let done = child.args([&name, "--exact", "--test-threads=1"]).env(IN_CHILD, "1").output();
+        let done = done.expect("a child");
+        assert!(done.status.success(), "{done:?}");
+        false
+    }
+
+    fn mapping() -> (File, vm_memory::MmapRegion) {
+        let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file"));
+        file.set_len(LEN as u64).expect("that long");
+        let shared = file.try_clone().expect("another handle");
+        let mapping = vm_memory::MmapRegion::from_file(vm_memory::FileOffset::new(file, 0), LEN);
+        (shared, mapping.expect("mapped"))
+    }
 
     /// A limit that only private memory that can be written counts against: then the kernel refuses it, as it does where it promises no more
     /// than it has.
@@ -250,20 +317,12 @@ mod tests {
 
     #[test]
     fn a_mapping_survives_without_memory_for_another() {
-        if std::env::var_os(IN_CHILD).is_none() {
-            // The limit is of the whole process.
-            let mut child = Command::new(std::env::current_exe().expect("this program"));
-            let done = child.args([NAME, "--exact", "--test-threads=1"]).env(IN_CHILD, "1").output();
-            let done = done.expect("a child");
-            assert!(done.status.success(), "{done:?}");
+        // The limit is of the whole process.
+        if !in_child("a_mapping_survives_without_memory_for_another") {
             return;
         }
-        let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file"));
-        file.set_len(LEN as u64).expect("that long");
-        let shared = file.try_clone().expect("another handle");
-        let mapping =
-            vm_memory::MmapRegion::from_file(vm_memory::FileOffset::new(file, 0), LEN).expect("mapped");
-        let watch = Watch::new(&mapping).expect("watched");
+        let (shared, mapping) = mapping();
+        let watch = Watch::new(&mapping, &Share::default()).expect("watched");
         let read = |offset: usize| {
             // SAFETY: inside the mapping.
             unsafe { mapping.as_ptr().add(offset).read_volatile() }
@@ -282,5 +341,28 @@ mod tests {
         set_private_memory(libc::RLIM_INFINITY);
         assert_eq!((first, second), (0, 0));
         assert!(watch.is_broken());
+    }
+
+    #[test]
+    fn ports_that_take_all_they_can_leave_others_theirs() {
+        // So are the watches.
+        if !in_child("ports_that_take_all_they_can_leave_others_theirs") {
+            return;
+        }
+        let (_file, mapping) = mapping();
+        let greedy = || {
+            let share = Share::default();
+            std::iter::from_fn(|| Watch::new(&mapping, &share).ok()).collect::<Vec<_>>()
+        };
+        let first = greedy();
+        assert_eq!(first.len(), EACH + COMMON_MAX / 2);
+        let others: Vec<_> = (0..100).map(|_| greedy()).collect();
+        assert_eq!(others[0].len(), EACH + COMMON_MAX / 4);
+        assert_eq!(others[99].len(), EACH, "the common ones are used up");
+        // What is given back is there again, and what was refused was not kept.
+        drop(others);
+        assert_eq!(greedy().len(), EACH + COMMON_MAX / 4);
+        drop(first);
+        assert_eq!(greedy().len(), EACH + COMMON_MAX / 2);
     }
 }

@@ -369,6 +369,46 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize
     if n >= 0 { Ok(Some(n.cast_unsigned())) } else { super::would_block(io::Error::last_os_error()) }
 }
 
+/// The name that a socket is bound to, in the words of whoever bound it; all zeros is none.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Name {
+    family: libc::sa_family_t,
+    path: [u8; PATH_MAX_BYTES + 1],
+}
+
+const _: () = assert!(size_of::<Name>() == size_of::<libc::sockaddr_un>());
+
+impl Name {
+    const NONE: Name = Name { family: 0, path: [0; PATH_MAX_BYTES + 1] };
+}
+
+/// The name of the socket that one is connected to: what comes from there has it, too.
+///
+/// # Errors
+/// It is not connected.
+pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<Name> {
+    let mut name = Name::NONE;
+    let mut len = size_of_val(&name) as libc::socklen_t;
+    // SAFETY: the address and its length are live and writable, and it is as long as is said.
+    let done = unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(name) }
+}
+
+/// As [`receive`], and whose it is.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn receive_named(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<(usize, Name)>> {
+    let mut name = Name::NONE;
+    let mut len = size_of_val(&name) as libc::socklen_t;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    let (address, bytes) = ((&raw mut name).cast(), buffer.as_mut_ptr().cast());
+    // SAFETY: the buffer, the address and its length are live and writable, and as long as is said.
+    let n = unsafe { libc::recvfrom(fd.as_raw_fd(), bytes, buffer.len(), flags, address, &raw mut len) };
+    if n >= 0 { Ok(Some((n.cast_unsigned(), name))) } else { super::would_block(io::Error::last_os_error()) }
+}
+
 /// Lets so many bytes wait to be sent, or as many as the kernel allows.
 pub fn set_send_buffer(fd: &OwnedFd, bytes: libc::c_int) {
     use super::packet::set;

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 
 use super::Fault;
-use super::memory::{Area, GuestMemory, MemoryError, RegionSpec};
+use super::memory::{Area, GuestMemory, MemoryError, RegionSpec, Share};
 
 /// Bytes that a bit stands for.
 const PAGE: u64 = 4096;
@@ -33,9 +33,9 @@ impl DirtyLog {
     ///
     /// # Errors
     /// As of [`GuestMemory::with`].
-    pub fn new(file: File, offset: u64, len: u64) -> Result<DirtyLog, MemoryError> {
+    pub fn new(share: &Share, file: File, offset: u64, len: u64) -> Result<DirtyLog, MemoryError> {
         let spec = RegionSpec { guest_addr: 0, user_addr: 0, len, file_offset: offset };
-        let memory = GuestMemory::default().with(spec, file)?;
+        let memory = GuestMemory::none(share).with(spec, file)?;
         let bits = memory.guest(0, usize::MAX).ok_or(MemoryError::Range(len, 0))?;
         Ok(DirtyLog { memory, bits })
     }

@@ -28,7 +28,7 @@ use vm_memory::AtomicInteger;
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 
 use super::Fault;
-use super::memory::{Area, GuestMemory, MemoryError, RegionSpec};
+use super::memory::{Area, GuestMemory, MemoryError, RegionSpec, Share};
 
 /// Regions begin at multiples of this: a cache line, so that rings of two workers have none in common.
 const ALIGN: usize = 64;
@@ -80,6 +80,7 @@ impl InflightFile {
     /// # Errors
     /// It is too short for them, or cannot be mapped.
     pub fn new(
+        share: &Share,
         file: File,
         offset: u64,
         len: u64,
@@ -91,7 +92,7 @@ impl InflightFile {
             return Err(MemoryError::Short { file: len, end });
         }
         let spec = RegionSpec { guest_addr: 0, user_addr: 0, len, file_offset: offset };
-        let memory = GuestMemory::default().with(spec, file)?;
+        let memory = GuestMemory::none(share).with(spec, file)?;
         Ok(InflightFile { memory, rings, size })
     }
 

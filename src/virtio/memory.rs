@@ -16,6 +16,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{FileOffset, MmapRegion};
 
+pub use crate::sys::sigbus::Share;
 use crate::sys::sigbus::{self, Watch};
 
 /// Most regions of a guest's memory: what QEMU can have at most.
@@ -90,26 +91,35 @@ struct Region {
 pub struct GuestMemory {
     /// By guest address.
     regions: Vec<Region>,
+    /// What its port has of the mappings of all ports.
+    share: Share,
     /// How many mappings, of anybody, had broken when none of these had.
     looked: AtomicUsize,
 }
 
 impl GuestMemory {
-    fn of(regions: Vec<Region>) -> GuestMemory {
-        GuestMemory { regions, looked: AtomicUsize::new(usize::MAX) }
+    /// None, of a port whose other mappings have this share.
+    #[must_use]
+    pub fn none(share: &Share) -> GuestMemory {
+        GuestMemory { regions: Vec::new(), share: share.clone(), looked: AtomicUsize::new(usize::MAX) }
+    }
+
+    /// Of the same port.
+    fn of(&self, regions: Vec<Region>) -> GuestMemory {
+        GuestMemory { regions, ..GuestMemory::none(&self.share) }
     }
 }
 
 impl Default for GuestMemory {
-    /// None.
+    /// None, of a port that has no other.
     fn default() -> GuestMemory {
-        GuestMemory::of(Vec::new())
+        GuestMemory::none(&Share::default())
     }
 }
 
 impl Clone for GuestMemory {
     fn clone(&self) -> GuestMemory {
-        GuestMemory::of(self.regions.clone())
+        self.of(self.regions.clone())
     }
 }
 
@@ -163,11 +173,11 @@ impl GuestMemory {
                 return Err(MemoryError::Overlap(spec.user_addr));
             }
         }
-        let region = map(spec, file, file_end)?;
+        let region = map(spec, file, file_end, &self.share)?;
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, region);
-        Ok(GuestMemory::of(regions))
+        Ok(self.of(regions))
     }
 
     /// The same with one region more that belongs to no file, for an interpreter that knows of none.
@@ -179,7 +189,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, Region { spec, offset: 0, len, file: (0, 0), mapping });
-        GuestMemory::of(regions)
+        self.of(regions)
     }
 
     /// The same without the region of these addresses.
@@ -194,7 +204,7 @@ impl GuestMemory {
         };
         let place = regions.iter().position(is).ok_or(MemoryError::Unknown(guest_addr))?;
         regions.remove(place);
-        Ok(GuestMemory::of(regions))
+        Ok(self.of(regions))
     }
 
     /// Whether a file has shrunk: nothing here can be believed any more.
@@ -285,7 +295,7 @@ impl MemoryFile {
 }
 
 /// Maps what a region covers, in whole pages of whatever size its file has.
-fn map(spec: RegionSpec, file: MemoryFile, file_end: u64) -> Result<Region, MemoryError> {
+fn map(spec: RegionSpec, file: MemoryFile, file_end: u64, share: &Share) -> Result<Region, MemoryError> {
     let MemoryFile { file, identity, len: file_len, page } = file;
     if file_len < file_end {
         return Err(MemoryError::Short { file: file_len, end: file_end });
@@ -297,6 +307,6 @@ fn map(spec: RegionSpec, file: MemoryFile, file_end: u64) -> Result<Region, Memo
         return Err(MemoryError::Range(spec.len, spec.guest_addr));
     };
     let pages = MmapRegion::from_file(FileOffset::new(file, start), size).map_err(io::Error::other)?;
-    let watch = Watch::new(&pages)?;
+    let watch = Watch::new(&pages, share)?;
     Ok(Region { spec, offset, len, file: identity, mapping: Arc::new(Mapping { watch, pages }) })
 }

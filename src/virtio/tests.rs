@@ -4,5 +4,6 @@ mod dirty;
 mod frames;
 pub(crate) mod hostile;
 mod inflight;
+mod lending;
 mod memory;
 pub(crate) mod rings;

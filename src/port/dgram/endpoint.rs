@@ -3,7 +3,7 @@
 //! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
 //! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
 //! given, whoever sends first from a socket that is his own. Meanwhile what comes waits, as much as the kernel lets wait
-//! (`net.unix.max_dgram_qlen`); what others sent by then is taken as the peer's, whose place they could have had.
+//! (`net.unix.max_dgram_qlen`); what others sent by then is told from the peer's by the worker that reads it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -4,6 +4,10 @@
 //! takes nothing from others, and a worker sends without a path to be looked up. A worker that is refused says that the device is gone; the
 //! control side finds the peer that comes next. Sending each frame by the peer's path was rejected: it costs a look-up a frame, and goes
 //! wherever a link there leads at that moment.
+//!
+//! What waits when the connection is made may be anybody's. Until all of that has been read, each datagram's sender is asked for, and what is
+//! not the peer's is dropped. Throwing all of it away was rejected: what the peer sent himself is what made him the peer, and a guest would
+//! send its first ARP request again after a second.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,7 +18,7 @@ use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::VNET_HDR_LEN;
 use crate::stats::{Counters, DropReason};
-use crate::sys::unix;
+use crate::sys::unix::{self, Name};
 
 pub mod endpoint;
 
@@ -22,8 +26,10 @@ pub mod endpoint;
 #[must_use]
 pub fn open(socket: &Arc<OwnedFd>, mtu: u32, workers: usize) -> OpenPort {
     let reader = socket.as_raw_fd().unsigned_abs() as usize % workers.max(1);
+    let peer = unix::peer_name(socket.as_fd()).ok();
     let queue = |worker| {
-        Box::new(DgramQueue { socket: Arc::clone(socket), receives: worker == reader }) as Box<dyn PortQueue>
+        let queue = DgramQueue { socket: Arc::clone(socket), receives: worker == reader, sorts_for: peer };
+        Box::new(queue) as Box<dyn PortQueue>
     };
     OpenPort::of_socket((0..workers).map(queue).collect(), mtu)
 }
@@ -33,6 +39,25 @@ struct DgramQueue {
     socket: Arc<OwnedFd>,
     /// One worker's does.
     receives: bool,
+    /// The peer, while others' may wait beside his.
+    sorts_for: Option<Name>,
+}
+
+impl DgramQueue {
+    /// The length of the next datagram, and whether it is the peer's.
+    #[inline]
+    fn next(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
+        let socket = self.socket.as_fd();
+        let Some(peer) = self.sorts_for else {
+            return Ok(unix::receive(socket, room)?.map(|len| (len, true)));
+        };
+        let next = unix::receive_named(socket, room)?.map(|(len, sender)| (len, sender == peer));
+        if next.is_none() {
+            // Others cannot have sent since it is connected.
+            self.sorts_for = None;
+        }
+        Ok(next)
+    }
 }
 
 impl PortQueue for DgramQueue {
@@ -52,9 +77,10 @@ impl PortQueue for DgramQueue {
             let (header, room) = batch.spare().split_at_mut(VNET_HDR_LEN);
             header.fill(0);
             let room_len = room.len();
-            match unix::receive(self.socket.as_fd(), room) {
-                Ok(Some(len)) if len > room_len => inbound.counters.drop_frame(DropReason::RxTruncated),
-                Ok(Some(len)) => {
+            match self.next(room) {
+                Ok(Some((_, false))) => inbound.counters.drop_frame(DropReason::UnknownRemote),
+                Ok(Some((len, _))) if len > room_len => inbound.counters.drop_frame(DropReason::RxTruncated),
+                Ok(Some((len, _))) => {
                     if batch.take(len, None).is_err() {
                         inbound.counters.drop_frame(DropReason::BadOffload);
                     }
@@ -90,3 +116,6 @@ impl PortQueue for DgramQueue {
 fn is_nobody(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ECONNRESET))
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use crate::sys::bells;
 use crate::topology::PortShared;
 use crate::virtio::dirty::{DirtyLog, RingLog};
 use crate::virtio::inflight::InflightFile;
-use crate::virtio::memory::{MemoryError, REGIONS_MAX, RegionSpec};
+use crate::virtio::memory::{MemoryError, REGIONS_MAX, RegionSpec, Share};
 use crate::virtio::net::{NetRing, capabilities};
 use crate::virtio::ring::{Records, SIZE_MAX, Setup};
 use crate::virtio::{GuestMemory, feature};
@@ -94,6 +94,8 @@ pub(super) struct Device {
     port: Arc<PortShared>,
     features: u64,
     protocol: u64,
+    /// Of memory, log and records together.
+    share: Share,
     memory: Arc<GuestMemory>,
     log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightFile>>,
@@ -103,8 +105,9 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(rings: Arc<Rings>, port: Arc<PortShared>) -> Device {
         let vrings = (0..2 * rings.pairs()).map(|_| Vring::default()).collect();
-        let (memory, log, inflight) = (Arc::default(), None, None);
-        Device { rings, port, features: 0, protocol: 0, memory, log, inflight, vrings }
+        let share = Share::default();
+        let (memory, log, inflight) = (Arc::new(GuestMemory::none(&share)), None, None);
+        Device { rings, port, features: 0, protocol: 0, share, memory, log, inflight, vrings }
     }
 
     /// Whether it says of each request that it was done, when asked to.
@@ -304,7 +307,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let add = |memory: GuestMemory, (spec, file): (&VhostUserMemoryRegion, File)| {
             memory.with(region(spec), file)
         };
-        self.set_memory(regions.iter().zip(files).try_fold(GuestMemory::default(), add))?;
+        self.set_memory(regions.iter().zip(files).try_fold(GuestMemory::none(&self.share), add))?;
         Ok(None)
     }
 
@@ -422,13 +425,13 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
         let (rings, size) = self.inflight_size(given)?;
-        let file = InflightFile::new(file, given.mmap_offset, given.mmap_size, rings, size)
+        let file = InflightFile::new(&self.share, file, given.mmap_offset, given.mmap_size, rings, size)
             .map_err(|error| refuse(&error.to_string()))?;
         self.restart_all(|device| device.inflight = Some(Arc::new(file)))
     }
 
     fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::new(file, given.mmap_offset, given.mmap_size)
+        let log = DirtyLog::new(&self.share, file, given.mmap_offset, given.mmap_size)
             .map_err(|error| refuse(&error.to_string()))?;
         self.restart_all(|device| device.log = Some(Arc::new(log)))
     }

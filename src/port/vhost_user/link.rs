@@ -23,7 +23,6 @@ use super::{Rings, messages};
 use crate::port::backoff::{Backoff, GOOD};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
-use crate::sys::caller;
 use crate::sys::unix::{self, SockType, SocketFile};
 use crate::topology::PortShared;
 use crate::virtio::Fault;
@@ -106,6 +105,12 @@ impl Link {
     pub fn is_up(&self) -> bool {
         self.inner.rings.is_live()
     }
+
+    /// What would be better, if anything.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        self.inner.hint()
+    }
 }
 
 impl Drop for Link {
@@ -159,6 +164,8 @@ struct Tells {
     began: Option<Instant>,
     came: Seldom,
     turned_away: Seldom,
+    /// Whether it was told that a front end could hold up a worker.
+    hindered: bool,
 }
 
 impl Tells {
@@ -200,12 +207,6 @@ impl Seldom {
 
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
-        if let Some(why) = caller::hindrance() {
-            let path = self.path.display();
-            tracing::warn!(
-                "{path}: no asynchronous I/O ({why}): a front end could hold up the worker that rings it"
-            );
-        }
         let (mut backoff, mut tells) = (Backoff::new(BACKOFF_MAX), Tells::default());
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),
@@ -339,8 +340,27 @@ impl Inner {
             tells.go_on(&self.path);
             if tells.is_on {
                 self.tell_faults(&mut told);
+                self.tell_hindrance(tells);
             }
         }
+    }
+
+    /// Says once that a front end could hold up a worker.
+    fn tell_hindrance(&self, tells: &mut Tells) {
+        if !tells.hindered
+            && let Some(hint) = self.hint()
+        {
+            tracing::warn!("{}: {hint}", self.path.display());
+            tells.hindered = true;
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let why = self.rings.hindrance()?.desc();
+        Some(format!(
+            "no asynchronous I/O ({why}), so a front end could hold up the worker that rings it: raise fs.aio-max-nr, \
+             or let @aio through the SystemCallFilter, and add the port again"
+        ))
     }
 
     /// Says once which rings have stopped.

@@ -15,8 +15,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received};
 use crate::addr::MacAddr;
@@ -27,6 +29,7 @@ use crate::spec::VhostUserSpec;
 use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::sys::bells::Bells;
+use crate::sys::caller;
 use crate::virtio::Fault;
 use crate::virtio::net::{NetRing, Outcome};
 use crate::virtio::ring::Budget;
@@ -150,6 +153,8 @@ struct Rings {
     first: usize,
     /// A guest's address that is to be announced; 0: none.
     announced: AtomicU64,
+    /// Why a worker has no way to ring that never waits, as the kernel's number; 0: each has one.
+    hindrance: AtomicI32,
 }
 
 impl Rings {
@@ -163,6 +168,7 @@ impl Rings {
             bells: (0..workers).map(|_| Bells::new()).collect::<io::Result<_>>()?,
             first: first % workers.max(1),
             announced: AtomicU64::new(0),
+            hindrance: AtomicI32::new(0),
         })
     }
 
@@ -239,6 +245,14 @@ impl Rings {
         });
         all.collect()
     }
+
+    /// Why a front end could hold up the worker that rings it, if it could.
+    fn hindrance(&self) -> Option<Errno> {
+        let of_worker = self.hindrance.load(Ordering::Relaxed);
+        let of_ring = |slot: &Slot| slot.lock().ring.as_ref()?.hindrance();
+        let of_rings = || self.receive.iter().chain(&self.transmit).find_map(of_ring);
+        (of_worker != 0).then(|| Errno::from_raw(of_worker)).or_else(of_rings)
+    }
 }
 
 /// One worker's way in and out.
@@ -302,6 +316,12 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
 impl PortQueue for Queue {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.rings.bells[self.worker].as_fd())
+    }
+
+    fn prepare(&mut self) {
+        if let Err(errno) = caller::prepare() {
+            self.rings.hindrance.store(errno as i32, Ordering::Relaxed);
+        }
     }
 
     fn listen(&mut self, on: bool) {

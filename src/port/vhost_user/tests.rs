@@ -31,7 +31,8 @@ const LEN: u64 = 1 << 20;
 const PAIRS: u16 = 4;
 const SIZE: u16 = 64;
 const TRANSMITQ: u64 = 64 << 10;
-const BUFFERS: u64 = 128 << 10;
+/// Every other buffer goes over the end of a page.
+const BUFFERS: u64 = 125 << 10;
 const TO_SEND: u64 = 768 << 10;
 const OFFLOADS: u64 = NET_GUEST_CSUM | NET_GUEST_TSO4 | NET_GUEST_TSO6 | NET_GUEST_ECN;
 const FEATURES: u64 =
@@ -39,6 +40,7 @@ const FEATURES: u64 =
 
 mod hostile;
 mod huge;
+mod lending;
 mod load;
 mod migration;
 mod pairs;
@@ -221,10 +223,12 @@ impl Guest {
     }
 
     fn take(&mut self) -> Vec<Vec<u8>> {
-        let frame = |(head, written): (u32, u32)| {
-            read(&self.memory, BUFFERS + u64::from(head) * 2048, written as usize)[HEADER_LEN..].to_vec()
-        };
-        self.receive.take_used().into_iter().map(frame).collect()
+        self.receive.take_used().into_iter().map(|used| self.received(used)).collect()
+    }
+
+    /// The frame in a buffer.
+    fn received(&self, (head, written): (u32, u32)) -> Vec<u8> {
+        read(&self.memory, BUFFERS + u64::from(head) * 2048, written as usize)[HEADER_LEN..].to_vec()
     }
 }
 
@@ -454,6 +458,43 @@ fn kicks_wake_and_are_switched_off_while_nobody_waits() {
 fn talk_quietly(port: &mut Port, guest: &mut Guest) {
     guest.offer(&[4; 60]);
     assert_eq!(port.receive(0).len(), 1);
+}
+
+/// Does this on a thread that has no asynchronous I/O.
+fn hindered(mut port: Port, what: impl FnOnce(&mut Port) + Send) -> Port {
+    std::thread::scope(|scope| {
+        let without = || {
+            crate::sys::caller::forbid();
+            what(&mut port);
+        };
+        scope.spawn(without).join().expect("no panic");
+    });
+    port
+}
+
+#[test]
+fn it_is_said_where_a_front_end_could_hold_up_a_worker() {
+    let folder = Folder::new();
+    let hint = |port: &Port| port.open.link.as_ref().expect("a link").hint();
+    let mut port = Port::new(&folder, SocketRole::Server, 2);
+    port.open.queues.iter_mut().for_each(|queue| queue.prepare());
+    let mut guest = Guest::boot(connect(&folder));
+    talk(&mut port, &mut guest, 1);
+    assert_eq!(hint(&port), None);
+    // One worker cannot be prepared, which is seen before it rings.
+    let mut port = hindered(port, |port| port.open.queues[1].prepare());
+    assert!(hint(&port).expect("a hint").contains("fs.aio-max-nr"));
+    drop((guest, port));
+    // Or it is found out when one rings.
+    port = Port::new(&folder, SocketRole::Server, 1);
+    guest = Guest::boot(connect(&folder));
+    guest.call.read().ok();
+    assert_eq!(hint(&port), None);
+    guest.transmit.set_used_event(guest.transmit.index());
+    guest.offer(&[4; 60]);
+    port = hindered(port, |port| assert_eq!(port.receive(0).len(), 1));
+    assert!(guest.call.read().is_ok(), "it was rung all the same");
+    assert!(hint(&port).is_some());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::super::Fault;
 use super::super::dirty::{DirtyLog, RingLog};
 use super::super::driver::{Driver, NEXT, WRITE, file, memory, read, write};
 use super::super::feature::*;
-use super::super::memory::{GuestMemory, MemoryError};
+use super::super::memory::{GuestMemory, MemoryError, Share};
 use super::super::net::{HEADER_LEN, NetRing};
 use super::super::ring::{Budget, Records, Ring};
 use super::rings::open;
@@ -32,7 +32,7 @@ fn handle(file: &File) -> File {
 }
 
 fn log(file: &File, len: u64) -> Arc<DirtyLog> {
-    Arc::new(DirtyLog::new(handle(file), 0, len).expect("a log"))
+    Arc::new(DirtyLog::new(&Share::default(), handle(file), 0, len).expect("a log"))
 }
 
 /// What is marked, as a front end takes it.
@@ -197,16 +197,21 @@ fn a_log_that_is_too_short_stops_the_ring() {
 
 #[test]
 fn impossible_logs_are_refused() {
-    let refused = |offset: u64, len: u64| DirtyLog::new(file(8192), offset, len).expect_err("refused");
+    let refused = |offset: u64, len: u64| {
+        DirtyLog::new(&Share::default(), file(8192), offset, len).expect_err("refused")
+    };
     assert!(matches!(refused(0, 8193), MemoryError::Short { .. }));
     assert!(matches!(refused(8000, 500), MemoryError::Short { .. }));
     assert!(matches!(refused(0, 0), MemoryError::Range(..)));
     assert!(matches!(refused(u64::MAX - 1, 100), MemoryError::Range(..)));
     let disk = File::open("/proc/self/exe").expect("there");
-    assert!(matches!(DirtyLog::new(disk, 0, 8), Err(MemoryError::NoMemory | MemoryError::Map(_))));
+    assert!(matches!(
+        DirtyLog::new(&Share::default(), disk, 0, 8),
+        Err(MemoryError::NoMemory | MemoryError::Map(_))
+    ));
     // An offset within a page is fine.
     let bits = file(8192);
-    let log = DirtyLog::new(handle(&bits), 5000, 10).expect("a log");
+    let log = DirtyLog::new(&Share::default(), handle(&bits), 5000, 10).expect("a log");
     log.mark(79 * PAGE, 1).expect("in it");
     assert_eq!(log.mark(80 * PAGE, 1), Err(Fault::Log));
     assert_eq!(log.mark(u64::MAX, 2), Err(Fault::Log));

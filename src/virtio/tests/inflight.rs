@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::super::Fault;
 use super::super::driver::{Driver, file, memory};
 use super::super::inflight::{Again, InflightFile, crash};
-use super::super::memory::{GuestMemory, MemoryError};
+use super::super::memory::{GuestMemory, MemoryError, Share};
 use super::super::ring::{Access, Records, Ring};
 use super::rings::{look, open};
 
@@ -68,7 +68,7 @@ impl Guest {
 fn kept(file: &File, rings: u16, size: u16) -> Result<Arc<InflightFile>, MemoryError> {
     let file = file.try_clone().expect("another handle");
     let len = file.metadata().expect("there").len();
-    InflightFile::new(file, 0, len, rings, size).map(Arc::new)
+    InflightFile::new(&Share::default(), file, 0, len, rings, size).map(Arc::new)
 }
 
 /// Takes a chain, if one waits.
@@ -252,7 +252,7 @@ fn records_of_other_rings_are_refused_or_begun_anew() {
     spoil(10, SIZE);
     assert!(guest.ring(0).is_ok());
     assert!(matches!(kept(&file(100), 2, SIZE), Err(MemoryError::Short { .. })));
-    let odd = Arc::new(InflightFile::new(file(4096), 3, 2000, 2, SIZE).expect("a file"));
+    let odd = Arc::new(InflightFile::new(&Share::default(), file(4096), 3, 2000, 2, SIZE).expect("a file"));
     let records = Records { log: None, inflight: odd.ring(0) };
     let odd = Ring::recorded(Arc::clone(&guest.memory), &guest.driver.setup(0, false), records);
     assert_eq!(odd.err(), Some(Fault::Inflight), "not aligned");

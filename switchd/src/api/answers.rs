@@ -342,6 +342,13 @@ pub struct PortInfo {
 }
 
 impl PortInfo {
+    /// One line of what would be better, if anything.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        let of_tunnel = || self.tunnel.as_ref()?.hint.as_deref();
+        of_tunnel().or_else(|| self.socket.as_ref()?.hint.as_deref())
+    }
+
     /// From the data plane's account; `bridge` is the port's own.
     #[must_use]
     pub fn new(status: PortStatus, bridge: Option<&BridgeSpec>, origin: Origin) -> Self {
@@ -354,13 +361,14 @@ impl PortInfo {
             counters: remote.counters.into(),
         });
         let settings = spec.settings.tunnel.clone();
+        let hint = status.hint;
         let tunnel = match &spec.kind {
             PortKind::Tunnel(spec) => {
-                Some(TunnelInfo { hint: status.hint, ..TunnelInfo::new(spec, &settings, remotes.collect()) })
+                Some(TunnelInfo { hint: hint.clone(), ..TunnelInfo::new(spec, &settings, remotes.collect()) })
             }
             _ => None,
         };
-        let socket = SocketInfo::new(&spec.kind, status.peers);
+        let socket = SocketInfo::new(&spec.kind, status.peers).map(|socket| SocketInfo { hint, ..socket });
         let macvtap = match &spec.kind {
             PortKind::Macvtap(spec) => MacvtapInfo::new(spec),
             _ => None,

@@ -40,6 +40,9 @@ pub struct SocketInfo {
     /// Peers so far, and what became of others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<PeersInfo>,
+    /// What would be better, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// The peers of a `stream`, `dgram` or `vde` port.
@@ -81,6 +84,7 @@ impl SocketInfo {
             peer: None,
             mode: None,
             peers: peers.map(PeersInfo::from),
+            hint: None,
         };
         Some(match kind {
             PortKind::Stream(spec) => {

@@ -94,7 +94,7 @@ fn say_json(document: &[u8]) -> Outcome {
 
 /// Says what would be better, if the daemon knows.
 fn hint(port: &PortInfo) {
-    if let Some(hint) = port.tunnel.as_ref().and_then(|tunnel| tunnel.hint.as_ref()) {
+    if let Some(hint) = port.hint() {
         let _ = writeln!(io::stderr(), "hint: {}", crate::one_line(hint));
     }
 }

@@ -244,8 +244,8 @@ pub(super) fn port(port: &PortInfo) -> String {
     }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
-    if let Some(hint) = port.tunnel.as_ref().and_then(|tunnel| tunnel.hint.clone()) {
-        pairs.push(("hint", hint));
+    if let Some(hint) = port.hint() {
+        pairs.push(("hint", hint.to_owned()));
     }
     details(&pairs)
 }

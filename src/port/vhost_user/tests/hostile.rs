@@ -23,7 +23,7 @@ fn who_cannot_be_rung_holds_up_nobody() {
         // It wants to be told of each frame, in both directions.
         guest.transmit.set_used_event(guest.transmit.index());
         guest.receive.set_used_event(guest.receive.used_index());
-        guest.send(n..n + 1);
+        guest.send([frame(2, 1, n)]);
         let received = memory.receive(LONG);
         if received.is_none() {
             // Or the switch would never end.

@@ -14,7 +14,7 @@ use crate::virtio::driver::{read, write};
 use crate::virtio::net::HEADER_LEN;
 
 const FRAMES: u32 = 4000;
-const PLACES: u64 = 512 << 10;
+pub(super) const PLACES: u64 = 512 << 10;
 const LONG: Duration = Duration::from_secs(10);
 
 /// Frame number `n` from the station `from` to `to`.
@@ -25,19 +25,19 @@ pub(super) fn frame(to: u8, from: u8, n: u32) -> Vec<u8> {
     bytes
 }
 
-fn number(frame: &[u8]) -> u32 {
+pub(super) fn number(frame: &[u8]) -> u32 {
     u32::from_be_bytes([frame[14], frame[15], frame[16], frame[17]])
 }
 
 impl Guest {
     /// Makes frames available in as many buffers, and kicks if that is wanted.
-    pub(super) fn send(&mut self, numbers: std::ops::Range<u32>) {
+    pub(super) fn send(&mut self, frames: impl IntoIterator<Item = Vec<u8>>) {
         let before = self.transmit.index();
-        for n in numbers {
-            let slot = u16::try_from(n % u32::from(self.transmit.size)).expect("small");
+        for frame in frames {
+            let slot = self.transmit.index() % self.transmit.size;
             let place = PLACES + 2048 * u64::from(slot);
-            write(&self.memory, place, &[&[0; HEADER_LEN], &frame(2, 1, n)[..]].concat());
-            self.transmit.descriptor(slot, place, HEADER_LEN + 60, 0, 0);
+            write(&self.memory, place, &[&[0; HEADER_LEN], &frame[..]].concat());
+            self.transmit.descriptor(slot, place, HEADER_LEN + frame.len(), 0, 0);
             self.transmit.offer(slot);
         }
         fence(Ordering::SeqCst);
@@ -54,20 +54,30 @@ impl Guest {
     }
 }
 
-/// A switch with a port for a guest, and one in memory.
-pub(super) fn switch(folder: &Folder, workers: usize, poll: PollMode) -> (Switch, MemPort) {
+/// A switch with these ports.
+pub(super) fn switch_of(workers: usize, poll: PollMode, ports: [(&str, PortKind); 2]) -> Switch {
     let options = Options { workers: Some(workers), poll, ..Options::default() };
     let switch = Switch::start(&options).expect("a switch");
     switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
-    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
-    let spec =
-        VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: Some(PAIRS), mtu: None };
-    for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
+    for (name, kind) in ports {
         let (name, bridge) = (name.to_owned(), "br0".to_owned());
         let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
         switch.add_port(port, Missing::Refuse).expect("a port");
     }
-    (switch, memory)
+    switch
+}
+
+/// A port for the guest of this folder.
+pub(super) fn guest_at(folder: &Folder, mtu: Option<u32>) -> PortKind {
+    let (path, role) = (folder.socket(), SocketRole::Server);
+    PortKind::VhostUser(VhostUserSpec { path, role, queues: Some(PAIRS), mtu })
+}
+
+/// A switch with a port for a guest, and one in memory.
+pub(super) fn switch(folder: &Folder, workers: usize, poll: PollMode) -> (Switch, MemPort) {
+    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
+    let ports = [("guest", guest_at(folder, None)), ("memory", PortKind::Mem(memory.clone()))];
+    (switch_of(workers, poll, ports), memory)
 }
 
 fn through(poll: PollMode) {
@@ -77,7 +87,7 @@ fn through(poll: PollMode) {
     let (mut sent, mut turn) = (0, 0u32);
     while sent < FRAMES {
         let burst = (turn * 7 % 13 + 1).min(FRAMES - sent);
-        guest.send(sent..sent + burst);
+        guest.send((sent..sent + burst).map(|n| frame(2, 1, n)));
         for n in sent..sent + burst {
             let frame = memory.receive(LONG).expect("in time").bytes;
             assert_eq!(number(&frame), n, "in order, and each once");
@@ -112,20 +122,9 @@ fn through(poll: PollMode) {
 fn jumbo_frames_cross() {
     const MTU: u32 = 9000;
     let folder = Folder::new();
-    let switch = Switch::start(&Options { workers: Some(1), ..Options::default() }).expect("a switch");
-    switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
     let memory = MemPort::new(Capabilities::default(), MTU).expect("a port");
-    let spec = VhostUserSpec {
-        path: folder.socket(),
-        role: SocketRole::Server,
-        queues: Some(PAIRS),
-        mtu: Some(MTU),
-    };
-    for (name, kind) in [("guest", PortKind::VhostUser(spec)), ("memory", PortKind::Mem(memory.clone()))] {
-        let (name, bridge) = (name.to_owned(), "br0".to_owned());
-        let port = PortSpec { name, bridge, kind, settings: PortSettings::default() };
-        switch.add_port(port, Missing::Refuse).expect("a port");
-    }
+    let ports = [("guest", guest_at(&folder, Some(MTU))), ("memory", PortKind::Mem(memory.clone()))];
+    let switch = switch_of(1, PollMode::default(), ports);
     let mut guest = Guest::boot(connect(&folder));
     for (n, len) in (0..).zip([1514, 1515, 2036, 2037, 9014]) {
         let mut from_guest = frame(2, 1, n);

@@ -9,15 +9,16 @@ use vhost::vhost_user::message::VhostUserInflight;
 use super::*;
 use crate::addr::MacAddr;
 use crate::virtio::inflight::InflightFile;
+use crate::virtio::memory::Share;
 use crate::virtio::ring::{Access, Records, Ring};
 use crate::virtio::tests::rings::{look, open};
 use crate::wire::arp;
 
 /// Bytes of a log for all of a guest's memory.
-const LOG_LEN: u64 = LEN / 4096 / 8;
+pub(super) const LOG_LEN: u64 = LEN / 4096 / 8;
 const RECEIVED: u64 = BUFFERS / 4096;
 
-fn log_of(file: &File, len: u64) -> Option<VhostUserDirtyLogRegion> {
+pub(super) fn log_of(file: &File, len: u64) -> Option<VhostUserDirtyLogRegion> {
     Some(VhostUserDirtyLogRegion { mmap_size: len, mmap_offset: 0, mmap_handle: file.as_raw_fd() })
 }
 
@@ -32,7 +33,7 @@ fn take_marked(file: &File) -> Vec<u64> {
 
 impl Guest {
     /// Has what is written logged, or not.
-    fn log(&mut self, on: bool) {
+    pub(super) fn log(&mut self, on: bool) {
         let features = if on { FEATURES | LOG_ALL } else { FEATURES };
         self.front_end.set_features(features).expect("taken");
         for (index, driver) in [&self.receive, &self.transmit].into_iter().enumerate() {
@@ -105,8 +106,8 @@ fn nothing_is_written_that_a_log_would_miss() {
     talk(&mut port, &mut guest, 1);
     assert!(take_marked(&log).contains(&RECEIVED));
     // One that is too short for the buffers, but not for the rings.
-    let short = file(4);
-    guest.front_end.set_log_base(0, log_of(&short, 4)).expect("taken");
+    let short = file(3);
+    guest.front_end.set_log_base(0, log_of(&short, 3)).expect("taken");
     port.send(0, &[1; 60]);
     assert!(!port.is_up());
     assert_eq!(port.counters().drops(DropReason::BadRing), 1);
@@ -168,7 +169,8 @@ fn chains_in_flight_outlive_a_switch() {
     let crash = |guest: &mut Guest, index: usize, access: Access| {
         let (file, memory) = (kept.try_clone().expect("another handle"), Arc::clone(&guest.memory));
         let setup = [&guest.receive, &guest.transmit][index].setup(4711, true);
-        let kept = InflightFile::new(file, 0, about.mmap_size, 2, SIZE).expect("long enough");
+        let kept =
+            InflightFile::new(&Share::default(), file, 0, about.mmap_size, 2, SIZE).expect("long enough");
         let records = Records { log: None, inflight: Arc::new(kept).ring(index) };
         let mut ring = Ring::recorded(memory, &setup, records).expect("a ring");
         assert!(open(&mut ring).waiting(1).expect("fine") > 0);

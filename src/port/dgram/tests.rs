@@ -1,0 +1,87 @@
+//! A socket and those who send to it, without a switch.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::*;
+use crate::spec::DgramSpec;
+
+/// A folder that goes.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let folder = std::env::temp_dir().join(format!("vswitch-dgram-{}-{name}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        Folder(folder)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn socket(&self, name: &str) -> UnixDatagram {
+        UnixDatagram::bind(self.at(name)).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a peer takes who sends this: a frame told by its last byte.
+fn frame(mark: u8) -> [u8; 60] {
+    let mut frame = [2; 60];
+    frame[59] = mark;
+    frame
+}
+
+/// The marks of what a port receives that is opened around the socket now, and how many were others'.
+fn received(socket: &Arc<OwnedFd>) -> (Vec<u8>, u64) {
+    let (counters, mut batch) = (Counters::default(), Batch::default());
+    let inbound = Inbound { counters: &counters, demux: None, worker: 0 };
+    let mut queue = open(socket, 1500, 1).queues.remove(0);
+    while queue.receive(&mut batch, &inbound) != Received::Drained {}
+    let marks = batch.frames.iter().map(|frame| batch.bytes(frame)[59]).collect();
+    (marks, counters.drops(DropReason::UnknownRemote))
+}
+
+fn endpoint(path: &Path, peer: Option<PathBuf>) -> Endpoint {
+    Endpoint::open(&DgramSpec { path: path.to_owned(), peer, mtu: 1500, mode: 0o600 }).unwrap()
+}
+
+#[test]
+fn what_waited_is_the_first_senders_or_dropped() {
+    let folder = Folder::new("first");
+    let ours = folder.at("ours");
+    let mut endpoint = endpoint(&ours, None);
+    let [first, other, nameless] = [folder.socket("a"), folder.socket("b"), UnixDatagram::unbound().unwrap()];
+    for (from, mark) in [(&first, 1), (&other, 2), (&first, 3), (&nameless, 4), (&other, 5), (&first, 6)] {
+        from.send_to(&frame(mark), &ours).unwrap();
+    }
+    let socket = endpoint.next(Instant::now()).unwrap().unwrap();
+    other.send_to(&frame(7), &ours).unwrap_err();
+    first.send_to(&frame(8), &ours).unwrap();
+    assert_eq!(received(&socket), (vec![1, 3, 6, 8], 3));
+}
+
+#[test]
+fn what_waited_is_the_configured_peers_or_dropped() {
+    let folder = Folder::new("given");
+    let (ours, theirs) = (folder.at("ours"), folder.at("theirs"));
+    let mut endpoint = endpoint(&ours, Some(theirs.clone()));
+    // Made under another name and put in its place, as programs do that must not be found half ready.
+    let [other, peer] = ["other", "new"].map(|name| folder.socket(name));
+    other.send_to(&frame(1), &ours).unwrap();
+    assert!(endpoint.next(Instant::now()).unwrap().is_none(), "nobody is there");
+    std::fs::rename(folder.at("new"), &theirs).unwrap();
+    peer.send_to(&frame(2), &ours).unwrap();
+    other.send_to(&frame(3), &ours).unwrap();
+    let socket = endpoint.next(Instant::now()).unwrap().unwrap();
+    assert_eq!(received(&socket), (vec![2], 2));
+}
