@@ -16,6 +16,7 @@ mod neighbours;
 mod stations;
 mod streams;
 mod tunnels;
+mod wires;
 mod world;
 
 use streams::Endpoint;
@@ -211,6 +212,16 @@ fn clash<'a>(port: &Port, spec: &'a PortSpec) -> Option<Clash<'a>> {
     }
 }
 
+/// Says so of a port that has the interface, or one above it.
+fn taken(ifname: &str, below: bool, port: &Port) -> Error {
+    Error::Exists(format!(
+        "interface '{ifname}' is {}port '{1}' of bridge '{2}' already; remove that first with: vswitchctl port del {1}",
+        if below { "below " } else { "" },
+        port.spec.name,
+        port.spec.bridge
+    ))
+}
+
 impl Control {
     pub(super) fn new(crew: Crew, namespaces: Namespaces) -> Control {
         Control {
@@ -388,6 +399,7 @@ impl Control {
         if port.on_socket() {
             return self.open_on_socket(id, port);
         }
+        self.check_wire(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
         let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
         Ok(vec![(id, self.attach(port, opened)?)])
@@ -413,13 +425,7 @@ impl Control {
         }
         match self.ports.values().find_map(|port| Some((port, clash(port, spec)?))) {
             None => Ok(()),
-            Some((port, clash)) => Err(Error::Exists(format!(
-                "interface '{}' is {}port '{2}' of bridge '{3}' already; remove that first with: vswitchctl port del {2}",
-                clash.ifname,
-                if clash.below { "below " } else { "" },
-                port.spec.name,
-                port.spec.bridge
-            ))),
+            Some((port, clash)) => Err(taken(clash.ifname, clash.below, port)),
         }
     }
 

@@ -32,6 +32,7 @@ pub mod thread;
 pub mod tun;
 pub mod underlay;
 pub mod unix;
+pub mod users;
 
 pub use error::{Error, Result, check_ifname};
 

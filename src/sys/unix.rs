@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, fchmod};
 
 pub use nix::sys::socket::SockType;
 
-use super::{Error, Result};
+use super::{Error, Result, users};
 
 /// Longest path of a socket in bytes: `sun_path` less its NUL.
 pub const PATH_MAX_BYTES: usize = 107;
@@ -71,8 +71,9 @@ pub fn check_path(path: &Path) -> Result<()> {
     };
     if bytes.is_empty() {
         refuse("it is empty")
-    } else if bytes.contains(&0) {
-        refuse("it has a NUL byte")
+    } else if path.to_string_lossy().contains(char::is_control) {
+        // A NUL would end it; others have no place in the lines and the XML that tell of it.
+        refuse("it has a control character")
     } else if bytes.len() > PATH_MAX_BYTES {
         refuse(&format!("it is longer than {PATH_MAX_BYTES} bytes; choose a shorter folder"))
     } else {
@@ -257,7 +258,7 @@ fn connect_file(fd: &OwnedFd, file: &fs::File, given_by: Option<libc::uid_t>) ->
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
 ///
 /// The sender's name is a path as *he* sees it, and may be another program's socket here. So what is found has to belong to the user that the
-/// kernel says has sent. A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
+/// kernel says has sent, and it has to be able to say that ([`users`]). A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
 ///
 /// # Errors
 /// The sender cannot be sent to: it has no path, or none that leads from here to a socket of the same user.
@@ -266,6 +267,9 @@ pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         sender => sender?,
     };
+    if users::unmapped_uid()? == Some(uid) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "nobody can tell whose the sender is"));
+    }
     match sender.path() {
         Some(path) if path.is_absolute() => connect_datagrams(fd, path, Some(uid)).map(Some),
         _ => Err(no_address()),

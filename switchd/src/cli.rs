@@ -144,8 +144,11 @@ pub enum BridgeVerb {
 pub enum PortVerb {
     /// Add a port
     ///
-    /// Options that a type does not know are refused. Of those that are no tunnel's, tap takes all, packet --ifname and
-    /// --netns, internal --ifname, --mac, --mtu and --address. Tunnels take those under 'Tunnels', --netns and --mtu.
+    /// Options that a type does not know are refused. tap takes --ifname, --netns, --mac, --mtu, --address, --gateway,
+    /// --queues and --no-offload; packet --ifname and --netns; internal --ifname, --mac, --mtu and --address; macvtap
+    /// --lower, --mode, --ifname, --netns, --mac, --mtu and --queues; vhost-user --path, --server, --client, --queues and
+    /// --mtu; vde --path, --server, --client, --mode and --mtu; stream and dgram those under 'Sockets' and --mtu; tunnels those under
+    /// 'Tunnels', --netns and --mtu.
     Add {
         #[command(flatten)]
         port: Box<PortAdd>,
@@ -357,6 +360,7 @@ pub struct VethAdd {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use clap::error::ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument};
 
     use super::*;
 
@@ -411,6 +415,71 @@ mod tests {
             let words = std::iter::once("vswitchctl").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
+    }
+
+    /// The command of vswitchctl that begins a text of the documentation, if one does that can be typed.
+    fn typed(text: &str) -> Option<Vec<String>> {
+        let text = text.strip_prefix("# ").unwrap_or(text).strip_prefix("vswitchctl ")?;
+        // Up to where a shell goes on by itself, or a comment begins.
+        let words = text
+            .split_whitespace()
+            .take_while(|word| !["&&", "|", ";", "#"].contains(word) && !word.starts_with('>'));
+        let words = words.map(|word| match word.trim_matches(['[', ']', ',', '.']) {
+            "SECS" | "N" => "1".to_owned(),
+            word => word.replace("\\|", "|").split('|').next().unwrap_or_default().to_owned(),
+        });
+        let words: Vec<String> = words.collect();
+        (!words.iter().any(|word| word.contains(['…', '$']))).then_some(words)
+    }
+
+    #[test]
+    fn the_documentation_parses() {
+        let (mut tried, mut wrong) = (0, Vec::new());
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for file in [
+            "README.md",
+            "CHANGELOG.md",
+            "docs/guide.md",
+            "docs/guests.md",
+            "docs/tunnels.md",
+            "docs/performance.md",
+        ] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            let inline = text.split('`').skip(1).step_by(2).filter(|code| !code.contains('\n'));
+            for code in inline.chain(text.lines().map(str::trim)) {
+                let Some(words) = typed(code) else { continue };
+                let few = words.len() < 3;
+                match Cli::try_parse_from(std::iter::once("vswitchctl".to_owned()).chain(words)) {
+                    Ok(Cli { noun: Noun::Port(verb), .. }) => {
+                        if let PortVerb::Add { port, .. } = *verb
+                            && let Err(error) = port.to_spec()
+                        {
+                            wrong.push(format!("{file}: {code}: {error}"));
+                        }
+                    }
+                    Ok(_) => {}
+                    // It is spoken of, and nothing to type.
+                    Err(error)
+                        if few
+                            && matches!(
+                                error.kind(),
+                                MissingRequiredArgument | DisplayHelpOnMissingArgumentOrSubcommand
+                            ) =>
+                    {
+                        continue;
+                    }
+                    Err(error) => {
+                        wrong.push(format!(
+                            "{file}: {code}: {}",
+                            error.to_string().lines().next().unwrap_or_default()
+                        ));
+                    }
+                }
+                tried += 1;
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(tried > 100, "only {tried} commands were found");
     }
 
     #[test]

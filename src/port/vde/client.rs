@@ -110,7 +110,8 @@ impl Asked {
         let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
         let theirs = protocol::address(&self.answer).map_err(bad)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let name = theirs.file_name().ok_or_else(|| bad(Bad::Address))?;
-        let uid = Peer::of(&self.control)?.uid;
+        let whose = || io::Error::new(io::ErrorKind::PermissionDenied, "nobody can tell whose the switch is");
+        let uid = Peer::of(&self.control)?.uid.ok_or_else(whose)?;
         let folder = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder)?;
         unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
         Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: self.file, said: 0 })

@@ -84,7 +84,8 @@ impl Server {
             Error::refused(io::ErrorKind::InvalidData, format!("a plug was turned away: {why}"))
         };
         let (control, theirs) = request.map_err(|bad| turned_away(&bad))?;
-        let uid = Peer::of(&control).map_err(|error| turned_away(&error))?.uid;
+        let peer = Peer::of(&control).map_err(|error| turned_away(&error))?;
+        let uid = peer.uid.ok_or_else(|| turned_away(&"nobody can tell whose it is"))?;
         if unix::is_hung_up(&control) {
             return Err(turned_away(&"it has gone"));
         }

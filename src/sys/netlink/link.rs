@@ -446,7 +446,8 @@ impl fmt::Display for LinkChange<'_> {
             self.up.map(|up| if up { "up".to_owned() } else { "down".to_owned() }),
             self.txqlen.map(|len| format!("txqueuelen {len}")),
             self.group.map(|group| format!("group {group}")),
-            self.alias.map(|alias| format!("alias '{alias}'")),
+            // Not what it says: that differs each time, and who is told of an error each time that it is another one would be told without end.
+            self.alias.map(|_| "an alias".to_owned()),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }

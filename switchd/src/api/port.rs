@@ -10,6 +10,7 @@ use vswitch::spec::{
     Df, Netns, PacketSpec, PortKind, PortSettings, PortSpec, SocketRole, TapSpec, TunnelSettings,
     VhostUserSpec, VlanMode,
 };
+use vswitch::sys::unix::PATH_MAX_BYTES;
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
@@ -653,14 +654,15 @@ impl PortAdd {
     }
 }
 
-/// Longest path that fits a socket's address, with its NUL.
-const SOCKET_PATH_MAX: usize = 107;
-
 /// Refuses what cannot be the path of a socket, and what depends on where vswitchd was started.
 fn check_socket(owner: &str, path: &str) -> Result<(), String> {
-    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') || path.len() > SOCKET_PATH_MAX {
+    if !path.starts_with('/')
+        || path.ends_with('/')
+        || path.contains(char::is_control)
+        || path.len() > PATH_MAX_BYTES
+    {
         return Err(format!(
-            "{owner}: '{}' is not the path of a socket: give an absolute one of at most {SOCKET_PATH_MAX} bytes",
+            "{owner}: '{}' is not the path of a socket: give an absolute one of at most {PATH_MAX_BYTES} bytes",
             path.escape_debug()
         ));
     }

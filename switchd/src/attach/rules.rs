@@ -26,7 +26,8 @@ struct ByNumber {
 
 impl ByNumber {
     fn is_for(&self, peer: &Peer) -> bool {
-        self.user.is_none_or(|user| user == peer.uid) && self.group.is_none_or(|group| peer.is_in(group))
+        self.user.is_none_or(|user| peer.uid == Some(user))
+            && self.group.is_none_or(|group| peer.is_in(group))
     }
 }
 
@@ -81,13 +82,19 @@ impl Rules {
     #[must_use]
     pub fn allow(&self, peer: &Peer, bridge: &str) -> bool {
         let on = |rule: &ByNumber| rule.bridge.as_deref().is_none_or(|allowed| allowed == bridge);
-        peer.uid == 0 || self.by_number.iter().any(|rule| on(rule) && rule.is_for(peer))
+        self.is_allowed(peer, on)
     }
 
     /// Whether this process may attach to anything.
     #[must_use]
     pub fn know(&self, peer: &Peer) -> bool {
-        peer.uid == 0 || self.by_number.iter().any(|rule| rule.is_for(peer))
+        self.is_allowed(peer, |_| true)
+    }
+
+    /// Nobody is who has no number here, whatever groups he is in: his guests could not be counted.
+    fn is_allowed(&self, peer: &Peer, on: impl Fn(&ByNumber) -> bool) -> bool {
+        let by_rule = || self.by_number.iter().any(|rule| on(rule) && rule.is_for(peer));
+        peer.uid.is_some_and(|uid| uid == 0 || by_rule())
     }
 }
 
@@ -128,7 +135,7 @@ mod tests {
     }
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
-        Peer { pid: 1, uid, gid, groups: groups.to_vec() }
+        Peer { pid: 1, uid: Some(uid), groups: [&[gid], groups].concat() }
     }
 
     #[test]
@@ -151,6 +158,15 @@ mod tests {
         let (rules, _) = resolved(&[rule(Some("alice"), Some("kvm"), "all")]);
         assert!(!rules.allow(&alice, "br0") && !rules.allow(&in_kvm, "br0"));
         assert!(rules.allow(&peer(1000, 1000, &[36]), "br0"));
+    }
+
+    #[test]
+    fn who_has_no_number_is_allowed_nothing() {
+        let rules = [rule(Some("65534"), None, "all"), rule(None, Some("kvm"), "all")];
+        let (rules, _) = resolved(&rules);
+        let unmapped = Peer { pid: 1, uid: None, groups: vec![36] };
+        assert!(!rules.allow(&unmapped, "br0") && !rules.know(&unmapped));
+        assert!(rules.allow(&peer(65534, 65534, &[]), "br0"), "where everybody has one");
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl Drop for Place {
 /// Gives a connection its place, or none.
 fn receive(stream: UnixStream, daemon: &Arc<Daemon>, desk: &Arc<Desk>) {
     let Ok(peer) = Peer::of(&stream) else { return };
-    let party = if daemon.rules().know(&peer) { Party::User(peer.uid) } else { Party::Strangers };
+    let known = peer.uid.filter(|_| daemon.rules().know(&peer));
+    let party = known.map_or(Party::Strangers, Party::User);
     let Some(place) = desk.take(party) else {
         let answer = Answer::refused("too many attach connections are open at once: try again");
         let _ = stream.try_write(&answer.to_line());

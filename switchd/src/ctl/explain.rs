@@ -1,11 +1,15 @@
 //! `port explain`: what a port does, in words, and what to type at its other end.
 
+mod guest;
+
 use std::fmt::Write as _;
 
 use super::show;
 use crate::api::{
     DfMode, MacvtapInfo, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName,
 };
+
+pub(super) use guest::has_lines as is_for_guests;
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {
@@ -18,8 +22,8 @@ fn packets(kind: &str) -> Option<&'static str> {
     })
 }
 
-/// Some sentences about `port`.
-pub(super) fn port(port: &PortInfo) -> String {
+/// Some sentences about `port`, of a vswitchd with this attach socket.
+pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
     let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
     let mut text = format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port));
@@ -34,7 +38,8 @@ pub(super) fn port(port: &PortInfo) -> String {
         "internal" => writeln!(
             text,
             "vswitchd created the interface '{ifname}' as the host's own place on the bridge: its addresses are\n\
-             the host's, and its MAC is a local entry in 'vswitchctl fdb show'."
+             the host's, and its MAC is a local entry in 'vswitchctl fdb show'. A QEMU guest cannot use it, because the\n\
+             switch has the end that QEMU needs."
         ),
         "packet" if port.attached.is_some() => writeln!(
             text,
@@ -48,7 +53,11 @@ pub(super) fn port(port: &PortInfo) -> String {
              packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
              stays and waits."
         ),
-        "macvtap" => writeln!(text, "{}", macvtap(port, ifname, &place)),
+        "macvtap" => writeln!(
+            text,
+            "{}\nA QEMU guest cannot use the device, because vswitchd has it open: it is for the way out.",
+            macvtap(port, ifname, &place)
+        ),
         "stream" => writeln!(text, "{}", stream(port)),
         "dgram" => writeln!(text, "{}", dgram(port)),
         "vde" => writeln!(text, "{}", vde(port)),
@@ -84,21 +93,7 @@ pub(super) fn port(port: &PortInfo) -> String {
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
-    match &port.socket {
-        Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vhost-user" => {
-            text.push_str(&guest(port, path, *role));
-        }
-        Some(SocketInfo { path: Some(path), role, .. }) if port.kind == "vde" => {
-            text.push_str(&plugs(port, path, *role));
-        }
-        Some(socket) => text.push_str(&qemu(port, socket)),
-        None => {}
-    }
-    match (port.kind.as_str(), &port.attached) {
-        (_, Some(_)) => text.push_str(&helper(port)),
-        ("packet", None) => text.push_str(&tap(port, ifname)),
-        _ => {}
-    }
+    text.push_str(&guest::lines(port, attach_socket));
     text
 }
 
@@ -170,183 +165,6 @@ fn stream(port: &PortInfo) -> &'static str {
          not. Frames go both ways with their length before them. They are finished before: the peer knows no\n\
          offloads."
     }
-}
-
-/// The port's MTU, where it is not what a network card expects.
-fn unusual_mtu(port: &PortInfo) -> Option<u32> {
-    port.mtu.filter(|mtu| *mtu != 1500)
-}
-
-/// QEMU's network card at the netdev `net0`. QEMU gives all guests the same address, so it is told one, made of the names of the port and
-/// its bridge (FNV-1a): the same whenever it is asked for.
-fn card(port: &PortInfo) -> String {
-    let names = [&port.bridge, " ", &port.name].into_iter().flat_map(str::bytes);
-    let hash = names.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let [_, a, b, c] = hash.to_be_bytes();
-    let mtu = unusual_mtu(port).map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
-    format!("virtio-net-pci,netdev=net0{mtu},mac=52:54:00:{a:02x}:{b:02x}:{c:02x}")
-}
-
-/// What libvirt's interface says of the MTU.
-fn size(port: &PortInfo) -> String {
-    unusual_mtu(port).map_or_else(String::new, |mtu| format!("    <mtu size='{mtu}'/>\n"))
-}
-
-/// As part of an option in a shell's line: in QEMU's options a comma is written twice.
-fn option(text: &str) -> String {
-    word(&text.replace(',', ",,"))
-}
-
-/// As a word in a shell's line.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-,:+@%=".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
-/// As the value of an attribute in single quotes.
-fn attribute(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
-}
-
-/// How a guest comes to a bridge by the helper, which makes such a port.
-fn helper(port: &PortInfo) -> String {
-    format!(
-        "\nA guest gets such a port by itself, with QEMU's bridge helper:\n\
-         \x20 qemu-system-x86_64 … \\\n\
-         \x20   -netdev bridge,id=net0,br={},helper=/usr/lib/qemu/vswitch-bridge-helper \\\n\
-         \x20   -device {}\n\
-         With libvirt (a user's own session), in the domain's <devices>:\n\
-         \x20 <interface type='bridge'>\n\
-         \x20   <source bridge='{}'/>\n\
-         \x20   <model type='virtio'/>\n\
-         \x20 </interface>\n",
-        option(&port.bridge),
-        card(port),
-        attribute(&port.bridge)
-    )
-}
-
-/// How a guest gets the tap that a packet port may stand on.
-fn tap(port: &PortInfo, ifname: &str) -> String {
-    let inside = port.netns.as_ref().map_or_else(String::new, |netns| {
-        let path = if netns.starts_with('/') { netns.clone() } else { format!("/run/netns/{netns}") };
-        format!("nsenter --net={path} ")
-    });
-    format!(
-        "\nIf '{ifname}' is to be a QEMU guest's tap, make it once and let QEMU hold it:\n\
-         \x20 {inside}ip tuntap add dev {ifname} mode tap vnet_hdr && {inside}ip link set {ifname} up\n\
-         \x20 {inside}qemu-system-x86_64 … -netdev tap,id=net0,ifname={},script=no,downscript=no \\\n\
-         \x20   -device {}\n\
-         With libvirt, instead of the second line, in the domain's <devices>:\n\
-         \x20 <interface type='ethernet'>\n\
-         \x20   <target dev='{}' managed='no'/>\n\
-         \x20   <model type='virtio'/>\n{}\
-         \x20 </interface>\n",
-        option(ifname),
-        card(port),
-        attribute(ifname),
-        size(port)
-    )
-}
-
-/// What to give QEMU as the other end of a socket.
-fn qemu(port: &PortInfo, socket: &SocketInfo) -> String {
-    let kind = port.kind.as_str();
-    let place = |text: &Option<String>| option(text.as_deref().unwrap_or_default());
-    let server = if is_client(Some(socket)) { "on" } else { "off" };
-    let address = match (&socket.path, &socket.address) {
-        (Some(_), _) => format!("addr.type=unix,addr.path={}", place(&socket.path)),
-        (None, address) => {
-            let address = address.clone().unwrap_or_default();
-            let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
-            let host = match host.trim_matches(['[', ']']) {
-                "0.0.0.0" | "::" => "HOST",
-                host => host,
-            };
-            format!("addr.type=inet,addr.host={host},addr.port={port}")
-        }
-    };
-    let netdev = if kind == "dgram" {
-        let beside = socket.path.as_ref().map(|path| format!("{path}.qemu"));
-        let (ours, theirs) = match (socket.role, &socket.peer) {
-            (Role::Client, own) => (place(own), place(&socket.path)),
-            (Role::Server, Some(_)) => (place(&socket.path), place(&socket.peer)),
-            (Role::Server, None) => (place(&socket.path), place(&beside)),
-        };
-        format!("dgram,id=net0,local.type=unix,local.path={theirs},remote.type=unix,remote.path={ours}")
-    } else {
-        format!("stream,id=net0,server={server},{address}")
-    };
-    let again = if server == "off" && kind == "stream" {
-        "Before QEMU 8.0 it connects once, when it starts; from then on ',reconnect=1' has it come back after vswitchd\n\
-         was restarted. (Here vswitchd may be the client instead: it always comes back.)\n"
-    } else {
-        ""
-    };
-    format!(
-        "\nThe other end may be a QEMU guest (7.2 or later):\n\
-         \x20 qemu-system-x86_64 … \\\n\
-         \x20   -netdev {netdev} \\\n\
-         \x20   -device {}\n{again}libvirt has no interface of this type.\n",
-        card(port)
-    )
-}
-
-/// What to plug into a folder, or whose folder it is.
-fn plugs(port: &PortInfo, path: &str, role: Role) -> String {
-    if role == Role::Client {
-        return format!("\nThe other end is a VDE switch:\n\x20 vde_switch --sock {}\n", word(path));
-    }
-    format!(
-        "\nThe plug may be a QEMU guest; QEMU plugs in once, when it starts:\n\
-         \x20 qemu-system-x86_64 … \\\n\
-         \x20   -netdev vde,id=net0,sock={} \\\n\
-         \x20   -device {}\n\
-         or a TAP device:\n\
-         \x20 vde_plug2tap --sock {} tap0\n\
-         It has to run as a user who may write to the folder.\n\
-         libvirt has no interface of this type.\n",
-        option(path),
-        card(port),
-        word(path)
-    )
-}
-
-/// What to start QEMU with, and what to tell libvirt.
-fn guest(port: &PortInfo, path: &str, role: Role) -> String {
-    let place = attribute(path);
-    let (chardev, source) = match role {
-        Role::Server => (
-            "reconnect=1",
-            format!(
-                "<source type='unix' path='{place}' mode='client'>\n\
-                 \x20     <reconnect enabled='yes' timeout='1'/>\n\
-                 \x20   </source>"
-            ),
-        ),
-        Role::Client => ("server=on,wait=off", format!("<source type='unix' path='{place}' mode='server'/>")),
-    };
-    format!(
-        "\nStart QEMU with the guest's memory shared, all of it:\n\
-         \x20 qemu-system-x86_64 … -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\\n\
-         \x20   -chardev socket,id=char0,path={},{chardev} \\\n\
-         \x20   -netdev vhost-user,id=net0,chardev=char0 \\\n\
-         \x20   -device {}\n\
-         For N queues: queues=N at the netdev, mq=on,vectors=2N+2 at the device; at most {}.\n\
-         Without KVM, QEMU 7.2 crashes unless vectors=0 is at the device.\n\
-         With libvirt, in the domain:\n\
-         \x20 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
-         and in its <devices>:\n\
-         \x20 <interface type='vhostuser'>\n\
-         \x20   {source}\n\
-         \x20   <model type='virtio'/>\n{}\
-         \x20 </interface>\n\
-         QEMU must be allowed to write to the socket, or vswitchd to its: see to the directory's permissions.\n",
-        option(path),
-        card(port),
-        port.queues,
-        size(port)
-    )
 }
 
 fn state(port: &PortInfo) -> &'static str {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use hyper::Method;
 
-use crate::api::{PortInfo, ReloadReport};
+use crate::api::{PortInfo, ReloadReport, StatusInfo};
 use crate::cli::{AttachVerb, BridgeVerb, Cli, FdbVerb, NeighVerb, Noun, PortVerb, StatsArgs};
 use crate::client::{Answer, Client, Refused, Target};
 
@@ -206,7 +206,14 @@ impl Session {
             }
             PortVerb::Explain { name } => {
                 let port: PortInfo = self.client.get(&Target::new(["ports", &name]))?.parse()?;
-                let text = explain::port(&port);
+                // Guests that attach themselves have to find it.
+                let attach_socket = match port.attached {
+                    Some(_) => {
+                        self.client.get(&Target::new(["status"]))?.parse::<StatusInfo>()?.attach_socket
+                    }
+                    None => None,
+                };
+                let text = explain::port(&port, attach_socket.as_deref());
                 if self.json {
                     say(&serde_json::json!({"port": name, "text": text}).to_string())
                 } else {

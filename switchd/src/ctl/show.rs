@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::explain;
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
@@ -247,6 +248,12 @@ pub(super) fn port(port: &PortInfo) -> String {
     if let Some(hint) = port.hint() {
         pairs.push(("hint", hint.to_owned()));
     }
+    if explain::is_for_guests(port) {
+        pairs.push((
+            "guest",
+            format!("'vswitchctl port explain {}' has the lines for QEMU and libvirt", port.name),
+        ));
+    }
     details(&pairs)
 }
 
@@ -366,7 +373,6 @@ mod tests {
     use super::*;
     use crate::config::DaemonSection;
     use crate::control::model::Model;
-    use crate::ctl::explain;
     use crate::daemon::Daemon;
 
     /// A daemon with a tunnel port `vx0`, and the model of the switch.
@@ -430,7 +436,7 @@ mod tests {
     fn a_tunnel_that_waits_is_not_said_to_lack_an_interface() {
         let (daemon, model) = with_tunnel("vxlan", &serde_json::json!({"vni": 7}));
         model.inner().gone.insert("vx0".to_owned());
-        let text = explain::port(&daemon.port("vx0").unwrap());
+        let text = explain::port(&daemon.port("vx0").unwrap(), None);
         assert!(text.contains("is gone (its local address, ") && !text.contains("does not exist"), "{text}");
     }
 }

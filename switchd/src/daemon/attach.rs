@@ -49,17 +49,22 @@ impl Daemon {
         make: &dyn Fn(&str, &Purpose) -> Result<OwnedFd, Error>,
     ) -> Result<(String, OwnedFd), Error> {
         self.find_bridge(bridge)?;
+        let Some(uid) = peer.uid else {
+            return Err(Error::Invalid(format!(
+                "a user who has no number in vswitchd's user namespace may not attach to bridge '{bridge}': start QEMU as one who has"
+            )));
+        };
         if !self.rules().allow(peer, bridge) {
-            return Err(self.not_allowed(bridge, peer));
+            return Err(self.not_allowed(bridge, uid));
         }
         let mut record = self.record();
         let ports = self.switch.ports();
         record.attached.retain(|name, _| ports.iter().any(|port| port.spec.name == *name));
-        let theirs = record.attached.values().filter(|holder| holder.uid == peer.uid).count();
-        if peer.uid != 0 && theirs >= PER_USER {
+        let theirs = record.attached.values().filter(|holder| holder.uid == uid).count();
+        if uid != 0 && theirs >= PER_USER {
             return Err(Error::Invalid(format!(
                 "{} has {theirs} guests attached, the most for one user: end one first",
-                rules::who(peer.uid)
+                rules::who(uid)
             )));
         }
         let taken = |name: &str| {
@@ -67,12 +72,12 @@ impl Daemon {
                 port.spec.name == name || interface(&port.spec).is_some_and(|(_, ifname)| ifname == name)
             })
         };
-        let holder = Holder { uid: peer.uid, pid: peer.pid };
+        let holder = Holder { uid, pid: peer.pid };
         let socket = self.attach_socket.clone().unwrap_or_default();
         let purpose = Purpose { bridge: bridge.to_owned(), holder, socket };
         let (name, fd) = first_free(taken, &|name| make(name, &purpose))?;
         self.lend(&mut record, &name, &purpose)?;
-        tracing::info!(port = name, bridge, uid = peer.uid, pid = peer.pid, "attached");
+        tracing::info!(port = name, bridge, uid, pid = peer.pid, "attached");
         Ok((name, fd))
     }
 
@@ -101,7 +106,7 @@ impl Daemon {
     }
 
     /// Says which rule is missing, and where.
-    fn not_allowed(&self, bridge: &str, peer: &Peer) -> Error {
+    fn not_allowed(&self, bridge: &str, uid: u32) -> Error {
         let path = self
             .record()
             .path
@@ -109,8 +114,8 @@ impl Daemon {
             .map_or_else(|| DEFAULT_CONFIG.to_owned(), |p| p.display().to_string());
         Error::Invalid(format!(
             "{} may not attach to bridge '{bridge}': add to {path}: [[attach]] user = {} bridge = \"{bridge}\"; then: vswitchctl reload",
-            rules::who(peer.uid),
-            rules::in_rule(peer.uid)
+            rules::who(uid),
+            rules::in_rule(uid)
         ))
     }
 }

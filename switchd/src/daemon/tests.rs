@@ -490,7 +490,7 @@ fn neighbours_belong_to_the_configuration_or_to_run_time() {
 
 /// Attaches as `uid`, with devices of the model.
 fn attach(daemon: &Daemon, model: &Model, uid: u32, bridge: &str) -> Result<String, String> {
-    let peer = vswitch::sys::peer::Peer { pid: 42, uid, gid: uid, groups: Vec::new() };
+    let peer = vswitch::sys::peer::Peer { pid: 42, uid: Some(uid), groups: vec![uid] };
     let make = |name: &str, purpose: &crate::attach::device::Purpose| {
         assert_eq!((purpose.bridge.as_str(), purpose.holder.uid), (bridge, uid));
         if !model.inner().interfaces.insert(name.to_owned()) {

@@ -176,9 +176,11 @@ pub fn a_guest_comes_and_goes() -> Outcome {
     assert!(daemon.ctl("port show vtap0").contains("attached, by process "));
     let explained = daemon.ctl("port explain vtap0");
     assert!(explained.contains("with the guest") && !explained.contains("ip tuntap add"), "{explained}");
-    for words in ["bridge,id=net0,br=br0,helper=", "<source bridge='br0'/>"] {
-        assert!(explained.contains(words), "{words}: {explained}");
-    }
+    let helper = format!(
+        "bridge,id=net0,br=br0,helper='/usr/lib/qemu/vswitch-bridge-helper --socket {}'",
+        socket(&daemon)
+    );
+    assert!(explained.contains(&helper), "{explained}");
     let link = switch.link("vtap0").expect("in vswitchd's namespace");
     assert_eq!(link["mtu"], 1500);
     let addresses = switch.run("ip", &["-6", "addr", "show", "dev", "vtap0"]);
@@ -269,6 +271,24 @@ pub fn superframes_between_guests() -> Outcome {
         }
     }
     assert_eq!(got, payload.len());
+    Ok(())
+}
+
+/// In a user namespace all who have no number there read as one user, and that one is nobody: no rule is for him.
+pub fn users_without_a_number() -> Outcome {
+    let switch = Ns::new("v");
+    let read = |what: &str| fs::read_to_string(format!("/proc/sys/kernel/{what}")).expect("a number");
+    let (user, group) = (read("overflowuid"), read("overflowgid"));
+    let rule = |rule: &str| format!("[[attach]]\n{rule}\nbridge = \"all\"\n");
+    let rules = rule(&format!("user = {}", user.trim())) + &rule(&format!("group = {}", group.trim()));
+    let config = format!("[[bridge]]\nname = \"br0\"\n{rules}");
+    let daemon = Start::new(&switch).config(&config).in_user_namespace().ready();
+    open_up(&daemon);
+    let error = ask(&daemon, As::Nobody, "br0").unwrap_err();
+    assert!(error.contains("has no number in vswitchd's user namespace"), "{error}");
+    // Who has one gets further: to the TAP, which such a vswitchd cannot make.
+    let error = ask(&daemon, As::Root, "br0").unwrap_err();
+    assert!(error.contains("vtap0"), "{error}");
     Ok(())
 }
 

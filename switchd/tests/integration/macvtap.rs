@@ -279,6 +279,57 @@ pub fn one_that_exists() -> Outcome {
     Ok(())
 }
 
+/// Ports that have one wire would be a loop, whoever made their devices, and whichever comes first.
+pub fn one_wire() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = switch(&ns, &wire, "");
+    daemon.ctl("bridge add br1");
+    let made = |number: u8| format!("--type macvtap --lower l0 --mode bridge --ifname made{number}");
+    let theirs = |number: u8| format!("--type macvtap --ifname mv{number}");
+    for number in 1..3 {
+        ns.ip(&format!("link add link l0 name mv{number} type macvtap mode bridge; link set mv{number} up"));
+    }
+    for (first, second) in
+        [(theirs(1), theirs(2)), (theirs(1), made(2)), (made(1), theirs(2)), (made(1), made(2))]
+    {
+        daemon.ctl(&format!("port add one --bridge br0 {first}"));
+        let error = daemon.refused(&format!("port add two --bridge br0 {second}"));
+        assert!(
+            error.contains("interface 'l0' is below port 'one' of bridge 'br0' already"),
+            "{second}: {error}"
+        );
+        assert!(ns.link("made2").is_none(), "nothing is left of what was refused");
+        daemon.ctl(&format!("port add two --bridge br1 {second}"));
+        daemon.ctl("port del one");
+        daemon.ctl("port del two");
+    }
+    for first in [theirs(1), made(1)] {
+        daemon.ctl(&format!("port add one --bridge br0 {first}"));
+        for bridge in ["br0", "br1"] {
+            let error = daemon.refused(&format!("port add two --bridge {bridge} --type packet --ifname l0"));
+            assert!(error.contains("interface 'l0' is below port 'one'"), "{first}: {error}");
+        }
+        daemon.ctl("port del one");
+        daemon.ctl("port add two --bridge br0 --type packet --ifname l0");
+        for bridge in ["br0", "br1"] {
+            let error = daemon.refused(&format!("port add one --bridge {bridge} {first}"));
+            assert!(error.contains("interface 'l0' is port 'two'"), "{first}: {error}");
+        }
+        daemon.ctl("port del two");
+    }
+    // One that comes back is looked at again.
+    daemon.ctl(&format!("port add one --bridge br0 {}", theirs(1)));
+    ns.ip("link del mv1");
+    daemon.wait_port_state("one", "gone");
+    daemon.ctl(&format!("port add two --bridge br0 {}", theirs(2)));
+    ns.ip("link add link l0 name mv1 type macvtap mode bridge; link set mv1 up");
+    eventually("it is said why", || daemon.log().contains("interface 'l0' is below port 'two'"));
+    assert_eq!(daemon.port_state("one"), "gone");
+    daemon.ctl("port del two");
+    daemon.wait_port_state("one", "up");
+    Ok(())
+}
+
 /// In mode bridge the host goes on using the lower interface, and the one station with the device's address is behind the port.
 pub fn host_keeps_its_interface() -> Outcome {
     let (ns, wire) = (Ns::new("v"), Ns::new("w"));
@@ -306,5 +357,110 @@ pub fn host_keeps_its_interface() -> Outcome {
     assert_eq!(got[0].bytes, test_frame([0x01, 0, 0x5e, 1, 2, 3], station(5), "to a group"));
     near.send(&test_frame(station(5), mine, "out")).expect("sent");
     assert_eq!(far.collect(1, PATIENCE, is_test).len(), 1);
+    Ok(())
+}
+
+/// What a port has received, and what the kernel dropped before.
+fn account(daemon: &Daemon) -> (u64, u64) {
+    let stats = daemon.stats("up");
+    (stats["rx_frames"].as_u64().expect("a number"), stats["drops"]["rx_missed"].as_u64().unwrap_or(0))
+}
+
+/// Sends to a switch that stands still, more than its queue holds; how many of them were missed.
+#[track_caller]
+fn overflow(daemon: &Daemon, wire: &Ns, senders: usize) -> u64 {
+    let before = account(daemon);
+    // What waits is on its sender's account, and an account is good for some 250.
+    let far: Vec<Raw> = (0..senders).map(|_| Raw::open(wire, "far")).collect();
+    daemon.signal(libc::SIGSTOP);
+    let bytes = test_frame(station(0x70), station(0x71), "too many");
+    let all = far.iter().flat_map(|raw| (0..300).map(move |_| raw));
+    // What is refused here did not get as far as the port.
+    let sent = all.filter(|raw| raw.send(&bytes).is_ok()).count() as u64;
+    daemon.signal(libc::SIGCONT);
+    eventually("every frame is accounted for", || {
+        let (received, missed) = account(daemon);
+        received + missed == before.0 + before.1 + sent
+    });
+    account(daemon).1 - before.1
+}
+
+/// What overflowed a device's queue is on the port's account, and stays there when the device is another, which counts from nothing again; what
+/// it had dropped before it was a port is not.
+pub fn missed_by_one_that_comes_back() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let daemon = switch(&ns, &wire, "");
+    let make = "link add link l0 name mv0 type macvtap mode passthru; link set mv0 up";
+    ns.ip(make);
+    for (add, gone, back) in [
+        ("port add up --bridge br0 --type macvtap --ifname mv0", "link del mv0", make),
+        ("port add up --bridge br0 --type macvtap --lower l0 --queues 1", "link del dev up", ""),
+    ] {
+        daemon.ctl(add);
+        daemon.wait_port_state("up", "up");
+        assert_eq!(account(&daemon), (0, 0), "{add}: of the port before, or of nobody");
+        let first = overflow(&daemon, &wire, 16);
+        // As much for the kernel's own count, which a port that is made anew finds there.
+        if !back.is_empty() {
+            daemon.ctl("port del up");
+            daemon.ctl(add);
+            assert_eq!(account(&daemon), (0, 0), "{add}: of the port before");
+            assert!(overflow(&daemon, &wire, 16) > 0);
+        }
+        let (received, missed) = account(&daemon);
+        let old = daemon.port("up")["ifindex"].clone();
+        ns.ip(gone);
+        eventually("the device has gone", || daemon.port("up")["ifindex"] != old);
+        ns.ip(back);
+        daemon.wait_port_state("up", "up");
+        assert_eq!(account(&daemon), (received, missed), "{add}: its account goes on");
+        // Fewer than the device before, and counted all the same.
+        let second = overflow(&daemon, &wire, 8);
+        assert!(0 < second && second < first, "{add}: {first} missed, then {second}");
+        daemon.ctl("port del up");
+        // One that the switch made has gone with its port.
+        let _ = ns.try_ip("link del mv0");
+    }
+    Ok(())
+}
+
+/// A device that can be made and not be used is tried less and less often, although making and removing it is news; and a port that waits
+/// takes no time.
+pub fn tried_now_and_then() -> Outcome {
+    let (ns, wire) = (Ns::new("v"), Ns::new("w"));
+    let taken = "02:00:00:00:0b:01";
+    let config = format!(
+        "[[bridge]]\nname = \"br0\"\n\
+         [[port]]\nname = \"up\"\nbridge = \"br0\"\ntype = \"macvtap\"\nlower = \"l0\"\nmode = \"bridge\"\nmac = \"{taken}\"\n"
+    );
+    let daemon = Start::new(&ns).config(&config).ready();
+    // Two with one address cannot be up.
+    ns.veth("x0", &wire, "far", 1500);
+    ns.ip(&format!(
+        "link add link x0 name other address {taken} type macvlan mode bridge; link set other up; \
+         link set x0 down; link set x0 name l0; link set l0 up"
+    ));
+    eventually("it is said why", || daemon.log().contains("port 'up' cannot come back yet"));
+    // The kernel numbers interfaces one after the other, here in pairs.
+    let next_index = |name: &str| {
+        ns.ip(&format!("link add {name} type veth peer name other-{name}"));
+        ns.link(name).expect("made")["ifindex"].as_u64().expect("a number")
+    };
+    let (before, ticks) = (next_index("d0"), daemon.ticks());
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let (tried, used) = (next_index("d1") - before - 2, daemon.ticks() - ticks);
+    assert!((1..=3).contains(&tried), "tried {tried} times in 4 s");
+    assert!(used <= 12, "{used} ticks of 10 ms in 4 s");
+    assert_eq!(daemon.log().matches("cannot come back yet").count(), 1, "said once");
+    ns.ip("link del other");
+    daemon.wait_port_state("up", "up");
+
+    // Nor does a device that has gone keep its workers awake.
+    ns.ip("link del l0");
+    daemon.wait_port_state("up", "gone");
+    let ticks = daemon.ticks();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let used = daemon.ticks() - ticks;
+    assert!(used <= 6, "{used} ticks of 10 ms in 2 s without the device");
     Ok(())
 }

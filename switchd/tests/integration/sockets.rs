@@ -436,3 +436,43 @@ pub fn a_guest_outlives_the_switch() -> Outcome {
     }
     Ok(())
 }
+
+/// A datagram from a socket in the daemon's folder whose file is `owner`'s, sent by `user`.
+fn send_as(user: u32, owner: u32, daemon: &Daemon, name: &str) -> UnixDatagram {
+    let path = daemon.path(name);
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    std::os::unix::fs::chown(&path, Some(owner), None).expect("ours");
+    // Nothing else is in the way of an answer.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("ours");
+    socket.connect(daemon.path("d")).expect("it is there");
+    let sent = std::thread::scope(|scope| {
+        let work = || {
+            // SAFETY: the system call changes this thread alone, which ends after the work. What counts is the real user.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, user, 0, 0) };
+            assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+            socket.send(&test_frame(BROADCAST, station(1), "hello"))
+        };
+        scope.spawn(work).join().expect("no panic")
+    });
+    sent.expect("sent");
+    socket
+}
+
+/// A vswitchd in a user namespace cannot tell users apart who have no number there, so it answers none of them.
+pub fn senders_without_a_number() -> Outcome {
+    let ns = Ns::new("v");
+    let daemon = Start::new(&ns).in_user_namespace().ready();
+    daemon.ctl("bridge add br0");
+    daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {}", daemon.path("d").display()));
+    let refused = |times: u32| {
+        eventually("the sender is refused", || daemon.port("d")["socket"]["peers"]["refused"] == times);
+        assert_eq!(daemon.port_state("d"), "down");
+    };
+    let _another = send_as(4711, 4712, &daemon, "another");
+    refused(1);
+    let _his_own = send_as(4711, 4711, &daemon, "his-own");
+    refused(2);
+    let _ours = send_as(0, 0, &daemon, "ours");
+    daemon.wait_port_state("d", "up");
+    Ok(())
+}

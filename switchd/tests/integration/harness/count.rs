@@ -1,6 +1,6 @@
 //! A numbered stream of frames: none may be lost, doubled or out of order while something happens to the switch.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::frame::{Mac, TEST, frame};
@@ -8,10 +8,14 @@ use super::raw::Raw;
 
 /// Payload before the number.
 const MARK: &[u8; 4] = b"#seq";
-/// Frames sent at once, then a pause: some 7,000 a second. The shortest queue on the way, 1,000 frames, outlasts a switch that
-/// gets no CPU for a tenth of a second, because other tests have it.
+/// Frames sent at once, then a pause: at most some 7,000 a second.
 const BURST: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(1);
+/// Most frames on the way. The shortest queue there, the ring of a packet port, has twice as many slots: a switch that gets no CPU for a while,
+/// because other tests have it, finds all of them when it gets one, and whatever is missing the switch has lost.
+const WINDOW: u32 = 128;
+/// What has not arrived for so long is lost, and not waited for.
+const STALL: Duration = Duration::from_millis(500);
 
 /// How many were sent, and what became of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,10 +40,16 @@ impl Count {
 pub fn count<T>(from: (&Raw, Mac), to: (&Raw, Mac), meanwhile: impl FnOnce() -> T) -> (Count, T) {
     let stop = AtomicBool::new(false);
     let finished = AtomicBool::new(false);
+    // One more than the highest number that has arrived.
+    let arrived = AtomicU32::new(0);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             let mut number = 0u32;
             while !stop.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                while number - arrived.load(Ordering::Relaxed) > WINDOW - BURST && since.elapsed() < STALL {
+                    std::thread::sleep(PAUSE);
+                }
                 for _ in 0..BURST {
                     let mut payload = MARK.to_vec();
                     payload.extend(number.to_be_bytes());
@@ -64,6 +74,7 @@ pub fn count<T>(from: (&Raw, Mac), to: (&Raw, Mac), meanwhile: impl FnOnce() -> 
                 count.late += u32::from(index + 1 < seen.len());
                 if seen.len() <= index {
                     seen.resize(index + 1, false);
+                    arrived.store(number + 1, Ordering::Relaxed);
                 }
                 count.doubled += u32::from(std::mem::replace(&mut seen[index], true));
                 count.received += 1;

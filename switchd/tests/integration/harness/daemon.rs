@@ -33,6 +33,7 @@ pub struct Start<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     unprivileged: bool,
+    in_user_namespace: bool,
 }
 
 impl<'a> Start<'a> {
@@ -44,6 +45,7 @@ impl<'a> Start<'a> {
             arguments: Vec::new(),
             environment: Vec::new(),
             unprivileged: false,
+            in_user_namespace: false,
         }
     }
 
@@ -76,6 +78,12 @@ impl<'a> Start<'a> {
         self
     }
 
+    /// In a user namespace where root is the only user.
+    pub fn in_user_namespace(mut self) -> Self {
+        self.in_user_namespace = true;
+        self
+    }
+
     /// In the folder of one that ended.
     pub fn folder(mut self, folder: TempDir) -> Self {
         self.folder = Some(folder);
@@ -98,7 +106,13 @@ impl<'a> Start<'a> {
     /// Starts it.
     pub fn spawn(self) -> Daemon {
         let folder = self.folder.unwrap_or_else(folder);
-        let mut command = Command::new(VSWITCHD);
+        let mut command = if self.in_user_namespace {
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", VSWITCHD]);
+            command
+        } else {
+            Command::new(VSWITCHD)
+        };
         if let Some(text) = &self.config {
             let config = folder.path().join("vswitchd.toml");
             fs::write(&config, text).expect("written");
@@ -245,6 +259,14 @@ impl Daemon {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Time on the CPU so far, of 10 ms each.
+    pub fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        // Behind the name, which may have anything in it: utime and stime.
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
+        fields.filter_map(|field| field.parse::<u64>().ok()).sum()
     }
 
     pub fn open_files(&self) -> usize {

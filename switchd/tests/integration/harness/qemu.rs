@@ -5,6 +5,7 @@
 //!
 //! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -88,6 +89,12 @@ impl Qemu {
     /// Starts QEMU, and does not wait for the guest.
     #[track_caller]
     pub fn start(ns: &Ns, arguments: &str) -> Qemu {
+        Qemu::with(ns, arguments.split_whitespace())
+    }
+
+    /// The same with arguments as they are.
+    #[track_caller]
+    pub fn with(ns: &Ns, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Qemu {
         let folder = folder();
         let initramfs = folder.path().join("initramfs");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lib/initramfs.sh");
@@ -101,7 +108,7 @@ impl Qemu {
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
-            .args(arguments.split_whitespace())
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
