@@ -2,7 +2,7 @@
 //! control side has one; nothing here waits.
 //!
 //! A port has one connection at a time, as stream's ([`crate::port::stream::endpoint`]), and the same pauses between them
-//! ([`crate::port::backoff`]). It lasts as long as the control connection, or until a datagram finds nobody. What the other end says there
+//! (`port/backoff.rs`). It lasts as long as the control connection, or until a datagram finds nobody. What the other end says there
 //! after its request or answer is bounded and thrown away.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
