@@ -1,7 +1,7 @@
 //! Where the peers of a stream port come from: a socket that listens, or one that connects. Only the control side has one; nothing here waits.
 //!
 //! A port has one peer at a time. Others are refused while it is there: their connection is closed at once. After a connection
-//! that did not last, the next is not made or accepted for a while, longer each time ([`crate::port::backoff`]).
+//! that did not last, the next is not made or accepted for a while, longer each time (`port/backoff.rs`).
 
 use std::io;
 use std::net::SocketAddr;
