@@ -19,7 +19,7 @@ use crate::harness::frame::{station, test_frame};
 use crate::harness::guest::Guest;
 use crate::harness::net::Ns;
 use crate::harness::qemu::{Qemu, can_boot};
-use crate::harness::{Outcome, PATIENCE, eventually};
+use crate::harness::{Outcome, PATIENCE, eventually, has_users};
 use crate::traffic::tcp_frame;
 
 /// A user whom no machine knows by name, and a group of his.
@@ -276,6 +276,7 @@ pub fn superframes_between_guests() -> Outcome {
 
 /// In a user namespace all who have no number there read as one user, and that one is nobody: no rule is for him.
 pub fn users_without_a_number() -> Outcome {
+    has_users()?;
     let switch = Ns::new("v");
     let read = |what: &str| fs::read_to_string(format!("/proc/sys/kernel/{what}")).expect("a number");
     let (user, group) = (read("overflowuid"), read("overflowgid"));
@@ -294,6 +295,7 @@ pub fn users_without_a_number() -> Outcome {
 
 /// Rules by user and group, changed by reload; what is missing is said.
 pub fn by_rules() -> Outcome {
+    has_users()?;
     let switch = Ns::new("v");
     let bridges = "[[bridge]]\nname = \"br0\"\n[[bridge]]\nname = \"br1\"\n";
     let daemon = Start::new(&switch).config(bridges).ready();
@@ -390,6 +392,7 @@ fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// Nobody who may only talk to the attach socket can do more than talk.
 pub fn hostile_clients() -> Outcome {
+    has_users()?;
     let switch = Ns::new("v");
     let daemon = Daemon::start(&switch);
     daemon.ctl("bridge add br0");

@@ -12,7 +12,7 @@ use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::Ns;
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, eventually};
+use crate::harness::{Outcome, PATIENCE, eventually, has_users};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
 fn switch(ns: &Ns, host: &Ns) -> Daemon {
@@ -460,6 +460,7 @@ fn send_as(user: u32, owner: u32, daemon: &Daemon, name: &str) -> UnixDatagram {
 
 /// A vswitchd in a user namespace cannot tell users apart who have no number there, so it answers none of them.
 pub fn senders_without_a_number() -> Outcome {
+    has_users()?;
     let ns = Ns::new("v");
     let daemon = Start::new(&ns).in_user_namespace().ready();
     daemon.ctl("bridge add br0");

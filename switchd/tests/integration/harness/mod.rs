@@ -46,6 +46,10 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
     ("traffic::one_worker_a_flow", BPF),
+    ("attach::by_rules", USERS),
+    ("attach::users_without_a_number", USERS),
+    ("attach::hostile_clients", USERS),
+    ("sockets::senders_without_a_number", USERS),
     ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
     ("vde::real_plugs", "vde_plug2tap"),
     ("vde::into_another_switch", "vde_switch"),
@@ -82,6 +86,20 @@ fn may_skip(name: &str, missing: &str) -> bool {
 const TCX: &str = "tcx (Linux 6.6)";
 /// What the root of a user namespace lacks.
 pub const BPF: &str = "CAP_BPF outside of user namespaces";
+
+/// Who else is lacking there.
+const USERS: &str = "users other than root, in this user namespace";
+
+/// Whether there are others than root to be.
+///
+/// # Errors
+/// Names what is missing.
+pub fn has_users() -> Outcome {
+    match vswitch::sys::users::unmapped_uid() {
+        Ok(None) => Ok(()),
+        _ => Err(Skip(USERS.to_owned())),
+    }
+}
 
 /// Whether the host can be kept silent here: tried on an interface that nobody uses.
 ///
