@@ -13,7 +13,7 @@ mod socket;
 mod tunnel;
 
 pub use macvtap::{MacvtapLower, MacvtapMode, MacvtapSpec};
-pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec};
+pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec, VdeSpec};
 pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
 /// One learning domain (or, with VLAN filtering, one per VLAN).
@@ -92,6 +92,8 @@ pub enum PortKind {
     Stream(StreamSpec),
     /// A frame a Unix datagram, to one peer, such as QEMU's `-netdev dgram`.
     Dgram(DgramSpec),
+    /// One plug of the VDE switch protocol, such as QEMU's `-netdev vde`.
+    Vde(VdeSpec),
     /// The network card of a guest.
     VhostUser(VhostUserSpec),
     /// Two queues in memory: tests and benches.
@@ -110,6 +112,7 @@ impl PortKind {
             PortKind::Tunnel(spec) => spec.type_name(),
             PortKind::Stream(_) => "stream",
             PortKind::Dgram(_) => "dgram",
+            PortKind::Vde(_) => "vde",
             PortKind::VhostUser(_) => "vhost-user",
             PortKind::Mem(_) => "mem",
         }
@@ -123,17 +126,19 @@ impl PortKind {
         match self {
             PortKind::Stream(spec) => Some(spec.mtu),
             PortKind::Dgram(spec) => Some(spec.mtu),
+            PortKind::Vde(spec) => Some(spec.mtu),
             PortKind::VhostUser(spec) => Some(spec.mtu()),
             _ => None,
         }
     }
 
-    /// The file of the socket that the switch makes for it.
+    /// The file of the socket that the switch makes for it, or the folder of its sockets.
     #[must_use]
     pub fn socket_path(&self) -> Option<&std::path::Path> {
         match self {
             PortKind::Stream(spec) => spec.socket_path(),
             PortKind::Dgram(spec) => Some(&spec.path),
+            PortKind::Vde(spec) => spec.folder(),
             _ => None,
         }
     }

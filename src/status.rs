@@ -118,7 +118,8 @@ impl PortCounters {
 pub struct PeersStatus {
     /// Connections that were made or accepted.
     pub connections: u64,
-    /// Peers that were turned away, because the port had one; datagrams of senders that cannot be answered.
+    /// Peers that were turned away, because the port had one or they asked for what they cannot have; datagrams of senders that cannot be
+    /// answered.
     pub refused: u64,
     /// Time until the next peer may come, after those that did not stay.
     pub hold_off: Option<std::time::Duration>,

@@ -24,6 +24,7 @@ mod packet;
 pub mod stream;
 mod tap;
 pub mod tunnel;
+pub mod vde;
 pub mod vhost_user;
 
 /// One worker's way in and out of one port.
@@ -144,7 +145,7 @@ pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a tunnel port has no queues of its own"))
         }
         // Opened around each connection, see `stream::open` and `dgram::open`.
-        PortKind::Stream(_) | PortKind::Dgram(_) => {
+        PortKind::Stream(_) | PortKind::Dgram(_) | PortKind::Vde(_) => {
             Err(sys::Error::refused(io::ErrorKind::Unsupported, "a port on a socket is its connection"))
         }
     }

@@ -102,3 +102,24 @@ impl DgramSpec {
         path.into()
     }
 }
+
+/// One plug of the VDE switch protocol, as QEMU's `-netdev vde` and `vde_plug` are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VdeSpec {
+    /// The folder with the control socket `ctl`.
+    pub path: PathBuf,
+    /// Whose folder it is: a client plugs into another switch's.
+    pub role: SocketRole,
+    /// MTU in bytes: the longest payload that it sends.
+    pub mtu: u32,
+    /// Permissions of the sockets that the switch makes; who may write to them may make sockets in its folder.
+    pub mode: u32,
+}
+
+impl VdeSpec {
+    /// The folder that the switch makes.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        (self.role == SocketRole::Server).then_some(&*self.path)
+    }
+}

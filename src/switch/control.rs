@@ -136,17 +136,14 @@ impl Port {
 
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
-            (PortKind::Stream(_) | PortKind::Dgram(_), false, _) if self.endpoint.is_some() => {
-                PortState::Down
-            }
+            (_, false, _) if self.endpoint.is_some() => PortState::Down,
             (_, false, _) => PortState::Gone,
             (PortKind::VhostUser(_), true, _) => match &self.guest {
                 Some((guest, _)) if guest.is_up() => PortState::Up,
                 _ => PortState::Down,
             },
-            (PortKind::Mem(_) | PortKind::Tunnel(_) | PortKind::Stream(_) | PortKind::Dgram(_), true, _) => {
-                PortState::Up
-            }
+            (PortKind::Mem(_) | PortKind::Tunnel(_), true, _) => PortState::Up,
+            (_, true, _) if self.on_socket() => PortState::Up,
             (_, true, Some(link)) if link.up && link.running => PortState::Up,
             (_, true, _) => PortState::Down,
         }
@@ -162,6 +159,7 @@ fn interface(kind: &PortKind) -> Option<(Place, &str)> {
         | PortKind::Tunnel(_)
         | PortKind::Stream(_)
         | PortKind::Dgram(_)
+        | PortKind::Vde(_)
         | PortKind::VhostUser(_) => None,
     }
 }

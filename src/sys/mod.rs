@@ -19,6 +19,7 @@ pub(crate) mod bells;
 pub mod bpf;
 pub(crate) mod caller;
 mod filter;
+pub mod folder;
 pub mod macvtap;
 pub(crate) mod mem;
 pub mod netlink;

@@ -4,6 +4,7 @@
 // The sizes of the kernel's structures all fit the narrow types its interface has for them.
 #![allow(clippy::cast_possible_truncation)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -33,6 +34,18 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
+impl SocketFile {
+    /// Whether it has this name in its folder.
+    pub(super) fn is_called(&self, name: &OsStr) -> bool {
+        self.path.file_name() == Some(name)
+    }
+
+    /// The file stays.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity) {
@@ -41,7 +54,7 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(meta: &fs::Metadata) -> (u64, u64) {
+pub(super) fn identity(meta: &fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
@@ -76,36 +89,61 @@ pub fn check_path(path: &Path) -> Result<()> {
 pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
     remove_stale(path, kind)?;
-    let cannot = |source: io::Error| Error::new(format!("cannot make the socket {}", path.display()), source);
-    let fd = unbound(kind).map_err(|errno| cannot(errno.into()))?;
-    let bound = || -> io::Result<SocketFile> {
-        // The mode of the unbound socket becomes the file's.
-        fchmod(&fd, Mode::from_bits_truncate(mode))?;
+    let cannot = Error::on(|| format!("cannot make the socket {}", path.display()));
+    let made = || -> io::Result<(OwnedFd, SocketFile)> {
+        let fd = unbound(kind)?;
         if kind == SockType::Datagram {
             // Before anybody can send: what comes earlier does not say whose it is.
             setsockopt(&fd, sockopt::PassCred, &true)?;
         }
-        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
-        let there = fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(path)?;
-        let meta = there.metadata()?;
-        if !meta.file_type().is_socket() {
-            return Err(io::Error::other("something else was put there"));
-        }
-        let file = SocketFile { path: path.to_owned(), identity: identity(&meta) };
-        // A strict umask took bits away from it.
-        let same = format!("/proc/self/fd/{}", there.as_raw_fd());
-        fs::set_permissions(same, fs::Permissions::from_mode(mode))?;
+        let file = bind_file(&fd, path, mode)?;
         if kind == SockType::Stream {
             listen(&fd, Backlog::new(BACKLOG)?)?;
         }
-        Ok(file)
+        Ok((fd, file))
     };
-    let file = bound().map_err(cannot)?;
+    made().map_err(cannot)
+}
+
+/// A datagram socket like that of [`bind_at`], connected as by [`connect_in`] before it has a path: at no moment does it take anything from others.
+///
+/// # Errors
+/// Somebody else's socket or another file is at `path`, the peer's is not his, or the kernel refused.
+pub(super) fn bind_connected(
+    path: &Path,
+    mode: u32,
+    folder: &fs::File,
+    peer: &OsStr,
+    uid: libc::uid_t,
+) -> Result<(OwnedFd, SocketFile)> {
+    check_path(path)?;
+    remove_stale(path, SockType::Datagram)?;
+    let fd = unbound(SockType::Datagram).map_err(Error::on(|| "cannot make a socket"))?;
+    let name = || format!("cannot send to '{}'", peer.to_string_lossy().escape_debug());
+    connect_in(&fd, folder, peer, Some(uid)).map_err(Error::on(name))?;
+    let file = bind_file(&fd, path, mode)
+        .map_err(Error::on(|| format!("cannot make the socket {}", path.display())))?;
     Ok((fd, file))
+}
+
+fn bind_file(fd: &OwnedFd, path: &Path, mode: u32) -> io::Result<SocketFile> {
+    // The mode of the unbound socket becomes the file's.
+    fchmod(fd, Mode::from_bits_truncate(mode))?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
+    let there = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)?;
+    let meta = there.metadata()?;
+    if !meta.file_type().is_socket() {
+        return Err(io::Error::other("something else was put there"));
+    }
+    let file = SocketFile { path: path.to_owned(), identity: identity(&meta) };
+    // A strict umask took bits away from it.
+    let same = format!("/proc/self/fd/{}", there.as_raw_fd());
+    fs::set_permissions(same, fs::Permissions::from_mode(mode))?;
+    Ok(file)
 }
 
 fn unbound(kind: SockType) -> nix::Result<OwnedFd> {
@@ -134,7 +172,18 @@ pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
 
 /// Removes the socket of a program that is gone; refuses to remove anything else.
 fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
-    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !is_stale(path, kind)? {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(Error::on(|| format!("cannot remove the stale socket {}", path.display())))
+}
+
+/// Whether the socket of a program that is gone is at `path`; no file is.
+///
+/// # Errors
+/// Something else is there.
+pub(super) fn is_stale(path: &Path, kind: SockType) -> Result<bool> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(false) };
     let refuse = |what| Err(Error::refused(io::ErrorKind::AlreadyExists, what));
     if !meta.file_type().is_socket() {
         return refuse(format!(
@@ -151,7 +200,7 @@ fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
             path.display()
         ));
     }
-    fs::remove_file(path).map_err(Error::on(|| format!("cannot remove the stale socket {}", path.display())))
+    Ok(true)
 }
 
 /// Somebody's datagram socket: a file, which was there when it was looked up.
@@ -170,8 +219,30 @@ pub struct Remote {
 pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t>) -> io::Result<Remote> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let links = if given_by.is_none() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
-    let there = openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?;
-    let file = fs::File::from(there);
+    let file = fs::File::from(openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?);
+    connect_file(fd, &file, given_by)?;
+    Ok(Remote { path: path.to_owned(), file })
+}
+
+/// Connects a datagram socket to the socket called `name` in `folder` itself, not by a link; where a user gave the name, it has to be his. Nothing but
+/// the folder is looked into, so a name that somebody gave leads to no file system of his own that could keep us waiting.
+///
+/// # Errors
+/// `NotFound` or `ConnectionRefused`: nobody is there. Else the kernel's answer.
+pub fn connect_in(
+    fd: &OwnedFd,
+    folder: &fs::File,
+    name: &OsStr,
+    given_by: Option<libc::uid_t>,
+) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let inside =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let file = fs::File::from(openat2(folder, name, OpenHow::new().flags(flags).resolve(inside))?);
+    connect_file(fd, &file, given_by)
+}
+
+fn connect_file(fd: &OwnedFd, file: &fs::File, given_by: Option<libc::uid_t>) -> io::Result<()> {
     let meta = file.metadata()?;
     if !meta.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
@@ -181,8 +252,7 @@ pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t
     }
     // The file that was looked at, and no other that is put there meanwhile.
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?;
-    Ok(Remote { path: path.to_owned(), file })
+    Ok(connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?)
 }
 
 /// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.

@@ -147,7 +147,8 @@ pub enum PortVerb {
     /// Options that a type does not know are refused. tap takes --ifname, --netns, --mac, --mtu, --address, --gateway,
     /// --queues and --no-offload; packet --ifname and --netns; internal --ifname, --mac, --mtu and --address; macvtap
     /// --lower, --mode, --ifname, --netns, --mac, --mtu and --queues; vhost-user --path, --server, --client, --queues and
-    /// --mtu; stream and dgram those under 'Sockets' and --mtu; tunnels those under 'Tunnels', --netns and --mtu.
+    /// --mtu; vde --path, --server, --client, --mode and --mtu; stream and dgram those under 'Sockets' and --mtu; tunnels those under
+    /// 'Tunnels', --netns and --mtu.
     Add {
         #[command(flatten)]
         port: Box<PortAdd>,
@@ -395,6 +396,7 @@ mod tests {
             "port add vm1 --bridge br0 --type stream --listen 127.0.0.1:5000",
             "port add vm1 --bridge br0 --type stream --connect [::1]:5000",
             "port add vm1 --bridge br0 --type dgram --path /run/ours.sock --peer /run/theirs.sock",
+            "port add vm1 --bridge br0 --type vde --path /run/vm1.vde --mode 666",
             "neigh show --bridge br0 --vlan 10",
             "neigh add 10.0.0.1 --mac 02:00:00:00:00:05 --bridge br0 --vlan 10 --may-exist",
             "neigh add fe80::1 --mac 02:00:00:00:00:05 --bridge br0 --router",

@@ -81,7 +81,9 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
         (PortKind::Tunnel(old), PortKind::Tunnel(new)) if old.type_name() == new.type_name() => {
             tunnels(&mut all, old, new);
         }
-        (PortKind::Stream(_), PortKind::Stream(_)) | (PortKind::Dgram(_), PortKind::Dgram(_)) => {
+        (PortKind::Stream(_), PortKind::Stream(_))
+        | (PortKind::Dgram(_), PortKind::Dgram(_))
+        | (PortKind::Vde(_), PortKind::Vde(_)) => {
             sockets(&mut all, &existing.kind, &asked.kind);
         }
         (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {

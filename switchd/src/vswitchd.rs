@@ -297,7 +297,7 @@ fn tell_missing_capabilities() {
     let missing = missing_capabilities(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     if !missing.is_empty() {
         tracing::warn!(
-            "missing {}: only stream and dgram ports will work; for all of them start vswitchd as root, by its systemd unit, or in \
+            "missing {}: only stream, dgram and vde ports will work; for all of them start vswitchd as root, by its systemd unit, or in \
              a user and network namespace ('unshare -rn')",
             missing.join(" and ")
         );

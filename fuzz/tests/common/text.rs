@@ -48,7 +48,18 @@ const PATHS: &[&str] = &[r#""/run/s""#, r#""/run/t""#, r#""s""#];
 const PORT: &[Field] = &[
     ("name", PORTS),
     ("bridge", BRIDGES),
-    ("type", &[r#""tap""#, r#""packet""#, r#""macvtap""#, r#""internal""#, r#""stream""#, r#""dgram""#]),
+    (
+        "type",
+        &[
+            r#""tap""#,
+            r#""packet""#,
+            r#""macvtap""#,
+            r#""internal""#,
+            r#""stream""#,
+            r#""dgram""#,
+            r#""vde""#,
+        ],
+    ),
     ("ifname", &[r#""veth0""#, r#""veth1""#, r#""p0""#]),
     ("netns", &[r#""n1""#, r#""/run/netns/n1""#, r#""/proc/1/ns/net""#]),
     ("mac", MACS),

@@ -18,7 +18,7 @@ use crate::sys::Error;
 use crate::sys::unix::{self, Remote, SockType, SocketFile};
 
 /// Bytes that wait for the peer to read them, at most.
-const SEND_BUFFER_BYTES: i32 = 1 << 20;
+pub(in crate::port) const SEND_BUFFER_BYTES: i32 = 1 << 20;
 /// The longest pause between two peers.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Senders turned away in one go, at most.

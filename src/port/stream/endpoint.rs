@@ -185,7 +185,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// A peer that waits to be accepted, if there is one.
-fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+pub(in crate::port) fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     match SockRef::from(listener).accept() {
         Ok((socket, _)) => Ok(Some(socket.into())),
         Err(error)

@@ -1,6 +1,6 @@
 //! Ports on sockets: peers that come and go.
 //!
-//! A stream or dgram port whose peer has gone is a port that lost its device, and one whose peer comes is a port that is opened anew: the same
+//! A stream, dgram or vde port whose peer has gone is a port that lost its device, and one whose peer comes is a port that is opened anew: the same
 //! hand-over to workers as for interfaces.
 
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use super::tunnels::Queues;
 use super::{Control, Error, Port};
 use crate::addr::PortId;
 use crate::port::OpenPort;
-use crate::port::{dgram, stream};
+use crate::port::vde::endpoint::Watch;
+use crate::port::{dgram, stream, vde};
 use crate::spec::PortKind;
 use crate::status::PeersStatus;
 use crate::sys;
@@ -24,6 +25,7 @@ const TOKEN: Token = Token(2);
 pub(super) enum Endpoint {
     Stream(stream::endpoint::Endpoint),
     Dgram(dgram::endpoint::Endpoint),
+    Vde(vde::endpoint::Endpoint),
 }
 
 impl Endpoint {
@@ -31,6 +33,7 @@ impl Endpoint {
         match self {
             Endpoint::Stream(endpoint) => endpoint.due(),
             Endpoint::Dgram(endpoint) => endpoint.due(),
+            Endpoint::Vde(endpoint) => endpoint.due(),
         }
     }
 
@@ -38,17 +41,19 @@ impl Endpoint {
         match self {
             Endpoint::Stream(endpoint) => endpoint.ended(now),
             Endpoint::Dgram(endpoint) => endpoint.ended(now),
+            Endpoint::Vde(endpoint) => endpoint.ended(now),
         }
     }
 
     /// Looks after a port that has a peer; whether that has gone without a worker's knowing.
-    fn attend(&mut self) -> bool {
+    fn attend(&mut self, watch: Watch<'_>, now: Instant) -> bool {
         match self {
             Endpoint::Stream(endpoint) => {
                 endpoint.refuse_others();
                 false
             }
             Endpoint::Dgram(endpoint) => endpoint.has_lost_peer(),
+            Endpoint::Vde(endpoint) => endpoint.attend(watch, now),
         }
     }
 
@@ -57,6 +62,7 @@ impl Endpoint {
         let (connections, refused, waits) = match self {
             Endpoint::Stream(endpoint) => (endpoint.connections, endpoint.refused, endpoint.has_waiting()),
             Endpoint::Dgram(endpoint) => (endpoint.connections, endpoint.refused, endpoint.has_waiting()),
+            Endpoint::Vde(endpoint) => (endpoint.connections, endpoint.refused, endpoint.has_waiting()),
         };
         let hold_off =
             self.due().map(|due| due.saturating_duration_since(now)).filter(|left| !left.is_zero());
@@ -76,7 +82,10 @@ impl Control {
             // In and out of the map, because opening needs all of `self`.
             let Some(mut port) = self.ports.remove(&id) else { continue };
             if port.open {
-                if port.endpoint.as_mut().is_some_and(Endpoint::attend) {
+                let watch = Watch { registry: self.namespaces.registry(), token: TOKEN };
+                let attend = |endpoint: &mut Endpoint| endpoint.attend(watch, now);
+                // A worker that only sends leaves it at that.
+                if port.shared.is_gone() || port.endpoint.as_mut().is_some_and(attend) {
                     lost.push(id);
                 }
             } else {
@@ -120,6 +129,7 @@ impl Control {
 
     fn next_peer(&self, port: &mut Port) -> Result<Option<OpenPort>, sys::Error> {
         let registry = self.namespaces.registry();
+        let watch = Watch { registry, token: TOKEN };
         let endpoint = match &mut port.endpoint {
             Some(endpoint) => endpoint,
             none => none.insert(match &port.spec.kind {
@@ -127,6 +137,7 @@ impl Control {
                     Endpoint::Stream(stream::endpoint::Endpoint::open(spec, registry, TOKEN)?)
                 }
                 PortKind::Dgram(spec) => Endpoint::Dgram(dgram::endpoint::Endpoint::open(spec)?),
+                PortKind::Vde(spec) => Endpoint::Vde(vde::endpoint::Endpoint::open(spec, watch)?),
                 _ => return Ok(None),
             }),
         };
@@ -137,6 +148,9 @@ impl Control {
                 connection.map(|connection| stream::open(&connection, mtu, workers))
             }
             Endpoint::Dgram(endpoint) => endpoint.next(now)?.map(|socket| dgram::open(&socket, mtu, workers)),
+            Endpoint::Vde(endpoint) => {
+                endpoint.next(watch, now)?.map(|socket| dgram::open(&socket, mtu, workers))
+            }
         })
     }
 }
@@ -144,7 +158,7 @@ impl Control {
 impl Port {
     /// Whether the caretaker looks after its socket.
     pub(super) fn on_socket(&self) -> bool {
-        matches!(self.spec.kind, PortKind::Stream(_) | PortKind::Dgram(_))
+        matches!(self.spec.kind, PortKind::Stream(_) | PortKind::Dgram(_) | PortKind::Vde(_))
     }
 }
 

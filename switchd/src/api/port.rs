@@ -51,6 +51,8 @@ pub enum PortType {
     Stream,
     /// Frames in Unix datagrams, to one peer, such as QEMU's -netdev dgram
     Dgram,
+    /// A folder that one plug of the VDE switch protocol connects to, such as QEMU's -netdev vde and vde_plug
+    Vde,
 }
 
 impl PortType {
@@ -71,6 +73,7 @@ impl PortType {
             PortType::Ip6erspan => "ip6erspan",
             PortType::Stream => "stream",
             PortType::Dgram => "dgram",
+            PortType::Vde => "vde",
         }
     }
 }
@@ -282,7 +285,7 @@ with_port_settings! {
         #[arg(long)]
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub no_offload: bool,
-        /// The Unix socket: vswitchd's own, or with --client the peer's
+        /// The Unix socket: vswitchd's own, or with --client the peer's; the folder of sockets (vde)
         #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub path: Option<String>,
@@ -308,7 +311,7 @@ with_port_settings! {
         #[arg(long, value_name = "SOCKET", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub peer: Option<String>,
-        /// Permissions of vswitchd's own socket, in octal [default: 660]; of a macvtap device passthru, bridge, vepa or private
+        /// Permissions of vswitchd's own socket or sockets, in octal [default: 660]; of a macvtap device passthru, bridge, vepa or private
         /// [default: passthru]
         #[arg(long, value_name = "MODE", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -499,6 +502,7 @@ impl PortAdd {
             PortType::Internal => PortKind::Internal(self.tap(&owner, ifname, netns)?),
             PortType::Stream => PortKind::Stream(socket::stream(self, &owner)?),
             PortType::Dgram => PortKind::Dgram(socket::dgram(self, &owner)?),
+            PortType::Vde => PortKind::Vde(socket::vde(self, &owner)?),
             PortType::VhostUser => PortKind::VhostUser(self.vhost_user(&owner)?),
             _ => PortKind::Tunnel(tunnel::spec(self, &owner, netns, &settings.tunnel)?),
         };
@@ -516,12 +520,12 @@ impl PortAdd {
         const VXLAN: &[PortType] = &[PortType::Vxlan];
         const TAP: &[PortType] = &[PortType::Tap];
         const DEVICE: &[PortType] = &[PortType::Tap, PortType::Internal];
-        const AT_PATH: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::VhostUser];
+        const AT_PATH: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Vde, PortType::VhostUser];
         const QUEUES: &[PortType] = &[PortType::Tap, PortType::Macvtap, PortType::VhostUser];
         const NAMED: &[PortType] = &[PortType::Tap, PortType::Packet, PortType::Macvtap, PortType::Internal];
         const PLACED: &[PortType] = &[PortType::Tap, PortType::Packet, PortType::Macvtap];
         const ADDRESSED: &[PortType] = &[PortType::Tap, PortType::Internal, PortType::Macvtap];
-        const WITH_MODE: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Macvtap];
+        const WITH_MODE: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Vde, PortType::Macvtap];
         const MACVTAP: &[PortType] = &[PortType::Macvtap];
         const SIZED: &[PortType] = &[
             PortType::Tap,
@@ -529,6 +533,7 @@ impl PortAdd {
             PortType::Macvtap,
             PortType::Stream,
             PortType::Dgram,
+            PortType::Vde,
             PortType::VhostUser,
         ];
         let is_tunnel = tunnel::ALL.contains(&self.kind);

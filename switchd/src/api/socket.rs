@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vswitch::spec::{DgramSpec, PortKind, SocketRole, StreamAddress, StreamSpec};
+use vswitch::spec::{DgramSpec, PortKind, SocketRole, StreamAddress, StreamSpec, VdeSpec};
 use vswitch::status::PeersStatus;
 
 use super::Role;
@@ -16,15 +16,15 @@ use super::port::{PortAdd, PortType};
 pub(super) const STREAM: &[PortType] = &[PortType::Stream];
 /// Those with datagrams.
 pub(super) const DGRAM: &[PortType] = &[PortType::Dgram];
-/// Both.
-pub(super) const ALL: &[PortType] = &[PortType::Stream, PortType::Dgram];
+/// All.
+pub(super) const ALL: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Vde];
 
-/// The socket of a port on one: `stream`, `dgram` or `vhost-user`.
+/// The socket of a port on one: `stream`, `dgram`, `vde` or `vhost-user`.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct SocketInfo {
     /// Whose socket `path` or `address` is: `server` is the switch, `client` the other end.
     pub role: Role,
-    /// The Unix socket.
+    /// The Unix socket, or of VDE the folder of sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Where the switch listens, or what it connects to, by TCP.
@@ -33,7 +33,7 @@ pub struct SocketInfo {
     /// The other end's socket, or the one that the switch made for itself where `path` is the other end's; of datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// Permissions of the file that the switch made.
+    /// Permissions of the sockets' files that the switch made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub mode: Option<FileMode>,
@@ -45,12 +45,13 @@ pub struct SocketInfo {
     pub hint: Option<String>,
 }
 
-/// The peers of a `stream` or `dgram` port.
+/// The peers of a `stream`, `dgram` or `vde` port.
 #[derive(Serialize, Deserialize, ToSchema, Clone, PartialEq, Eq, Debug)]
 pub struct PeersInfo {
     /// Connections that were made or accepted.
     pub connections: u64,
-    /// Peers that were turned away, because the port had one; datagrams of senders that cannot be answered.
+    /// Peers that were turned away, because the port had one or they asked for what they cannot have; datagrams of senders that cannot be
+    /// answered.
     pub refused: u64,
     /// Milliseconds until the next peer may come, after those that did not stay; null when it may now.
     pub hold_off_ms: Option<u64>,
@@ -105,6 +106,12 @@ impl SocketInfo {
                 mode: mode(spec.mode),
                 ..none
             },
+            PortKind::Vde(spec) => SocketInfo {
+                role: spec.role.into(),
+                path: text(&spec.path),
+                mode: Some(FileMode(spec.mode)),
+                ..none
+            },
             PortKind::VhostUser(spec) => {
                 SocketInfo { role: spec.role.into(), path: text(&spec.path), ..none }
             }
@@ -138,6 +145,14 @@ impl PeersInfo {
     }
 }
 
+fn role(asked: &PortAdd, owner: &str) -> Result<SocketRole, String> {
+    match (asked.server, asked.client) {
+        (true, true) => Err(format!("{owner}: 'server' excludes 'client': give one")),
+        (_, true) => Ok(SocketRole::Client),
+        (_, false) => Ok(SocketRole::Server),
+    }
+}
+
 fn mtu(asked: &PortAdd) -> u32 {
     asked.mtu.unwrap_or(StreamSpec::DEFAULT_MTU)
 }
@@ -168,14 +183,9 @@ fn path(owner: &str, option: &str, path: &str) -> Result<PathBuf, String> {
 /// The stream that is asked for.
 pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String> {
     let tcp = |role, address: SocketAddr| (StreamAddress::Tcp(address), role);
-    if asked.server && asked.client {
-        return Err(format!("{owner}: 'server' excludes 'client': give one"));
-    }
+    let role = role(asked, owner)?;
     let (address, role) = match (&asked.path, asked.listen, asked.connect) {
-        (Some(text), None, None) => {
-            let role = if asked.client { SocketRole::Client } else { SocketRole::Server };
-            (StreamAddress::Unix(path(owner, "path", text)?), role)
-        }
+        (Some(text), None, None) => (StreamAddress::Unix(path(owner, "path", text)?), role),
         (None, Some(_), None) | (None, None, Some(_)) if asked.server || asked.client => {
             return Err(format!("{owner}: 'listen' and 'connect' say it: leave 'server' and 'client' out"));
         }
@@ -196,11 +206,19 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
     Ok(spec)
 }
 
+/// The plug that is asked for.
+pub(super) fn vde(asked: &PortAdd, owner: &str) -> Result<VdeSpec, String> {
+    let Some(text) = &asked.path else {
+        return Err(format!("{owner}: a vde port needs 'path', a folder for sockets"));
+    };
+    let path = path(owner, "path", text)?;
+    vswitch::port::vde::check_folder(&path).map_err(|error| format!("{owner}: path: {error}"))?;
+    Ok(VdeSpec { path, role: role(asked, owner)?, mtu: mtu(asked), mode: mode(asked, owner)? })
+}
+
 /// The datagrams that are asked for.
 pub(super) fn dgram(asked: &PortAdd, owner: &str) -> Result<DgramSpec, String> {
-    if asked.server && asked.client {
-        return Err(format!("{owner}: 'server' excludes 'client': give one"));
-    }
+    let role = role(asked, owner)?;
     let Some(text) = &asked.path else {
         return Err(format!("{owner}: a dgram port needs 'path', a socket"));
     };
@@ -212,7 +230,7 @@ pub(super) fn dgram(asked: &PortAdd, owner: &str) -> Result<DgramSpec, String> {
             ));
         }
         Some(peer) => (given, Some(path(owner, "peer", peer)?)),
-        None if asked.client => {
+        None if role == SocketRole::Client => {
             let own = DgramSpec::beside(&given);
             vswitch::sys::unix::check_path(&own).map_err(|error| format!("{owner}: {error}"))?;
             (own, Some(given))

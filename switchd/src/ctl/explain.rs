@@ -60,6 +60,7 @@ pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
         ),
         "stream" => writeln!(text, "{}", stream(port)),
         "dgram" => writeln!(text, "{}", dgram(port)),
+        "vde" => writeln!(text, "{}", vde(port)),
         "vhost-user" => writeln!(
             text,
             "It is the network card of a guest, which shares its memory with vswitchd: frames are copied once and\n\
@@ -138,6 +139,20 @@ fn dgram(port: &PortInfo) -> String {
         "Each frame is a Unix datagram. {who}\n\
          The port is up while a program has the peer's socket; nobody else may send then. The peer takes no more\n\
          datagrams at once than 'sysctl net.unix.max_dgram_qlen' says; what is more is dropped (tx_full)."
+    )
+}
+
+fn vde(port: &PortInfo) -> String {
+    let who = if is_client(port.socket.as_ref()) {
+        "vswitchd is a plug of another VDE switch, and plugs in again whenever that ends; meanwhile the port is\n\
+         down."
+    } else {
+        "It is a folder that one plug of the VDE switch protocol connects to; others are turned away while it is\n\
+         there, and the port is down while it is not."
+    };
+    format!(
+        "{who} Each frame is a Unix datagram. Of what the other end does not take, 1 MiB waits;\n\
+         the rest is dropped (tx_full)."
     )
 }
 

@@ -22,7 +22,7 @@ fn command(text: &str) -> String {
 
 /// A port of every kind that a guest can be at, and its options. `@` begins the name of a file in the test's folder, `_` stands for what makes a
 /// name awkward.
-const KINDS: [(&str, &str); 13] = [
+const KINDS: [(&str, &str); 14] = [
     ("vhost-server", "vhost-user --path @vs_"),
     ("vhost-client", "vhost-user --client --path @vc_"),
     ("stream-server", "stream --path @ss_"),
@@ -33,6 +33,8 @@ const KINDS: [(&str, &str); 13] = [
     ("dgram-server", "dgram --server --path @ds_"),
     ("dgram-client", "dgram --client --path @dc_"),
     ("dgram-peer", "dgram --path @dp_ --peer @dq_"),
+    // Without what plugs read otherwise.
+    ("vde", "vde --path @v,$x&<"),
     ("tap", "packet --ifname t_0"),
     ("tap-elsewhere", "packet --ifname t_1 --netns @ns_"),
     (ATTACHED, ""),

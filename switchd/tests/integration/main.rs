@@ -27,6 +27,7 @@ mod settings;
 mod sockets;
 mod traffic;
 mod tunnels;
+mod vde;
 mod vhost_user;
 mod vlan;
 
@@ -187,6 +188,14 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::guests", sockets::guests),
     ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),
+    ("vde::as_asked", vde::as_asked),
+    ("vde::plugs_come_and_go", vde::plugs_come_and_go),
+    ("vde::hostile_plugs", vde::hostile_plugs),
+    ("vde::restarted", vde::restarted),
+    ("vde::without_privileges", vde::without_privileges),
+    ("vde::real_plugs", vde::real_plugs),
+    ("vde::into_another_switch", vde::into_another_switch),
+    ("vde::a_guest", vde::a_guest),
 ];
 
 /// Tests that run at the same time: they mostly wait, but too many would take the CPU from each other's switches.

@@ -190,7 +190,7 @@ pub fn options() -> Outcome {
     assert!(
         daemon
             .refused("port add t1 --bridge br0 --type tap --path /tmp/x")
-            .contains("'path' is for stream and dgram and vhost-user")
+            .contains("'path' is for stream and dgram and vde and vhost-user")
     );
     daemon.misused(&format!("{add} --path /tmp/x --server --client"));
 

@@ -28,6 +28,7 @@ pub(in crate::ctl) fn has_lines(port: &PortInfo) -> bool {
 pub(super) fn lines(port: &PortInfo, attach_socket: Option<&str>) -> String {
     match (&port.socket, port.kind.as_str()) {
         (Some(SocketInfo { path: Some(path), role, .. }), "vhost-user") => vhost_user(port, path, *role),
+        (Some(SocketInfo { path: Some(path), role, .. }), "vde") => plugs(port, path, *role),
         (Some(socket), _) => sockets(port, socket),
         (None, "packet") if port.attached.is_some() => helper(port, attach_socket),
         (None, "packet") => tap(port),
@@ -197,6 +198,26 @@ fn stream(socket: &SocketInfo) -> (String, &'static str) {
                      was restarted. (Here vswitchd may be the client instead: it always comes back.)\n";
         (format!("stream,id=net0,server=off,{address}"), again)
     }
+}
+
+/// What to plug into a folder, or whose folder it is.
+fn plugs(port: &PortInfo, path: &str, role: Role) -> String {
+    if role == Role::Client {
+        return format!("\nThe other end is a VDE switch:\n\x20 vde_switch --sock {}\n", word(path));
+    }
+    format!(
+        "\nThe plug may be a QEMU guest; QEMU plugs in once, when it starts:\n\
+         \x20 qemu-system-x86_64 … \\\n\
+         \x20   -netdev vde,id=net0,sock={} \\\n\
+         \x20   -device {}\n\
+         or a TAP device:\n\
+         \x20 vde_plug2tap --sock {} tap0\n\
+         It has to run as a user who may write to the folder.\n\
+         libvirt has no interface of this type.\n",
+        value(path),
+        card(port),
+        word(path)
+    )
 }
 
 /// What to start QEMU with, and what to tell libvirt.

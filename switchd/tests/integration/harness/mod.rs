@@ -51,6 +51,9 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("attach::hostile_clients", USERS),
     ("sockets::senders_without_a_number", USERS),
     ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
+    ("vde::real_plugs", "vde_plug2tap"),
+    ("vde::into_another_switch", "vde_switch"),
+    ("vde::into_another_switch", "vde_plug2tap"),
 ];
 
 /// Tests with guests, and what they may lack.
@@ -66,6 +69,7 @@ const WITH_GUESTS: &[&str] = &[
     "sockets::guests",
     "sockets::a_guest_with_jumbo_frames",
     "sockets::a_guest_outlives_the_switch",
+    "vde::a_guest",
     "vhost_user::the_switch_listens",
     "vhost_user::qemu_listens",
     "vhost_user::guests_among_themselves",

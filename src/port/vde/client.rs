@@ -1,0 +1,119 @@
+//! The switch as a plug of another VDE switch, as libvdeplug does it: its datagram socket is made in that one's folder.
+//!
+//! The answer leads to a socket; it has to be in that folder and belong to the user that runs the other switch. Root's word is taken, because a vde_switch of root's gives the
+//! socket to the plug's user.
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::CONTROL;
+use super::endpoint::{Connection, Watch};
+use super::protocol::{self, ADDRESS_LEN, Bad};
+use crate::sys::peer::Peer;
+use crate::sys::unix::{self, SockType, SocketFile};
+use crate::sys::{self, Error};
+
+/// Time for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Names for a socket that are tried.
+const NAMES: u32 = 1000;
+
+/// What plugs in, again and again.
+#[derive(Debug)]
+pub(super) struct Client {
+    folder: PathBuf,
+    mode: u32,
+    asked: Option<Asked>,
+}
+
+/// A request that was sent.
+#[derive(Debug)]
+struct Asked {
+    control: OwnedFd,
+    socket: OwnedFd,
+    file: SocketFile,
+    answer: [u8; ADDRESS_LEN],
+    len: usize,
+    since: Instant,
+}
+
+impl Client {
+    pub(super) fn new(folder: &Path, mode: u32) -> Client {
+        Client { folder: folder.to_owned(), mode, asked: None }
+    }
+
+    /// The connection, when the switch has answered.
+    pub(super) fn next(&mut self, watch: Watch<'_>, now: Instant) -> Result<Option<Connection>, Error> {
+        let mut asked = match self.asked.take() {
+            Some(asked) => asked,
+            None => self.ask(watch, now)?,
+        };
+        let cannot =
+            |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
+        if !asked.is_answered().map_err(cannot)? {
+            if now.duration_since(asked.since) > ANSWER_MAX {
+                return Err(cannot(io::ErrorKind::TimedOut.into()));
+            }
+            self.asked = Some(asked);
+            return Ok(None);
+        }
+        asked.connect(&self.folder).map(Some).map_err(cannot)
+    }
+
+    fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
+        let cannot =
+            |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
+        let control = unix::connect_to(&self.folder.join(CONTROL)).map_err(cannot)?;
+        let (path, socket, file) = self.bind()?;
+        let request = protocol::request_for(&path, "vswitchd");
+        match unix::send_connected(control.as_fd(), &[IoSlice::new(&request)]).map_err(cannot)? {
+            Some(len) if len == request.len() => {}
+            _ => return Err(cannot(io::ErrorKind::WriteZero.into())),
+        }
+        watch.control(&control).map_err(cannot)?;
+        Ok(Asked { control, socket, file, answer: [0; ADDRESS_LEN], len: 0, since: now })
+    }
+
+    /// A socket of a name that nobody has.
+    fn bind(&self) -> Result<(PathBuf, OwnedFd, SocketFile), Error> {
+        let mut number = 0;
+        loop {
+            let path = self.folder.join(format!(".{:05}-{number:05}", std::process::id()));
+            match unix::bind_at(&path, SockType::Datagram, self.mode) {
+                Ok((fd, file)) => return Ok((path, fd, file)),
+                Err(error) if error.is_exists() && number < NAMES => number += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// Reads of the answer what has come; whether that is all.
+    fn is_answered(&mut self) -> io::Result<bool> {
+        while let Some(spare) = self.answer.get_mut(self.len..).filter(|spare| !spare.is_empty()) {
+            match sys::read(self.control.as_fd(), spare)? {
+                Some(0) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the switch refused")),
+                Some(len) => self.len += len,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn connect(self, folder: &Path) -> io::Result<Connection> {
+        let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
+        let theirs = protocol::address(&self.answer).map_err(bad)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let name = theirs.file_name().ok_or_else(|| bad(Bad::Address))?;
+        let whose = || io::Error::new(io::ErrorKind::PermissionDenied, "nobody can tell whose the switch is");
+        let uid = Peer::of(&self.control)?.uid.ok_or_else(whose)?;
+        let folder = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder)?;
+        unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
+        Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: self.file, said: 0 })
+    }
+}
