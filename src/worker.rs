@@ -12,7 +12,7 @@
 //! pays, as in KVM's halt polling: a sleep that ended within [`SPIN_MAX`] should have been spun through, and the next one
 //! is; each longer sleep halves the time. When nothing is hot the worker sleeps in epoll, so idle costs nothing. At most
 //! all CPUs but one spin at a time, else the spinners would take the CPU from the programs whose frames they are
-//! waiting for. For the same reason a spinning worker yields, and one that got its CPU back late sleeps instead for a
+//! waiting for. For the same reason a spinning worker yields, and one whose CPU is needed by others ([`crowd`]) sleeps instead for a
 //! while: where programs wait for a CPU, nothing is gained by being awake early.
 
 use std::net::IpAddr;
@@ -36,15 +36,17 @@ use crate::switch::PollMode;
 use crate::topology::{PORTS_MAX, Topology};
 use crate::tunnel::Origin;
 
+use crowd::Crowd;
+
+mod crowd;
+
 /// How long after its last frame a worker keeps looking before it sleeps, at most. Programs at both ends may have to be
 /// woken before the next frame comes, each on an idle CPU, which takes a virtual machine 20 to 60 µs.
 pub const SPIN_MAX: Duration = Duration::from_micros(200);
 /// And at least: the rest of a burst comes within this.
 const SPIN_MIN: Duration = Duration::from_micros(10);
-/// Whoever has the CPU for so long after it was yielded needs it; an answer in a conversation takes some 10 µs.
-const CONTENDED: Duration = Duration::from_micros(80);
 /// For so long nobody spins on a CPU that others need.
-const REST: Duration = Duration::from_millis(5);
+const REST: Duration = Duration::from_millis(10);
 /// Turns of the loop between two looks at epoll while some queue is hot.
 const TURNS_PER_POLL: u32 = 16;
 /// And at most this long, for many busy ports make long turns.
@@ -209,6 +211,7 @@ impl Worker {
         let mut turn = 0u32;
         let mut polled = Instant::now();
         let mut rest_until = polled;
+        let mut crowd = Crowd::new(polled);
         loop {
             if !self.commands.is_empty() && !self.obey() {
                 break;
@@ -246,7 +249,7 @@ impl Worker {
                     let before = Instant::now();
                     std::thread::yield_now();
                     let back = Instant::now();
-                    if back.duration_since(before) > CONTENDED {
+                    if crowd.needs_cpu(before, back) {
                         rest_until = back + REST;
                     }
                 }
