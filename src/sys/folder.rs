@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::unix::{self, SockType, SocketFile};
+use super::unix::{self, Descriptors, SockType, SocketFile};
 use super::{Error, Result};
 
 /// Only its owner enters.
@@ -44,7 +44,7 @@ impl SocketFolder {
         let cannot =
             |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
         folder.set_mode(CLOSED).map_err(cannot("close"))?;
-        let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode)?;
+        let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode, Descriptors::Refused)?;
         folder.listener = Some(file);
         let write = mode & 0o022;
         folder.set_mode(STICKY | CLOSED | write | write << 1 | write >> 1).map_err(cannot("open"))?;

@@ -15,7 +15,7 @@ use super::CONTROL;
 use super::endpoint::{Connection, Watch};
 use super::protocol::{self, ADDRESS_LEN, Bad};
 use crate::sys::peer::Peer;
-use crate::sys::unix::{self, SockType, SocketFile};
+use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 use crate::sys::{self, Error};
 
 /// Time for an answer.
@@ -68,7 +68,7 @@ impl Client {
     fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
         let cannot =
             |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
-        let control = unix::connect_to(&self.folder.join(CONTROL)).map_err(cannot)?;
+        let control = unix::connect_to(&self.folder.join(CONTROL), Descriptors::Refused).map_err(cannot)?;
         let (path, socket, file) = self.bind()?;
         let request = protocol::request_for(&path, "vswitchd");
         match unix::send_connected(control.as_fd(), &[IoSlice::new(&request)]).map_err(cannot)? {
@@ -84,7 +84,7 @@ impl Client {
         let mut number = 0;
         loop {
             let path = self.folder.join(format!(".{:05}-{number:05}", std::process::id()));
-            match unix::bind_at(&path, SockType::Datagram, self.mode) {
+            match unix::bind_at(&path, SockType::Datagram, self.mode, Descriptors::Refused) {
                 Ok((fd, file)) => return Ok((path, fd, file)),
                 Err(error) if error.is_exists() && number < NAMES => number += 1,
                 Err(error) => return Err(error),

@@ -4,19 +4,19 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vswitch::port::vde::protocol::{ADDRESS_LEN, address, request_for};
+use vswitch::port::vde::protocol::{ADDRESS_LEN, REQUEST_LEN, address, request, request_for};
 
 use crate::harness::daemon::{Daemon, Start, folder};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::{Ns, has_program, try_run};
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, Skip, eventually};
+use crate::harness::{Outcome, PATIENCE, Skip, eventually, rights};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
 fn switch(ns: &Ns, host: &Ns) -> Daemon {
@@ -61,6 +61,26 @@ impl Plug {
         let mut buffer = [0; 2000];
         // Behind what others have flooded.
         while self.data.recv(&mut buffer).expect("a frame") != back.len() || buffer[..back.len()] != back {}
+    }
+}
+
+/// The folder of another switch, without the switch.
+struct FakeSwitch(UnixListener);
+
+impl FakeSwitch {
+    fn new(place: &Path) -> FakeSwitch {
+        fs::create_dir(place).expect("made");
+        FakeSwitch(UnixListener::bind(place.join("ctl")).expect("bound"))
+    }
+
+    /// A plug that has asked, and the socket that it names.
+    #[track_caller]
+    fn asked(&self) -> (UnixStream, PathBuf) {
+        let (mut control, _) = self.0.accept().expect("the switch plugs in");
+        control.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut bytes = [0; REQUEST_LEN + "vswitchd".len()];
+        control.read_exact(&mut bytes).expect("a request");
+        (control, request(&bytes).expect("a request").expect("all of it").to_owned())
     }
 }
 
@@ -324,6 +344,31 @@ pub fn hostile_plugs() -> Outcome {
     daemon.wait_port_state("good", "down");
     let good = Plug::into(&places[1]);
     good.talk(&raw, 0x74);
+    Ok(())
+}
+
+/// Descriptors that the other end sends along cannot hold up who reads what they come with, because they never come.
+pub fn descriptors_are_refused() -> Outcome {
+    rights::can_refuse()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let raw = Raw::open(&host, "host");
+    let place = daemon.path("p");
+    daemon.ctl(&format!("port add p --bridge br0 --type vde --path {}", place.display()));
+    rights::is_refused(&connect(&place));
+    let plug = Plug::into(&place);
+    rights::is_refused(&plug.control);
+    rights::is_refused(&plug.data);
+    plug.talk(&raw, 0x71);
+
+    let place = daemon.path("other");
+    let switch = FakeSwitch::new(&place);
+    daemon.ctl(&format!("port add up --bridge br0 --type vde --path {} --client", place.display()));
+    let (control, theirs) = switch.asked();
+    rights::is_refused(&control);
+    let data = UnixDatagram::unbound().expect("a socket");
+    data.connect(theirs).expect("the switch's");
+    rights::is_refused(&data);
     Ok(())
 }
 
