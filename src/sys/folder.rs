@@ -51,13 +51,23 @@ impl SocketFolder {
         Ok((listener, folder))
     }
 
-    /// A datagram socket `name` in it, connected to another there, which the user `uid` made, before it has a name: at no moment does it take anything
-    /// from others.
+    /// A datagram socket connected to another in it, which the user `uid` made, before it has a name ([`SocketFolder::bind`]): at no moment
+    /// does it take anything from others.
     ///
     /// # Errors
-    /// Something else has the name, there is no such socket of his, or the kernel refused.
-    pub fn connected(&self, name: &str, mode: u32, peer: &OsStr, uid: u32) -> Result<(OwnedFd, SocketFile)> {
-        unix::bind_connected(&self.path.join(name), mode, &self.there, peer, uid)
+    /// There is no such socket of his.
+    pub fn connected(&self, peer: &OsStr, uid: u32) -> io::Result<OwnedFd> {
+        unix::connected_in(&self.there, peer, uid)
+    }
+
+    /// Gives a datagram socket a name in it: its path, and its file, which has this mode.
+    ///
+    /// # Errors
+    /// Something else has the name, or the kernel refused.
+    pub fn bind(&self, socket: &OwnedFd, name: &str, mode: u32) -> Result<(PathBuf, SocketFile)> {
+        let path = self.path.join(name);
+        let file = unix::bind_to(socket, &path, mode)?;
+        Ok((path, file))
     }
 
     fn make(path: &Path, name: &str) -> Result<SocketFolder> {

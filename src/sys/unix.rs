@@ -123,26 +123,24 @@ pub fn bind_at(
     made().map_err(cannot)
 }
 
-/// A datagram socket like that of [`bind_at`], connected as by [`connect_in`] before it has a path: at no moment does it take anything from others.
+/// A datagram socket without a path, connected as by [`connect_in`]: at no moment does it take anything from others.
 ///
 /// # Errors
-/// Somebody else's socket or another file is at `path`, the peer's is not his, or the kernel refused.
-pub(super) fn bind_connected(
-    path: &Path,
-    mode: u32,
-    folder: &fs::File,
-    peer: &OsStr,
-    uid: libc::uid_t,
-) -> Result<(OwnedFd, SocketFile)> {
+/// The kernel's answer: there is no such socket of that user's.
+pub(super) fn connected_in(folder: &fs::File, peer: &OsStr, uid: libc::uid_t) -> io::Result<OwnedFd> {
+    let fd = unbound(SockType::Datagram, Descriptors::Refused)?;
+    connect_in(&fd, folder, peer, Some(uid))?;
+    Ok(fd)
+}
+
+/// Gives a datagram socket its path, where the file has this mode. A file that a program left which ended is replaced.
+///
+/// # Errors
+/// Somebody else's socket or another file is there, or the kernel refused.
+pub(super) fn bind_to(fd: &OwnedFd, path: &Path, mode: u32) -> Result<SocketFile> {
     check_path(path)?;
     remove_stale(path, SockType::Datagram)?;
-    let fd =
-        unbound(SockType::Datagram, Descriptors::Refused).map_err(Error::on(|| "cannot make a socket"))?;
-    let name = || format!("cannot send to '{}'", peer.to_string_lossy().escape_debug());
-    connect_in(&fd, folder, peer, Some(uid)).map_err(Error::on(name))?;
-    let file = bind_file(&fd, path, mode)
-        .map_err(Error::on(|| format!("cannot make the socket {}", path.display())))?;
-    Ok((fd, file))
+    bind_file(fd, path, mode).map_err(Error::on(|| format!("cannot make the socket {}", path.display())))
 }
 
 fn bind_file(fd: &OwnedFd, path: &Path, mode: u32) -> io::Result<SocketFile> {

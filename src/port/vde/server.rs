@@ -4,6 +4,7 @@
 //! the folder.)
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use super::{CONTROL, DATA};
 use crate::port::stream::endpoint::accept;
 use crate::sys::folder::SocketFolder;
 use crate::sys::peer::Peer;
-use crate::sys::{self, Error, unix};
+use crate::sys::unix::{self, SocketFile};
+use crate::sys::{self, Error};
 
 /// Time for a request.
 const REQUEST_MAX: Duration = Duration::from_secs(3);
@@ -29,7 +31,6 @@ pub(super) struct Server {
     listener: OwnedFd,
     asking: VecDeque<Asking>,
     folder: SocketFolder,
-    data: PathBuf,
     mode: u32,
 }
 
@@ -47,10 +48,9 @@ pub(super) type Request = Result<(OwnedFd, PathBuf), Bad>;
 
 impl Server {
     pub(super) fn open(folder: &Path, mode: u32, watch: Watch<'_>) -> Result<Server, Error> {
-        let data = folder.join(DATA);
         let (listener, folder) = SocketFolder::open(folder, CONTROL, mode)?;
         watch.listener(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
-        Ok(Server { listener, asking: VecDeque::new(), folder, data, mode })
+        Ok(Server { listener, asking: VecDeque::new(), folder, mode })
     }
 
     pub(super) fn has_waiting(&self) -> bool {
@@ -91,17 +91,26 @@ impl Server {
         }
         // Wherever the plug sees the folder.
         let name = theirs.file_name().ok_or_else(|| turned_away(&Bad::Address))?;
-        let (socket, file) = self
-            .folder
-            .connected(DATA, self.mode, name, uid)
-            .map_err(|error| turned_away(&format_args!("it is user {uid}'s: {error}")))?;
-        let answer = protocol::address_of(&self.data);
+        let socket = self.folder.connected(name, uid).map_err(|error| {
+            let name = name.to_string_lossy();
+            turned_away(&format_args!("user {uid}'s, cannot send to '{}': {error}", name.escape_debug()))
+        })?;
+        let (path, file) = self.bind(&socket)?;
+        let answer = protocol::address_of(&path);
         match unix::send_connected(control.as_fd(), &[IoSlice::new(&answer)]) {
             Ok(Some(ADDRESS_LEN)) => {}
             Ok(_) => return Err(turned_away(&"it takes no answer")),
             Err(error) => return Err(turned_away(&error)),
         }
         Ok(Connection { control, socket: Arc::new(socket), _file: file, said: 0 })
+    }
+
+    /// Gives the switch's socket a name, which plugs learn from the answer: one that nobody can take before where a plug has the one that everybody knows.
+    fn bind(&self, socket: &OwnedFd) -> Result<(PathBuf, SocketFile), Error> {
+        self.folder.bind(socket, DATA, self.mode).or_else(|_| {
+            let random = RandomState::new().hash_one(0) >> 32;
+            self.folder.bind(socket, &format!("{DATA}.{random:08x}"), self.mode)
+        })
     }
 
     /// What those want whose request is whole, or none, or late. Who is still asking goes on.

@@ -293,6 +293,14 @@ pub fn hostile_plugs() -> Outcome {
     assert!((1..=2).contains(&said), "told, but not each time: {}", daemon.log());
     good.talk(&raw, 0x72);
 
+    // The name that the switch's own socket has by default is taken.
+    let _taken = UnixDatagram::bind(bad.join("data")).expect("bound");
+    let plug = Plug::into(bad);
+    assert_ne!(plug.theirs, bad.join("data"));
+    plug.talk(&raw, 0x71);
+    drop(plug);
+    daemon.wait_port_state("bad", "down");
+
     // Many who say nothing keep nobody out, and have to go in the end.
     let began = Instant::now();
     let mut silent: Vec<UnixStream> = (0..40).map(|_| connect(bad)).collect();
