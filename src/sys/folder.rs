@@ -1,8 +1,8 @@
 //! Folders in which a socket of ours listens and in which those who come make sockets of theirs: made, guarded, and removed with their owner.
 //!
 //! Nobody comes in before our socket is there, and nobody but its owner removes a file from there (the sticky bit). So the socket
-//! is the mark by which a folder of ours is known again: one that a killed program left is taken over. Of what else may be at the path, only an empty
-//! folder of our own user is used.
+//! is the mark by which a folder of ours is known again: one that a killed program left is taken over. Whatever else is at the path is refused, an empty
+//! folder, too: it would be given back with another mode, or taken away.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,8 +27,6 @@ pub struct SocketFolder {
     path: PathBuf,
     /// While it is open, its inode's number is no other's.
     there: fs::File,
-    /// Nobody else made it.
-    ours: bool,
     listener: Option<SocketFile>,
 }
 
@@ -93,11 +91,10 @@ impl SocketFolder {
         if meta.uid() != nix::unistd::geteuid().as_raw() {
             return refuse(&format!("is a folder of user {}", meta.uid()));
         }
-        let left = unix::is_stale(&path.join(name), SockType::Stream)?;
-        if !left && inside(&there).read_dir().map_err(cannot)?.next().is_some() {
-            return refuse("is a folder with other things in it");
+        if !made && !unix::is_stale(&path.join(name), SockType::Stream)? {
+            return refuse("is a folder that no vswitchd left");
         }
-        Ok(SocketFolder { path: path.to_owned(), there, ours: made || left, listener: None })
+        Ok(SocketFolder { path: path.to_owned(), there, listener: None })
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -133,7 +130,7 @@ impl Drop for SocketFolder {
         let same = |meta: fs::Metadata| {
             self.there.metadata().is_ok_and(|there| unix::identity(&there) == unix::identity(&meta))
         };
-        if self.ours && fs::symlink_metadata(&self.path).is_ok_and(same) {
+        if fs::symlink_metadata(&self.path).is_ok_and(same) {
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -221,12 +218,14 @@ mod tests {
         drop(folder);
 
         fs::create_dir(&place.0).unwrap();
-        drop(place.open(0o660).unwrap());
-        assert!(place.0.exists(), "an empty one is used, but was not ours");
-        fs::write(place.0.join("file"), "somebody's").unwrap();
         fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(place.refused().contains("with other things in it"), "{}", place.refused());
-        assert_eq!(mode(&place.0), 0o755);
+        for empty in [true, false] {
+            if !empty {
+                fs::write(place.0.join("file"), "somebody's").unwrap();
+            }
+            assert!(place.refused().contains("that no vswitchd left: remove it"), "{}", place.refused());
+            assert_eq!(mode(&place.0), 0o755, "empty: {empty}");
+        }
         if std::os::unix::fs::chown(&place.0, Some(4711), None).is_ok() {
             assert!(place.refused().contains("is a folder of user 4711"), "{}", place.refused());
         }

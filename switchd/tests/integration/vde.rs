@@ -183,7 +183,7 @@ pub fn as_asked() -> Outcome {
     refused(&format!("vde --path /tmp/{}", "x".repeat(90)), "longer than 92 bytes");
     refused("vde --path /tmp/a[1]", "read ' \" \\ % [ and ] as something else");
     refused("vde --listen 127.0.0.1:1", "'listen' is for stream ports");
-    refused(&format!("vde --path {}", daemon.path("").display()), "is a folder with other things in it");
+    refused(&format!("vde --path {}", daemon.path("").display()), "is a folder that no vswitchd left");
     refused(&format!("vde --path {}", daemon.path("log").display()), "exists and is not a folder");
     refused(&format!("vde --path {text}/ctl"), "exists and is not a folder");
     refused("vde --path /nowhere/x", "No such file");
