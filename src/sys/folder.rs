@@ -106,12 +106,20 @@ impl SocketFolder {
         self.set_mode(CLOSED)?;
         let is_ours = |name: &OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
         for left in inside(&self.there).read_dir()?.flatten().take(LEFT) {
-            if left.file_type()?.is_socket() && !is_ours(&left.file_name()) {
-                fs::remove_file(left.path())?;
+            if !is_ours(&left.file_name()) {
+                remove_socket(&left)?;
             }
         }
         Ok(inside(&self.there).read_dir()?.flatten().all(|left| is_ours(&left.file_name())))
     }
+}
+
+/// Removes it if it is a socket. Its owner may have been faster.
+fn remove_socket(left: &fs::DirEntry) -> io::Result<()> {
+    let removed = left
+        .file_type()
+        .and_then(|kind| if kind.is_socket() { fs::remove_file(left.path()) } else { Ok(()) });
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// A folder, whatever is at its path by now.
@@ -188,6 +196,19 @@ mod tests {
         let folder = place.open(0o660).unwrap();
         let _theirs = UnixDatagram::bind(place.0.join(".00001-00000")).unwrap();
         drop(folder);
+        assert!(!place.0.exists());
+    }
+
+    #[test]
+    fn it_goes_although_sockets_vanish_meanwhile() {
+        let place = Place::new("vanish");
+        let folder = place.open(0o660).unwrap();
+        let names: Vec<PathBuf> = (0..LEFT - 1).map(|number| place.0.join(number.to_string())).collect();
+        names.iter().for_each(|name| drop(UnixDatagram::bind(name).unwrap()));
+        std::thread::scope(|scope| {
+            scope.spawn(|| names.iter().for_each(|name| drop(fs::remove_file(name))));
+            drop(folder);
+        });
         assert!(!place.0.exists());
     }
 
