@@ -36,7 +36,7 @@ pub(super) struct Client {
 struct Asked {
     control: OwnedFd,
     socket: OwnedFd,
-    file: SocketFile,
+    _file: SocketFile,
     answer: [u8; ADDRESS_LEN],
     len: usize,
     since: Instant,
@@ -76,7 +76,7 @@ impl Client {
             _ => return Err(cannot(io::ErrorKind::WriteZero.into())),
         }
         watch.control(&control).map_err(cannot)?;
-        Ok(Asked { control, socket, file, answer: [0; ADDRESS_LEN], len: 0, since: now })
+        Ok(Asked { control, socket, _file: file, answer: [0; ADDRESS_LEN], len: 0, since: now })
     }
 
     /// A socket of a name that nobody has.
@@ -114,6 +114,7 @@ impl Asked {
         let uid = Peer::of(&self.control)?.uid.ok_or_else(whose)?;
         let folder = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder)?;
         unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
-        Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: self.file, said: 0 })
+        // The file goes: the other switch has found it, and could not remove its folder with it there. Both sockets keep their names.
+        Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: None, said: 0 })
     }
 }

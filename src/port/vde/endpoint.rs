@@ -53,7 +53,8 @@ pub(super) struct Connection {
     pub(super) control: OwnedFd,
     /// Datagrams to and from the other end alone.
     pub(super) socket: Arc<OwnedFd>,
-    pub(super) _file: SocketFile,
+    /// In a folder of our own.
+    pub(super) _file: Option<SocketFile>,
     /// Bytes that the other end has said beside what it had to.
     pub(super) said: usize,
 }

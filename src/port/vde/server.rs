@@ -102,7 +102,7 @@ impl Server {
             Ok(_) => return Err(turned_away(&"it takes no answer")),
             Err(error) => return Err(turned_away(&error)),
         }
-        Ok(Connection { control, socket: Arc::new(socket), _file: file, said: 0 })
+        Ok(Connection { control, socket: Arc::new(socket), _file: Some(file), said: 0 })
     }
 
     /// Gives the switch's socket a name, which plugs learn from the answer: one that nobody can take before where a plug has the one that everybody knows.

@@ -497,6 +497,11 @@ pub fn into_another_switch() -> Outcome {
     for round in 1..=2 {
         let other = Program::start(&far, &format!("vde_switch --sock {}", place.display()));
         daemon.wait_port_state("up", "up");
+        let left = fs::read_dir(&place).expect("there").flatten();
+        assert!(
+            left.into_iter().all(|left| !left.file_name().to_string_lossy().starts_with('.')),
+            "ours is gone"
+        );
         let plug = Program::plug(&far, &place, "10.9.0.4/24");
         host.ip("neigh flush all");
         reaches(&host, "10.9.0.4");
