@@ -86,7 +86,8 @@ impl Client {
             let path = self.folder.join(format!(".{:05}-{number:05}", std::process::id()));
             match unix::bind_at(&path, SockType::Datagram, self.mode, Descriptors::Refused) {
                 Ok((fd, file)) => return Ok((path, fd, file)),
-                Err(error) if error.is_exists() && number < NAMES => number += 1,
+                // One of a program that is gone, too: another user's cannot be removed.
+                Err(_) if number < NAMES && path.symlink_metadata().is_ok() => number += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -116,5 +117,30 @@ impl Asked {
         unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
         // The file goes: the other switch has found it, and could not remove its folder with it there. Both sockets keep their names.
         Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: None, said: 0 })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_somebody_has_is_left_to_him() {
+        let folder = std::env::temp_dir().join(format!("vswitch-vde-client-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let name = |number: u32| folder.join(format!(".{:05}-{number:05}", std::process::id()));
+        let _theirs = UnixDatagram::bind(name(0)).unwrap();
+        // Not to be removed either.
+        fs::create_dir(name(1)).unwrap();
+        let client = Client::new(&folder, 0o600);
+        let bound = client.bind().map(|(path, ..)| path);
+        let without_folder = Client::new(&folder.join("none"), 0o600).bind().map(|(path, ..)| path);
+        let expected = name(2);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(bound.unwrap(), expected);
+        assert!(without_folder.unwrap_err().to_string().contains("-00000"), "no other name is tried");
     }
 }
