@@ -116,6 +116,8 @@ impl Server {
     /// What those want whose request is whole, or none, or late. Who is still asking goes on.
     pub(super) fn requests(&mut self, watch: Watch<'_>, now: Instant) -> io::Result<Vec<Request>> {
         let mut requests = Vec::new();
+        // Before anybody has to go for others, so that what he has said counts.
+        self.hear(now, &mut requests);
         for _ in 0..ASKING {
             let Some(control) = accept(&self.listener)? else { break };
             watch.control(&control)?;
@@ -125,6 +127,12 @@ impl Server {
             }
             self.asking.push_back(Asking { control, bytes: [0; REQUEST_LEN], len: 0, since: now });
         }
+        self.hear(now, &mut requests);
+        Ok(requests)
+    }
+
+    /// Reads what those have said who are asking.
+    fn hear(&mut self, now: Instant, requests: &mut Vec<Request>) {
         for mut asking in std::mem::take(&mut self.asking) {
             match asking.request(now) {
                 Ok(None) => self.asking.push_back(asking),
@@ -132,7 +140,6 @@ impl Server {
                 Err(bad) => requests.push(Err(bad)),
             }
         }
-        Ok(requests)
     }
 }
 
@@ -151,5 +158,34 @@ impl Asking {
             None if now.duration_since(self.since) >= REQUEST_MAX => Err(Bad::Late),
             None => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use mio::{Poll, Token};
+
+    use super::*;
+
+    #[test]
+    fn who_has_asked_is_heard_however_many_come_after() {
+        let folder = std::env::temp_dir().join(format!("vswitch-vde-server-{}", std::process::id()));
+        let poll = Poll::new().unwrap();
+        let watch = Watch { registry: poll.registry(), token: Token(0) };
+        let mut server = Server::open(&folder, 0o600, watch).unwrap();
+        let connect = || UnixStream::connect(folder.join(CONTROL)).unwrap();
+        let now = Instant::now();
+        let mut plug = connect();
+        assert!(server.requests(watch, now).unwrap().is_empty());
+        plug.write_all(&protocol::request_for(&folder.join("p"), "")).unwrap();
+        let _silent: Vec<UnixStream> = (0..ASKING + 1).map(|_| connect()).collect();
+        let requests = server.requests(watch, now).unwrap();
+        assert!(matches!(&requests[..], [Ok((_, path))] if *path == folder.join("p")), "{requests:?}");
+        let requests = server.requests(watch, now).unwrap();
+        assert!(matches!(&requests[..], [Err(Bad::Late)]), "{requests:?}");
     }
 }
