@@ -27,7 +27,7 @@ pub struct SocketFolder {
     path: PathBuf,
     /// While it is open, its inode's number is no other's.
     there: fs::File,
-    listener: Option<SocketFile>,
+    socket: Option<SocketFile>,
 }
 
 impl SocketFolder {
@@ -43,7 +43,7 @@ impl SocketFolder {
             |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
         folder.set_mode(CLOSED).map_err(cannot("close"))?;
         let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode, Descriptors::Refused)?;
-        folder.listener = Some(file);
+        folder.socket = Some(file);
         let write = mode & 0o022;
         folder.set_mode(STICKY | CLOSED | write | write << 1 | write >> 1).map_err(cannot("open"))?;
         Ok((listener, folder))
@@ -94,7 +94,7 @@ impl SocketFolder {
         if !made && !unix::is_stale(&path.join(name), SockType::Stream)? {
             return refuse("is a folder that no vswitchd left");
         }
-        Ok(SocketFolder { path: path.to_owned(), there, listener: None })
+        Ok(SocketFolder { path: path.to_owned(), there, socket: None })
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -104,7 +104,7 @@ impl SocketFolder {
     /// Removes what others left, from a folder that nobody enters any more; whether nothing but our socket is left then.
     fn clear(&self) -> io::Result<bool> {
         self.set_mode(CLOSED)?;
-        let is_ours = |name: &OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
+        let is_ours = |name: &OsStr| self.socket.as_ref().is_some_and(|file| file.is_called(name));
         for left in inside(&self.there).read_dir()?.flatten().take(LEFT) {
             if !is_ours(&left.file_name()) {
                 remove_socket(&left)?;
@@ -131,10 +131,10 @@ impl Drop for SocketFolder {
     fn drop(&mut self) {
         if !self.clear().unwrap_or(false) {
             // The socket stays as well, by which it is known again.
-            self.listener.take().into_iter().for_each(SocketFile::leave);
+            self.socket.take().into_iter().for_each(SocketFile::leave);
             return;
         }
-        self.listener = None;
+        self.socket = None;
         let same = |meta: fs::Metadata| {
             self.there.metadata().is_ok_and(|there| unix::identity(&there) == unix::identity(&meta))
         };

@@ -50,6 +50,8 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
         ))
     } else if name.iter().any(|byte| READ_OTHERWISE.contains(byte)) {
         refuse("they read ' \" \\ % [ and ] as something else")
+    } else if name.windows(3).any(|part| part == b"://") {
+        refuse("they take what is before :// for the name of a module")
     } else {
         Ok(())
     }

@@ -49,7 +49,7 @@ pub(super) type Request = Result<(OwnedFd, PathBuf), Bad>;
 impl Server {
     pub(super) fn open(folder: &Path, mode: u32, watch: Watch<'_>) -> Result<Server, Error> {
         let (listener, folder) = SocketFolder::open(folder, CONTROL, mode)?;
-        watch.listener(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
+        watch.readable(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
         Ok(Server { listener, asking: VecDeque::new(), folder, mode })
     }
 

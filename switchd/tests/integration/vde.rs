@@ -182,6 +182,7 @@ pub fn as_asked() -> Outcome {
     refused(&format!("vde --path {text}"), "port del vm1");
     refused(&format!("vde --path /tmp/{}", "x".repeat(90)), "longer than 92 bytes");
     refused("vde --path /tmp/a[1]", "read ' \" \\ % [ and ] as something else");
+    refused("vde --path /tmp/a://b", "for the name of a module");
     refused("vde --listen 127.0.0.1:1", "'listen' is for stream ports");
     refused(&format!("vde --path {}", daemon.path("").display()), "is a folder that no vswitchd left");
     refused(&format!("vde --path {}", daemon.path("log").display()), "exists and is not a folder");
