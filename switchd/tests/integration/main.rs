@@ -197,6 +197,7 @@ const TESTS: &[(&str, Test)] = &[
     ("vde::without_privileges", vde::without_privileges),
     ("vde::real_plugs", vde::real_plugs),
     ("vde::into_another_switch", vde::into_another_switch),
+    ("vde::into_another_users_switch", vde::into_another_users_switch),
     ("vde::a_guest", vde::a_guest),
 ];
 

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vswitch::port::vde::protocol::{ADDRESS_LEN, REQUEST_LEN, address, request, request_for};
+use vswitch::port::vde::protocol::{ADDRESS_LEN, REQUEST_LEN, address, address_of, request, request_for};
 
 use crate::harness::daemon::{Daemon, Start, folder};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::{Ns, has_program, try_run};
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, Skip, eventually, rights};
+use crate::harness::{Outcome, PATIENCE, Skip, eventually, has_users, rights};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
 fn switch(ns: &Ns, host: &Ns) -> Daemon {
@@ -71,6 +71,24 @@ impl FakeSwitch {
     fn new(place: &Path) -> FakeSwitch {
         fs::create_dir(place).expect("made");
         FakeSwitch(UnixListener::bind(place.join("ctl")).expect("bound"))
+    }
+
+    /// One that this user runs, as the kernel tells its plugs.
+    fn of_user(place: &Path, user: u32) -> FakeSwitch {
+        fs::create_dir(place).expect("made");
+        // Where he can get to it.
+        fs::set_permissions(place.parent().expect("a folder"), fs::Permissions::from_mode(0o755))
+            .expect("ours");
+        chown(place, Some(user), None).expect("ours");
+        std::thread::scope(|scope| {
+            let work = || {
+                // SAFETY: the system call changes this thread alone, which ends after the work.
+                let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, user, -1) };
+                assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+                FakeSwitch(UnixListener::bind(place.join("ctl")).expect("bound"))
+            };
+            scope.spawn(work).join().expect("no panic")
+        })
     }
 
     /// A plug that has asked, and the socket that it names.
@@ -520,21 +538,47 @@ pub fn into_another_switch() -> Outcome {
     daemon.ctl("port del down");
     daemon.wait_port_state("up", "down");
     // One that says nothing, one that does not speak the protocol, and one whose answer leads elsewhere.
-    fs::create_dir(&place).expect("made");
-    let listener = std::os::unix::net::UnixListener::bind(place.join("ctl")).expect("bound");
+    let other = FakeSwitch::new(&place);
     for said in
         [None, Some(vec![0xff; ADDRESS_LEN]), Some(request_for(&daemon.path("log"), "")[12..].to_vec())]
     {
-        let (mut control, _) = listener.accept().expect("the switch plugs in");
-        control.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let (mut control, _) = other.asked();
         if let Some(said) = said {
             control.write_all(&said).expect("sent");
         }
-        let mut heard = Vec::new();
-        let _ = control.read_to_end(&mut heard);
-        assert!(heard.ends_with(b"vswitchd"), "a request, and then the end");
+        assert_eq!(answer(&mut control), None);
         assert_eq!(daemon.port_state("up"), "down");
     }
+    Ok(())
+}
+
+/// Another user's switch, whose answer leads to a socket of root's, and then to his own.
+pub fn into_another_users_switch() -> Outcome {
+    has_users()?;
+    const USER: u32 = 4711;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let place = daemon.path("other");
+    let other = FakeSwitch::of_user(&place, USER);
+    let theirs = place.join("data");
+    let data = UnixDatagram::bind(&theirs).expect("bound");
+    daemon.ctl(&format!("port add up --bridge br0 --type vde --path {} --client", place.display()));
+    let (mut control, _) = other.asked();
+    control.write_all(&address_of(&theirs)).expect("sent");
+    assert_eq!(answer(&mut control), None);
+    eventually("it is told why", || daemon.log().contains("it is another user's"));
+    assert_eq!((daemon.port_state("up").as_str(), count(&daemon, "up", "connections")), ("down", 0));
+
+    chown(&theirs, Some(USER), None).expect("ours");
+    let (mut control, plug) = other.asked();
+    control.write_all(&address_of(&theirs)).expect("sent");
+    daemon.wait_port_state("up", "up");
+    assert!(!plug.exists(), "its file is not in the way when the other switch ends");
+    data.set_read_timeout(Some(PATIENCE)).expect("a time");
+    let sent = test_frame(BROADCAST, station(0x70), "to the other switch");
+    Raw::open(&host, "host").send(&sent).expect("sent");
+    let mut buffer = [0; 2000];
+    while data.recv(&mut buffer).expect("a frame") != sent.len() || buffer[..sent.len()] != sent {}
     Ok(())
 }
 

@@ -57,6 +57,7 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("vde::real_plugs", "vde_plug2tap"),
     ("vde::into_another_switch", "vde_switch"),
     ("vde::into_another_switch", "vde_plug2tap"),
+    ("vde::into_another_users_switch", USERS),
 ];
 
 /// Tests with guests, and what they may lack.
