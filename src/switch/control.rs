@@ -619,7 +619,11 @@ impl Control {
             peer,
             remotes: self.tunnels.status(id),
             peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),
-            hint: self.tunnels.hint(id, port).or_else(|| port.guest.as_ref()?.0.hint()),
+            hint: self
+                .tunnels
+                .hint(id, port)
+                .or_else(|| port.guest.as_ref()?.0.hint())
+                .or_else(|| port.hint()),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);

@@ -1,8 +1,8 @@
 //! Folders in which a socket of ours listens and in which those who come make sockets of theirs: made, guarded, and removed with their owner.
 //!
 //! Nobody comes in before our socket is there, and nobody but its owner removes a file from there (the sticky bit). So the socket
-//! is the mark by which a folder of ours is known again: one that a killed program left is taken over. Of what else may be at the path, only an empty
-//! folder of our own user is used.
+//! is the mark by which a folder of ours is known again: one that a killed program left is taken over. Whatever else is at the path is refused, an empty
+//! folder, too: it would be given back with another mode, or taken away.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::unix::{self, SockType, SocketFile};
+use super::unix::{self, Descriptors, SockType, SocketFile};
 use super::{Error, Result};
 
 /// Only its owner enters.
@@ -27,9 +27,7 @@ pub struct SocketFolder {
     path: PathBuf,
     /// While it is open, its inode's number is no other's.
     there: fs::File,
-    /// Nobody else made it.
-    ours: bool,
-    listener: Option<SocketFile>,
+    socket: Option<SocketFile>,
 }
 
 impl SocketFolder {
@@ -44,20 +42,30 @@ impl SocketFolder {
         let cannot =
             |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
         folder.set_mode(CLOSED).map_err(cannot("close"))?;
-        let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode)?;
-        folder.listener = Some(file);
+        let (listener, file) = unix::bind_at(&path.join(name), SockType::Stream, mode, Descriptors::Refused)?;
+        folder.socket = Some(file);
         let write = mode & 0o022;
         folder.set_mode(STICKY | CLOSED | write | write << 1 | write >> 1).map_err(cannot("open"))?;
         Ok((listener, folder))
     }
 
-    /// A datagram socket `name` in it, connected to another there, which the user `uid` made, before it has a name: at no moment does it take anything
-    /// from others.
+    /// A datagram socket connected to another in it, which the user `uid` made, before it has a name ([`SocketFolder::bind`]): at no moment
+    /// does it take anything from others.
     ///
     /// # Errors
-    /// Something else has the name, there is no such socket of his, or the kernel refused.
-    pub fn connected(&self, name: &str, mode: u32, peer: &OsStr, uid: u32) -> Result<(OwnedFd, SocketFile)> {
-        unix::bind_connected(&self.path.join(name), mode, &self.there, peer, uid)
+    /// There is no such socket of his.
+    pub fn connected(&self, peer: &OsStr, uid: u32) -> io::Result<OwnedFd> {
+        unix::connected_in(&self.there, peer, uid)
+    }
+
+    /// Gives a datagram socket a name in it: its path, and its file, which has this mode.
+    ///
+    /// # Errors
+    /// Something else has the name, or the kernel refused.
+    pub fn bind(&self, socket: &OwnedFd, name: &str, mode: u32) -> Result<(PathBuf, SocketFile)> {
+        let path = self.path.join(name);
+        let file = unix::bind_to(socket, &path, mode)?;
+        Ok((path, file))
     }
 
     fn make(path: &Path, name: &str) -> Result<SocketFolder> {
@@ -83,11 +91,10 @@ impl SocketFolder {
         if meta.uid() != nix::unistd::geteuid().as_raw() {
             return refuse(&format!("is a folder of user {}", meta.uid()));
         }
-        let left = unix::is_stale(&path.join(name), SockType::Stream)?;
-        if !left && inside(&there).read_dir().map_err(cannot)?.next().is_some() {
-            return refuse("is a folder with other things in it");
+        if !made && !unix::is_stale(&path.join(name), SockType::Stream)? {
+            return refuse("is a folder that no vswitchd left");
         }
-        Ok(SocketFolder { path: path.to_owned(), there, ours: made || left, listener: None })
+        Ok(SocketFolder { path: path.to_owned(), there, socket: None })
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -97,14 +104,22 @@ impl SocketFolder {
     /// Removes what others left, from a folder that nobody enters any more; whether nothing but our socket is left then.
     fn clear(&self) -> io::Result<bool> {
         self.set_mode(CLOSED)?;
-        let is_ours = |name: &OsStr| self.listener.as_ref().is_some_and(|file| file.is_called(name));
+        let is_ours = |name: &OsStr| self.socket.as_ref().is_some_and(|file| file.is_called(name));
         for left in inside(&self.there).read_dir()?.flatten().take(LEFT) {
-            if left.file_type()?.is_socket() && !is_ours(&left.file_name()) {
-                fs::remove_file(left.path())?;
+            if !is_ours(&left.file_name()) {
+                remove_socket(&left)?;
             }
         }
         Ok(inside(&self.there).read_dir()?.flatten().all(|left| is_ours(&left.file_name())))
     }
+}
+
+/// Removes it if it is a socket. Its owner may have been faster.
+fn remove_socket(left: &fs::DirEntry) -> io::Result<()> {
+    let removed = left
+        .file_type()
+        .and_then(|kind| if kind.is_socket() { fs::remove_file(left.path()) } else { Ok(()) });
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// A folder, whatever is at its path by now.
@@ -116,14 +131,14 @@ impl Drop for SocketFolder {
     fn drop(&mut self) {
         if !self.clear().unwrap_or(false) {
             // The socket stays as well, by which it is known again.
-            self.listener.take().into_iter().for_each(SocketFile::leave);
+            self.socket.take().into_iter().for_each(SocketFile::leave);
             return;
         }
-        self.listener = None;
+        self.socket = None;
         let same = |meta: fs::Metadata| {
             self.there.metadata().is_ok_and(|there| unix::identity(&there) == unix::identity(&meta))
         };
-        if self.ours && fs::symlink_metadata(&self.path).is_ok_and(same) {
+        if fs::symlink_metadata(&self.path).is_ok_and(same) {
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -185,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn it_goes_although_sockets_vanish_meanwhile() {
+        let place = Place::new("vanish");
+        let folder = place.open(0o660).unwrap();
+        let names: Vec<PathBuf> = (0..LEFT - 1).map(|number| place.0.join(number.to_string())).collect();
+        names.iter().for_each(|name| drop(UnixDatagram::bind(name).unwrap()));
+        std::thread::scope(|scope| {
+            scope.spawn(|| names.iter().for_each(|name| drop(fs::remove_file(name))));
+            drop(folder);
+        });
+        assert!(!place.0.exists());
+    }
+
+    #[test]
     fn what_a_killed_one_left_is_taken_over() {
         let place = Place::new("killed");
         let (listener, folder) = place.open(0o666).unwrap();
@@ -211,12 +239,14 @@ mod tests {
         drop(folder);
 
         fs::create_dir(&place.0).unwrap();
-        drop(place.open(0o660).unwrap());
-        assert!(place.0.exists(), "an empty one is used, but was not ours");
-        fs::write(place.0.join("file"), "somebody's").unwrap();
         fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(place.refused().contains("with other things in it"), "{}", place.refused());
-        assert_eq!(mode(&place.0), 0o755);
+        for empty in [true, false] {
+            if !empty {
+                fs::write(place.0.join("file"), "somebody's").unwrap();
+            }
+            assert!(place.refused().contains("that no vswitchd left: remove it"), "{}", place.refused());
+            assert_eq!(mode(&place.0), 0o755, "empty: {empty}");
+        }
         if std::os::unix::fs::chown(&place.0, Some(4711), None).is_ok() {
             assert!(place.refused().contains("is a folder of user 4711"), "{}", place.refused());
         }

@@ -81,17 +81,35 @@ pub fn check_path(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether a socket takes descriptors that its peer sends along with bytes (SCM_RIGHTS).
+///
+/// Unwanted ones are not simply thrown away: the kernel closes them in the thread that reads the bytes they came with, or closes the socket, and
+/// closing somebody's TCP connection may wait for as long as he likes (SO_LINGER). So what need not take any refuses them, and the
+/// kernel tells the sender so (EPERM). That takes Linux 6.16 ([`can_refuse_descriptors`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Descriptors {
+    /// None.
+    Refused,
+    /// As part of a protocol.
+    Taken,
+}
+
 /// A non-blocking socket bound to `path`, whose file has this mode from the first moment; one of type `Stream` listens, and of type
 /// `Datagram` it is told who sends. A file that a program left which ended is replaced.
 ///
 /// # Errors
 /// Somebody else's socket or another file is there, or the kernel refused.
-pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, SocketFile)> {
+pub fn bind_at(
+    path: &Path,
+    kind: SockType,
+    mode: u32,
+    descriptors: Descriptors,
+) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
     remove_stale(path, kind)?;
     let cannot = Error::on(|| format!("cannot make the socket {}", path.display()));
     let made = || -> io::Result<(OwnedFd, SocketFile)> {
-        let fd = unbound(kind)?;
+        let fd = unbound(kind, descriptors)?;
         if kind == SockType::Datagram {
             // Before anybody can send: what comes earlier does not say whose it is.
             setsockopt(&fd, sockopt::PassCred, &true)?;
@@ -105,25 +123,24 @@ pub fn bind_at(path: &Path, kind: SockType, mode: u32) -> Result<(OwnedFd, Socke
     made().map_err(cannot)
 }
 
-/// A datagram socket like that of [`bind_at`], connected as by [`connect_in`] before it has a path: at no moment does it take anything from others.
+/// A datagram socket without a path, connected as by [`connect_in`]: at no moment does it take anything from others.
 ///
 /// # Errors
-/// Somebody else's socket or another file is at `path`, the peer's is not his, or the kernel refused.
-pub(super) fn bind_connected(
-    path: &Path,
-    mode: u32,
-    folder: &fs::File,
-    peer: &OsStr,
-    uid: libc::uid_t,
-) -> Result<(OwnedFd, SocketFile)> {
+/// The kernel's answer: there is no such socket of that user's.
+pub(super) fn connected_in(folder: &fs::File, peer: &OsStr, uid: libc::uid_t) -> io::Result<OwnedFd> {
+    let fd = unbound(SockType::Datagram, Descriptors::Refused)?;
+    connect_in(&fd, folder, peer, Some(uid))?;
+    Ok(fd)
+}
+
+/// Gives a datagram socket its path, where the file has this mode. A file that a program left which ended is replaced.
+///
+/// # Errors
+/// Somebody else's socket or another file is there, or the kernel refused.
+pub(super) fn bind_to(fd: &OwnedFd, path: &Path, mode: u32) -> Result<SocketFile> {
     check_path(path)?;
     remove_stale(path, SockType::Datagram)?;
-    let fd = unbound(SockType::Datagram).map_err(Error::on(|| "cannot make a socket"))?;
-    let name = || format!("cannot send to '{}'", peer.to_string_lossy().escape_debug());
-    connect_in(&fd, folder, peer, Some(uid)).map_err(Error::on(name))?;
-    let file = bind_file(&fd, path, mode)
-        .map_err(Error::on(|| format!("cannot make the socket {}", path.display())))?;
-    Ok((fd, file))
+    bind_file(fd, path, mode).map_err(Error::on(|| format!("cannot make the socket {}", path.display())))
 }
 
 fn bind_file(fd: &OwnedFd, path: &Path, mode: u32) -> io::Result<SocketFile> {
@@ -146,8 +163,29 @@ fn bind_file(fd: &OwnedFd, path: &Path, mode: u32) -> io::Result<SocketFile> {
     Ok(file)
 }
 
-fn unbound(kind: SockType) -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+/// A socket that nobody can send to yet.
+fn unbound(kind: SockType, descriptors: Descriptors) -> nix::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    if descriptors == Descriptors::Refused {
+        // An older kernel does not know how.
+        let _ = refuse_descriptors(&fd);
+    }
+    Ok(fd)
+}
+
+/// asm-generic/socket.h, since Linux 6.16; not in libc.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// Connections that a listener accepts inherit it.
+fn refuse_descriptors(fd: &OwnedFd) -> io::Result<()> {
+    super::packet::set(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, &0)
+}
+
+/// Whether this kernel can refuse descriptors for us.
+#[must_use]
+pub fn can_refuse_descriptors() -> bool {
+    let tried = unbound(SockType::Datagram, Descriptors::Taken).map_err(io::Error::from);
+    tried.and_then(|fd| refuse_descriptors(&fd)).is_ok()
 }
 
 /// A socket with a name without a file (unix(7), "abstract"), which nobody else in this network namespace has while it is open.
@@ -155,7 +193,7 @@ fn unbound(kind: SockType) -> nix::Result<OwnedFd> {
 /// # Errors
 /// `AddrInUse`: somebody has it. Else the kernel's answer.
 pub(super) fn hold_name(name: &str) -> io::Result<OwnedFd> {
-    let fd = unbound(SockType::Datagram)?;
+    let fd = unbound(SockType::Datagram, Descriptors::Refused)?;
     bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
     Ok(fd)
 }
@@ -164,8 +202,8 @@ pub(super) fn hold_name(name: &str) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `WouldBlock`: too many wait to be accepted there. Else the kernel's answer.
-pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
-    let fd = unbound(SockType::Stream)?;
+pub fn connect_to(path: &Path, descriptors: Descriptors) -> io::Result<OwnedFd> {
+    let fd = unbound(SockType::Stream, descriptors)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
@@ -193,7 +231,8 @@ pub(super) fn is_stale(path: &Path, kind: SockType) -> Result<bool> {
     }
     // Only a refused connection says that nobody is behind it. Without blocking, because somebody whose queue is full would keep
     // us waiting.
-    let tried = unbound(kind).and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(path)?));
+    let tried =
+        unbound(kind, Descriptors::Refused).and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(path)?));
     if tried != Err(Errno::ECONNREFUSED) {
         return refuse(format!(
             "another program has the socket {}: stop it, or choose another path",
@@ -328,14 +367,15 @@ impl Remote {
     /// Whether the same socket is still there, with a program behind it.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        let tried = unbound(SockType::Datagram).map_err(io::Error::from).and_then(|probe| {
-            if identity(&fs::symlink_metadata(&self.path)?) != identity(&self.file.metadata()?) {
-                return Ok(false);
-            }
-            let there = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
-            Ok(true)
-        });
+        let tried =
+            unbound(SockType::Datagram, Descriptors::Refused).map_err(io::Error::from).and_then(|probe| {
+                if identity(&fs::symlink_metadata(&self.path)?) != identity(&self.file.metadata()?) {
+                    return Ok(false);
+                }
+                let there = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                connect(probe.as_raw_fd(), &UnixAddr::new(there.as_str())?)?;
+                Ok(true)
+            });
         // One that takes from nobody else is there: it is connected itself.
         tried.unwrap_or_else(|error| error.raw_os_error() == Some(libc::EPERM))
     }
@@ -488,7 +528,8 @@ mod tests {
         fn new(name: &str) -> Place {
             let folder = std::env::temp_dir().join(format!("vswitch-unix-{}-{name}", std::process::id()));
             fs::create_dir(&folder).unwrap();
-            let (fd, file) = bind_at(&folder.join("s"), SockType::Datagram, 0o600).unwrap();
+            let (fd, file) =
+                bind_at(&folder.join("s"), SockType::Datagram, 0o600, Descriptors::Refused).unwrap();
             Place(folder, fd, file)
         }
     }
@@ -501,7 +542,7 @@ mod tests {
 
     /// Sends a datagram from a socket bound to `path`, which may fill its field.
     fn send_from(path: &Path, to: &Path) -> OwnedFd {
-        let fd = unbound(SockType::Datagram).unwrap();
+        let fd = unbound(SockType::Datagram, Descriptors::Refused).unwrap();
         // SAFETY: sockaddr_un is plain data for which zeros are valid.
         let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
         address.sun_family = libc::AF_UNIX as libc::sa_family_t;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use vswitch::sys::unix::{self, SockType, SocketFile};
+use vswitch::sys::unix::{self, Descriptors, SockType, SocketFile};
 
 /// Mode of the control socket: its owner and its group.
 pub const CONTROL_MODE: u32 = 0o660;
@@ -47,8 +47,8 @@ impl DaemonSocket {
         let lock = lock(path, &lock_path, folder, option)?;
         // From here on the lock's file is ours to remove, also when the rest fails.
         let mut socket = DaemonSocket { lock_path, folder_made, _lock: lock, file: None, listener: None };
-        let (listener, file) =
-            unix::bind_at(path, SockType::Stream, mode).map_err(|error| named("cannot listen at", &error))?;
+        let (listener, file) = unix::bind_at(path, SockType::Stream, mode, Descriptors::Refused)
+            .map_err(|error| named("cannot listen at", &error))?;
         (socket.listener, socket.file) = (Some(listener.into()), Some(file));
         Ok(socket)
     }

@@ -15,7 +15,7 @@ use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::DgramSpec;
 use crate::sys::Error;
-use crate::sys::unix::{self, Remote, SockType, SocketFile};
+use crate::sys::unix::{self, Descriptors, Remote, SockType, SocketFile};
 
 /// Bytes that wait for the peer to read them, at most.
 pub(in crate::port) const SEND_BUFFER_BYTES: i32 = 1 << 20;
@@ -47,7 +47,7 @@ impl Endpoint {
     pub fn open(spec: &DgramSpec) -> Result<Endpoint, Error> {
         check_mtu(spec.mtu)?;
         spec.peer.as_deref().map(unix::check_path).transpose()?;
-        let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode)?;
+        let (fd, file) = unix::bind_at(&spec.path, SockType::Datagram, spec.mode, Descriptors::Refused)?;
         unix::set_send_buffer(&fd, SEND_BUFFER_BYTES);
         Ok(Endpoint {
             socket: Arc::new(fd),

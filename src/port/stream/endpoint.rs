@@ -18,7 +18,7 @@ use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::{SocketRole, StreamAddress, StreamSpec};
 use crate::sys::Error;
-use crate::sys::unix::{self, SockType, SocketFile};
+use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 
 /// The longest pause between two connections or tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -61,7 +61,8 @@ impl Endpoint {
                 Way::Connect { to: address.clone(), under_way: None }
             }
             (SocketRole::Server, StreamAddress::Unix(path)) => {
-                let (listener, file) = unix::bind_at(path, SockType::Stream, spec.mode)?;
+                let (listener, file) =
+                    unix::bind_at(path, SockType::Stream, spec.mode, Descriptors::Refused)?;
                 Way::Listen { listener, tcp: false, _file: Some(file) }
             }
             (SocketRole::Server, StreamAddress::Tcp(address)) => {
@@ -221,7 +222,7 @@ fn connect(
     now: Instant,
 ) -> io::Result<Option<OwnedFd>> {
     let address = match to {
-        StreamAddress::Unix(path) => return unix::connect_to(path).map(Some),
+        StreamAddress::Unix(path) => return unix::connect_to(path, Descriptors::Refused).map(Some),
         StreamAddress::Tcp(address) => *address,
     };
     let Some((socket, since)) = under_way.take() else {

@@ -15,7 +15,7 @@ use super::CONTROL;
 use super::endpoint::{Connection, Watch};
 use super::protocol::{self, ADDRESS_LEN, Bad};
 use crate::sys::peer::Peer;
-use crate::sys::unix::{self, SockType, SocketFile};
+use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 use crate::sys::{self, Error};
 
 /// Time for an answer.
@@ -36,7 +36,7 @@ pub(super) struct Client {
 struct Asked {
     control: OwnedFd,
     socket: OwnedFd,
-    file: SocketFile,
+    _file: SocketFile,
     answer: [u8; ADDRESS_LEN],
     len: usize,
     since: Instant,
@@ -68,7 +68,7 @@ impl Client {
     fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
         let cannot =
             |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
-        let control = unix::connect_to(&self.folder.join(CONTROL)).map_err(cannot)?;
+        let control = unix::connect_to(&self.folder.join(CONTROL), Descriptors::Refused).map_err(cannot)?;
         let (path, socket, file) = self.bind()?;
         let request = protocol::request_for(&path, "vswitchd");
         match unix::send_connected(control.as_fd(), &[IoSlice::new(&request)]).map_err(cannot)? {
@@ -76,7 +76,7 @@ impl Client {
             _ => return Err(cannot(io::ErrorKind::WriteZero.into())),
         }
         watch.control(&control).map_err(cannot)?;
-        Ok(Asked { control, socket, file, answer: [0; ADDRESS_LEN], len: 0, since: now })
+        Ok(Asked { control, socket, _file: file, answer: [0; ADDRESS_LEN], len: 0, since: now })
     }
 
     /// A socket of a name that nobody has.
@@ -84,9 +84,10 @@ impl Client {
         let mut number = 0;
         loop {
             let path = self.folder.join(format!(".{:05}-{number:05}", std::process::id()));
-            match unix::bind_at(&path, SockType::Datagram, self.mode) {
+            match unix::bind_at(&path, SockType::Datagram, self.mode, Descriptors::Refused) {
                 Ok((fd, file)) => return Ok((path, fd, file)),
-                Err(error) if error.is_exists() && number < NAMES => number += 1,
+                // One of a program that is gone, too: another user's cannot be removed.
+                Err(_) if number < NAMES && path.symlink_metadata().is_ok() => number += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -114,6 +115,32 @@ impl Asked {
         let uid = Peer::of(&self.control)?.uid.ok_or_else(whose)?;
         let folder = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(folder)?;
         unix::connect_in(&self.socket, &folder, name, (uid != 0).then_some(uid))?;
-        Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: self.file, said: 0 })
+        // The file goes: the other switch has found it, and could not remove its folder with it there. Both sockets keep their names.
+        Ok(Connection { control: self.control, socket: Arc::new(self.socket), _file: None, said: 0 })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_somebody_has_is_left_to_him() {
+        let folder = std::env::temp_dir().join(format!("vswitch-vde-client-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let name = |number: u32| folder.join(format!(".{:05}-{number:05}", std::process::id()));
+        let _theirs = UnixDatagram::bind(name(0)).unwrap();
+        // Not to be removed either.
+        fs::create_dir(name(1)).unwrap();
+        let client = Client::new(&folder, 0o600);
+        let bound = client.bind().map(|(path, ..)| path);
+        let without_folder = Client::new(&folder.join("none"), 0o600).bind().map(|(path, ..)| path);
+        let expected = name(2);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(bound.unwrap(), expected);
+        assert!(without_folder.unwrap_err().to_string().contains("-00000"), "no other name is tried");
     }
 }

@@ -53,7 +53,8 @@ pub(super) struct Connection {
     pub(super) control: OwnedFd,
     /// Datagrams to and from the other end alone.
     pub(super) socket: Arc<OwnedFd>,
-    pub(super) _file: SocketFile,
+    /// In a folder of our own.
+    pub(super) _file: Option<SocketFile>,
     /// Bytes that the other end has said beside what it had to.
     pub(super) said: usize,
 }
@@ -71,10 +72,11 @@ impl Watch<'_> {
     /// A control connection, without waiting, of which is told what comes, its end too.
     pub(super) fn control(&self, fd: &OwnedFd) -> std::io::Result<()> {
         sys::set_nonblocking(fd)?;
-        self.listener(fd)
+        self.readable(fd)
     }
 
-    pub(super) fn listener(&self, fd: &OwnedFd) -> std::io::Result<()> {
+    /// A socket, of which is told when there is something to read or to accept.
+    pub(super) fn readable(&self, fd: &OwnedFd) -> std::io::Result<()> {
         self.registry.register(&mut SourceFd(&fd.as_raw_fd()), self.token, Interest::READABLE)
     }
 }

@@ -22,7 +22,7 @@ use crate::sys::{Error, unix};
 
 /// The socket in a folder that plugs connect to.
 const CONTROL: &str = "ctl";
-/// The switch's datagram socket in its folder.
+/// The switch's datagram socket in its folder, unless a plug has taken the name.
 const DATA: &str = "data";
 /// What plugs call theirs there: `.PID-NUMBER`, at its longest.
 const PLUG_NAME_LEN: usize = ".4194304-00000".len();
@@ -50,6 +50,8 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
         ))
     } else if name.iter().any(|byte| READ_OTHERWISE.contains(byte)) {
         refuse("they read ' \" \\ % [ and ] as something else")
+    } else if name.windows(3).any(|part| part == b"://") {
+        refuse("they take what is before :// for the name of a module")
     } else {
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! the folder.)
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use super::{CONTROL, DATA};
 use crate::port::stream::endpoint::accept;
 use crate::sys::folder::SocketFolder;
 use crate::sys::peer::Peer;
-use crate::sys::{self, Error, unix};
+use crate::sys::unix::{self, SocketFile};
+use crate::sys::{self, Error};
 
 /// Time for a request.
 const REQUEST_MAX: Duration = Duration::from_secs(3);
@@ -29,7 +31,6 @@ pub(super) struct Server {
     listener: OwnedFd,
     asking: VecDeque<Asking>,
     folder: SocketFolder,
-    data: PathBuf,
     mode: u32,
 }
 
@@ -47,10 +48,9 @@ pub(super) type Request = Result<(OwnedFd, PathBuf), Bad>;
 
 impl Server {
     pub(super) fn open(folder: &Path, mode: u32, watch: Watch<'_>) -> Result<Server, Error> {
-        let data = folder.join(DATA);
         let (listener, folder) = SocketFolder::open(folder, CONTROL, mode)?;
-        watch.listener(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
-        Ok(Server { listener, asking: VecDeque::new(), folder, data, mode })
+        watch.readable(&listener).map_err(|error| Error::new("cannot watch a socket", error))?;
+        Ok(Server { listener, asking: VecDeque::new(), folder, mode })
     }
 
     pub(super) fn has_waiting(&self) -> bool {
@@ -91,22 +91,33 @@ impl Server {
         }
         // Wherever the plug sees the folder.
         let name = theirs.file_name().ok_or_else(|| turned_away(&Bad::Address))?;
-        let (socket, file) = self
-            .folder
-            .connected(DATA, self.mode, name, uid)
-            .map_err(|error| turned_away(&format_args!("it is user {uid}'s: {error}")))?;
-        let answer = protocol::address_of(&self.data);
+        let socket = self.folder.connected(name, uid).map_err(|error| {
+            let name = name.to_string_lossy();
+            turned_away(&format_args!("user {uid}'s, cannot send to '{}': {error}", name.escape_debug()))
+        })?;
+        let (path, file) = self.bind(&socket)?;
+        let answer = protocol::address_of(&path);
         match unix::send_connected(control.as_fd(), &[IoSlice::new(&answer)]) {
             Ok(Some(ADDRESS_LEN)) => {}
             Ok(_) => return Err(turned_away(&"it takes no answer")),
             Err(error) => return Err(turned_away(&error)),
         }
-        Ok(Connection { control, socket: Arc::new(socket), _file: file, said: 0 })
+        Ok(Connection { control, socket: Arc::new(socket), _file: Some(file), said: 0 })
+    }
+
+    /// Gives the switch's socket a name, which plugs learn from the answer: one that nobody can take before where a plug has the one that everybody knows.
+    fn bind(&self, socket: &OwnedFd) -> Result<(PathBuf, SocketFile), Error> {
+        self.folder.bind(socket, DATA, self.mode).or_else(|_| {
+            let random = RandomState::new().hash_one(0) >> 32;
+            self.folder.bind(socket, &format!("{DATA}.{random:08x}"), self.mode)
+        })
     }
 
     /// What those want whose request is whole, or none, or late. Who is still asking goes on.
     pub(super) fn requests(&mut self, watch: Watch<'_>, now: Instant) -> io::Result<Vec<Request>> {
         let mut requests = Vec::new();
+        // Before anybody has to go for others, so that what he has said counts.
+        self.hear(now, &mut requests);
         for _ in 0..ASKING {
             let Some(control) = accept(&self.listener)? else { break };
             watch.control(&control)?;
@@ -116,6 +127,12 @@ impl Server {
             }
             self.asking.push_back(Asking { control, bytes: [0; REQUEST_LEN], len: 0, since: now });
         }
+        self.hear(now, &mut requests);
+        Ok(requests)
+    }
+
+    /// Reads what those have said who are asking.
+    fn hear(&mut self, now: Instant, requests: &mut Vec<Request>) {
         for mut asking in std::mem::take(&mut self.asking) {
             match asking.request(now) {
                 Ok(None) => self.asking.push_back(asking),
@@ -123,7 +140,6 @@ impl Server {
                 Err(bad) => requests.push(Err(bad)),
             }
         }
-        Ok(requests)
     }
 }
 
@@ -142,5 +158,34 @@ impl Asking {
             None if now.duration_since(self.since) >= REQUEST_MAX => Err(Bad::Late),
             None => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use mio::{Poll, Token};
+
+    use super::*;
+
+    #[test]
+    fn who_has_asked_is_heard_however_many_come_after() {
+        let folder = std::env::temp_dir().join(format!("vswitch-vde-server-{}", std::process::id()));
+        let poll = Poll::new().unwrap();
+        let watch = Watch { registry: poll.registry(), token: Token(0) };
+        let mut server = Server::open(&folder, 0o600, watch).unwrap();
+        let connect = || UnixStream::connect(folder.join(CONTROL)).unwrap();
+        let now = Instant::now();
+        let mut plug = connect();
+        assert!(server.requests(watch, now).unwrap().is_empty());
+        plug.write_all(&protocol::request_for(&folder.join("p"), "")).unwrap();
+        let _silent: Vec<UnixStream> = (0..ASKING + 1).map(|_| connect()).collect();
+        let requests = server.requests(watch, now).unwrap();
+        assert!(matches!(&requests[..], [Ok((_, path))] if *path == folder.join("p")), "{requests:?}");
+        let requests = server.requests(watch, now).unwrap();
+        assert!(matches!(&requests[..], [Err(Bad::Late)]), "{requests:?}");
     }
 }

@@ -23,7 +23,7 @@ use super::{Rings, messages};
 use crate::port::backoff::{Backoff, GOOD};
 use crate::spec::{SocketRole, VhostUserSpec};
 use crate::sys;
-use crate::sys::unix::{self, SockType, SocketFile};
+use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 use crate::topology::PortShared;
 use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
@@ -136,7 +136,7 @@ impl Drop for Link {
 /// Listens on a path. What a switch that was killed left there is replaced.
 fn listen(path: &Path) -> Result<(UnixListener, SocketFile), sys::Error> {
     // Who may write to it may attach a guest.
-    match unix::bind_at(path, SockType::Stream, 0o660) {
+    match unix::bind_at(path, SockType::Stream, 0o660, Descriptors::Taken) {
         Ok((listener, file)) => Ok((listener.into(), file)),
         // A bare "not found" would be taken for an interface that is yet to come.
         Err(error) if error.is_not_found() => {
@@ -263,7 +263,7 @@ impl Inner {
             if !backoff.is_over(Instant::now()) {
                 continue;
             }
-            match unix::connect_to(&self.path) {
+            match unix::connect_to(&self.path, Descriptors::Taken) {
                 Ok(stream) => return Some(stream.into()),
                 Err(_) => backoff.failed(Instant::now()),
             }

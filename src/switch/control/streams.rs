@@ -13,9 +13,9 @@ use crate::addr::PortId;
 use crate::port::OpenPort;
 use crate::port::vde::endpoint::Watch;
 use crate::port::{dgram, stream, vde};
-use crate::spec::PortKind;
+use crate::spec::{PortKind, StreamAddress};
 use crate::status::PeersStatus;
-use crate::sys;
+use crate::sys::{self, unix};
 
 /// What the caretaker's poll tells of peers under.
 const TOKEN: Token = Token(2);
@@ -159,6 +159,20 @@ impl Port {
     /// Whether the caretaker looks after its socket.
     pub(super) fn on_socket(&self) -> bool {
         matches!(self.spec.kind, PortKind::Stream(_) | PortKind::Dgram(_) | PortKind::Vde(_))
+    }
+
+    /// What would be better for a port on a socket, if anything.
+    pub(super) fn hint(&self) -> Option<String> {
+        let by_unix = match &self.spec.kind {
+            PortKind::Stream(spec) => matches!(spec.address, StreamAddress::Unix(_)),
+            PortKind::Dgram(_) | PortKind::Vde(_) => true,
+            _ => false,
+        };
+        (by_unix && !unix::can_refuse_descriptors()).then(|| {
+            "this kernel cannot refuse descriptors that peers send along, by which one could hold up a worker: let only those write to \
+             the socket who are trusted, or run Linux 6.16 or newer"
+                .to_owned()
+        })
     }
 }
 

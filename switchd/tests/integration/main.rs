@@ -179,6 +179,7 @@ const TESTS: &[(&str, Test)] = &[
     ("macvtap::missed_by_one_that_comes_back", macvtap::missed_by_one_that_comes_back),
     ("macvtap::tried_now_and_then", macvtap::tried_now_and_then),
     ("sockets::as_asked", sockets::as_asked),
+    ("sockets::descriptors_are_refused", sockets::descriptors_are_refused),
     ("sockets::senders_without_a_number", sockets::senders_without_a_number),
     ("sockets::peers_come_and_go", sockets::peers_come_and_go),
     ("sockets::hostile_peers", sockets::hostile_peers),
@@ -191,10 +192,12 @@ const TESTS: &[(&str, Test)] = &[
     ("vde::as_asked", vde::as_asked),
     ("vde::plugs_come_and_go", vde::plugs_come_and_go),
     ("vde::hostile_plugs", vde::hostile_plugs),
+    ("vde::descriptors_are_refused", vde::descriptors_are_refused),
     ("vde::restarted", vde::restarted),
     ("vde::without_privileges", vde::without_privileges),
     ("vde::real_plugs", vde::real_plugs),
     ("vde::into_another_switch", vde::into_another_switch),
+    ("vde::into_another_users_switch", vde::into_another_users_switch),
     ("vde::a_guest", vde::a_guest),
 ];
 

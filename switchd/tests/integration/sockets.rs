@@ -12,7 +12,7 @@ use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::Ns;
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, eventually, has_users};
+use crate::harness::{Outcome, PATIENCE, eventually, has_users, rights};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
 fn switch(ns: &Ns, host: &Ns) -> Daemon {
@@ -475,5 +475,42 @@ pub fn senders_without_a_number() -> Outcome {
     refused(2);
     let _ours = send_as(0, 0, &daemon, "ours");
     daemon.wait_port_state("d", "up");
+    Ok(())
+}
+
+/// Descriptors that a peer sends along cannot hold up who reads what they come with, because they never come.
+pub fn descriptors_are_refused() -> Outcome {
+    rights::can_refuse()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let at = |name: &str| daemon.path(name);
+    let listener = UnixListener::bind(at("theirs")).expect("bound");
+    for (name, kind, path, option) in [
+        ("server", "stream", "s", ""),
+        ("client", "stream", "theirs", "--client"),
+        ("datagrams", "dgram", "d", "--server"),
+    ] {
+        let path = at(path).display().to_string();
+        daemon.ctl(&format!("port add {name} --bridge br0 --type {kind} --path {path} {option}"));
+    }
+    let mut peers = [connect(&at("s")), listener.accept().expect("the switch connects").0];
+    let raw = Raw::open(&host, "host");
+    for (number, peer) in (0x71..).zip(&mut peers) {
+        rights::is_refused(peer);
+        talk(peer, &raw, number);
+        rights::is_refused(peer);
+    }
+    // Nor of who is turned away.
+    rights::is_refused(&UnixStream::connect(at("s")).expect("it listens"));
+    let sender = UnixDatagram::bind(at("sender")).expect("bound");
+    sender.connect(at("d")).expect("it is there");
+    rights::is_refused(&sender);
+    sender.send(&test_frame(BROADCAST, station(0x73), "hello")).expect("sent");
+    daemon.wait_port_state("datagrams", "up");
+    rights::is_refused(&sender);
+    // The daemon's own.
+    for socket in [&daemon.socket, &daemon.socket.with_file_name("attach.sock")] {
+        rights::is_refused(&UnixStream::connect(socket).expect("it listens"));
+    }
     Ok(())
 }

@@ -4,19 +4,19 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vswitch::port::vde::protocol::{ADDRESS_LEN, address, request_for};
+use vswitch::port::vde::protocol::{ADDRESS_LEN, REQUEST_LEN, address, address_of, request, request_for};
 
 use crate::harness::daemon::{Daemon, Start, folder};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::{Ns, has_program, try_run};
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
-use crate::harness::{Outcome, PATIENCE, Skip, eventually};
+use crate::harness::{Outcome, PATIENCE, Skip, eventually, has_users, rights};
 
 /// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
 fn switch(ns: &Ns, host: &Ns) -> Daemon {
@@ -61,6 +61,44 @@ impl Plug {
         let mut buffer = [0; 2000];
         // Behind what others have flooded.
         while self.data.recv(&mut buffer).expect("a frame") != back.len() || buffer[..back.len()] != back {}
+    }
+}
+
+/// The folder of another switch, without the switch.
+struct FakeSwitch(UnixListener);
+
+impl FakeSwitch {
+    fn new(place: &Path) -> FakeSwitch {
+        fs::create_dir(place).expect("made");
+        FakeSwitch(UnixListener::bind(place.join("ctl")).expect("bound"))
+    }
+
+    /// One that this user runs, as the kernel tells its plugs.
+    fn of_user(place: &Path, user: u32) -> FakeSwitch {
+        fs::create_dir(place).expect("made");
+        // Where he can get to it.
+        fs::set_permissions(place.parent().expect("a folder"), fs::Permissions::from_mode(0o755))
+            .expect("ours");
+        chown(place, Some(user), None).expect("ours");
+        std::thread::scope(|scope| {
+            let work = || {
+                // SAFETY: the system call changes this thread alone, which ends after the work.
+                let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, user, -1) };
+                assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+                FakeSwitch(UnixListener::bind(place.join("ctl")).expect("bound"))
+            };
+            scope.spawn(work).join().expect("no panic")
+        })
+    }
+
+    /// A plug that has asked, and the socket that it names.
+    #[track_caller]
+    fn asked(&self) -> (UnixStream, PathBuf) {
+        let (mut control, _) = self.0.accept().expect("the switch plugs in");
+        control.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut bytes = [0; REQUEST_LEN + "vswitchd".len()];
+        control.read_exact(&mut bytes).expect("a request");
+        (control, request(&bytes).expect("a request").expect("all of it").to_owned())
     }
 }
 
@@ -162,8 +200,9 @@ pub fn as_asked() -> Outcome {
     refused(&format!("vde --path {text}"), "port del vm1");
     refused(&format!("vde --path /tmp/{}", "x".repeat(90)), "longer than 92 bytes");
     refused("vde --path /tmp/a[1]", "read ' \" \\ % [ and ] as something else");
+    refused("vde --path /tmp/a://b", "for the name of a module");
     refused("vde --listen 127.0.0.1:1", "'listen' is for stream ports");
-    refused(&format!("vde --path {}", daemon.path("").display()), "is a folder with other things in it");
+    refused(&format!("vde --path {}", daemon.path("").display()), "is a folder that no vswitchd left");
     refused(&format!("vde --path {}", daemon.path("log").display()), "exists and is not a folder");
     refused(&format!("vde --path {text}/ctl"), "exists and is not a folder");
     refused("vde --path /nowhere/x", "No such file");
@@ -273,15 +312,23 @@ pub fn hostile_plugs() -> Outcome {
     assert!((1..=2).contains(&said), "told, but not each time: {}", daemon.log());
     good.talk(&raw, 0x72);
 
+    // The name that the switch's own socket has by default is taken.
+    let _taken = UnixDatagram::bind(bad.join("data")).expect("bound");
+    let plug = Plug::into(bad);
+    assert_ne!(plug.theirs, bad.join("data"));
+    plug.talk(&raw, 0x71);
+    drop(plug);
+    daemon.wait_port_state("bad", "down");
+
     // Many who say nothing keep nobody out, and have to go in the end.
-    let began = Instant::now();
+    let (began, refused) = (Instant::now(), count(&daemon, "bad", "refused"));
     let mut silent: Vec<UnixStream> = (0..40).map(|_| connect(bad)).collect();
-    let refused = count(&daemon, "bad", "refused");
     drop(Plug::into(bad));
     daemon.wait_port_state("bad", "down");
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert!(silent.iter_mut().all(|control| answer(control).is_none()));
-    assert!(count(&daemon, "bad", "refused") >= refused);
+    eventually("they are counted", || count(&daemon, "bad", "refused") >= refused + 40);
+    assert_eq!(count(&daemon, "bad", "refused"), refused + 40);
 
     // Piece by piece, the description last.
     let path = bad.join("slow");
@@ -324,6 +371,31 @@ pub fn hostile_plugs() -> Outcome {
     daemon.wait_port_state("good", "down");
     let good = Plug::into(&places[1]);
     good.talk(&raw, 0x74);
+    Ok(())
+}
+
+/// Descriptors that the other end sends along cannot hold up who reads what they come with, because they never come.
+pub fn descriptors_are_refused() -> Outcome {
+    rights::can_refuse()?;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let raw = Raw::open(&host, "host");
+    let place = daemon.path("p");
+    daemon.ctl(&format!("port add p --bridge br0 --type vde --path {}", place.display()));
+    rights::is_refused(&connect(&place));
+    let plug = Plug::into(&place);
+    rights::is_refused(&plug.control);
+    rights::is_refused(&plug.data);
+    plug.talk(&raw, 0x71);
+
+    let place = daemon.path("other");
+    let switch = FakeSwitch::new(&place);
+    daemon.ctl(&format!("port add up --bridge br0 --type vde --path {} --client", place.display()));
+    let (control, theirs) = switch.asked();
+    rights::is_refused(&control);
+    let data = UnixDatagram::unbound().expect("a socket");
+    data.connect(theirs).expect("the switch's");
+    rights::is_refused(&data);
     Ok(())
 }
 
@@ -444,6 +516,11 @@ pub fn into_another_switch() -> Outcome {
     for round in 1..=2 {
         let other = Program::start(&far, &format!("vde_switch --sock {}", place.display()));
         daemon.wait_port_state("up", "up");
+        let left = fs::read_dir(&place).expect("there").flatten();
+        assert!(
+            left.into_iter().all(|left| !left.file_name().to_string_lossy().starts_with('.')),
+            "ours is gone"
+        );
         let plug = Program::plug(&far, &place, "10.9.0.4/24");
         host.ip("neigh flush all");
         reaches(&host, "10.9.0.4");
@@ -461,21 +538,47 @@ pub fn into_another_switch() -> Outcome {
     daemon.ctl("port del down");
     daemon.wait_port_state("up", "down");
     // One that says nothing, one that does not speak the protocol, and one whose answer leads elsewhere.
-    fs::create_dir(&place).expect("made");
-    let listener = std::os::unix::net::UnixListener::bind(place.join("ctl")).expect("bound");
+    let other = FakeSwitch::new(&place);
     for said in
         [None, Some(vec![0xff; ADDRESS_LEN]), Some(request_for(&daemon.path("log"), "")[12..].to_vec())]
     {
-        let (mut control, _) = listener.accept().expect("the switch plugs in");
-        control.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let (mut control, _) = other.asked();
         if let Some(said) = said {
             control.write_all(&said).expect("sent");
         }
-        let mut heard = Vec::new();
-        let _ = control.read_to_end(&mut heard);
-        assert!(heard.ends_with(b"vswitchd"), "a request, and then the end");
+        assert_eq!(answer(&mut control), None);
         assert_eq!(daemon.port_state("up"), "down");
     }
+    Ok(())
+}
+
+/// Another user's switch, whose answer leads to a socket of root's, and then to his own.
+pub fn into_another_users_switch() -> Outcome {
+    has_users()?;
+    const USER: u32 = 4711;
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let place = daemon.path("other");
+    let other = FakeSwitch::of_user(&place, USER);
+    let theirs = place.join("data");
+    let data = UnixDatagram::bind(&theirs).expect("bound");
+    daemon.ctl(&format!("port add up --bridge br0 --type vde --path {} --client", place.display()));
+    let (mut control, _) = other.asked();
+    control.write_all(&address_of(&theirs)).expect("sent");
+    assert_eq!(answer(&mut control), None);
+    eventually("it is told why", || daemon.log().contains("it is another user's"));
+    assert_eq!((daemon.port_state("up").as_str(), count(&daemon, "up", "connections")), ("down", 0));
+
+    chown(&theirs, Some(USER), None).expect("ours");
+    let (mut control, plug) = other.asked();
+    control.write_all(&address_of(&theirs)).expect("sent");
+    daemon.wait_port_state("up", "up");
+    assert!(!plug.exists(), "its file is not in the way when the other switch ends");
+    data.set_read_timeout(Some(PATIENCE)).expect("a time");
+    let sent = test_frame(BROADCAST, station(0x70), "to the other switch");
+    Raw::open(&host, "host").send(&sent).expect("sent");
+    let mut buffer = [0; 2000];
+    while data.recv(&mut buffer).expect("a frame") != sent.len() || buffer[..sent.len()] != sent {}
     Ok(())
 }
 

@@ -13,6 +13,7 @@ pub mod ovs;
 pub mod qemu;
 pub mod raw;
 pub mod rig;
+pub mod rights;
 pub mod stream;
 pub mod testpmd;
 pub mod underlay;
@@ -50,10 +51,13 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("attach::users_without_a_number", USERS),
     ("attach::hostile_clients", USERS),
     ("sockets::senders_without_a_number", USERS),
+    ("sockets::descriptors_are_refused", rights::RIGHTS),
+    ("vde::descriptors_are_refused", rights::RIGHTS),
     ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
     ("vde::real_plugs", "vde_plug2tap"),
     ("vde::into_another_switch", "vde_switch"),
     ("vde::into_another_switch", "vde_plug2tap"),
+    ("vde::into_another_users_switch", USERS),
 ];
 
 /// Tests with guests, and what they may lack.
