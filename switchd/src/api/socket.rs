@@ -168,7 +168,13 @@ fn mode(asked: &PortAdd, owner: &str) -> Result<u32, String> {
 }
 
 /// An absolute path that a socket can have. A relative one would be another for the daemon than for who asks.
-fn path(owner: &str, option: &str, path: &str) -> Result<PathBuf, String> {
+pub(super) fn path(owner: &str, option: &str, path: &str) -> Result<PathBuf, String> {
+    if path.ends_with('/') {
+        return Err(format!(
+            "{owner}: {option}: '{}' is a folder's path: give a file's",
+            path.escape_debug()
+        ));
+    }
     let path = PathBuf::from(path);
     vswitch::sys::unix::check_path(&path).map_err(|error| format!("{owner}: {option}: {error}"))?;
     if !path.is_absolute() {
