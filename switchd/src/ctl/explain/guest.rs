@@ -79,9 +79,11 @@ fn size(port: &PortInfo) -> String {
 /// How a guest comes to a bridge by the helper, which makes such a port.
 fn helper(port: &PortInfo, attach_socket: Option<&str>) -> String {
     let elsewhere = attach_socket.filter(|socket| *socket != attach::DEFAULT_SOCKET);
-    // With a space in it QEMU takes it for a line of a shell's.
-    let program =
-        elsewhere.map_or_else(|| HELPER.to_owned(), |socket| format!("{HELPER} --socket {}", word(socket)));
+    // With a space in it QEMU takes it for a line of a shell's, and adds the bridge as it is, unless there is a '--br=' somewhere.
+    let program = elsewhere.map_or_else(
+        || HELPER.to_owned(),
+        |socket| format!("{HELPER} --socket {} --br={}", word(socket), word(&port.bridge)),
+    );
     let libvirt = if elsewhere.is_some() {
         format!(
             "libvirt starts it without arguments, so only for vswitchd's attach socket at {}.\n",
