@@ -19,9 +19,13 @@ use crate::attach;
 /// Where the helper is installed.
 const HELPER: &str = "/usr/lib/qemu/vswitch-bridge-helper";
 
-/// Whether there are such lines for a port.
-pub(in crate::ctl) fn has_lines(port: &PortInfo) -> bool {
-    port.socket.is_some() || port.kind == "packet"
+/// For whom there are such lines for a port, if there are.
+pub(in crate::ctl) fn lines_for(port: &PortInfo) -> Option<&'static str> {
+    match (&port.socket, port.kind.as_str()) {
+        (_, "vhost-user" | "packet") => Some("QEMU and libvirt"),
+        (Some(SocketInfo { role: Role::Client, .. }), "vde") => Some("a VDE switch"),
+        (socket, _) => socket.as_ref().map(|_| "QEMU"),
+    }
 }
 
 /// What to type for `port`, of a vswitchd with this attach socket.

@@ -181,6 +181,7 @@ fn every_port_says_whether_a_guest_can_be_there() {
         (json!({"type": "stream", "path": "/run/s"}), true),
         (json!({"type": "dgram", "path": "/run/s"}), true),
         (json!({"type": "vhost-user", "path": "/run/s"}), true),
+        (json!({"type": "vde", "path": "/run/s"}), true),
         (json!({"type": "tap"}), false),
         (json!({"type": "internal"}), false),
         (json!({"type": "macvtap", "lower": "eth0"}), false),
@@ -189,6 +190,8 @@ fn every_port_says_whether_a_guest_can_be_there() {
         let text = explain::port(&port, None);
         assert_eq!(text.contains("qemu-system-x86_64"), is, "{text}");
         assert_eq!(text.contains("QEMU guest cannot use"), !is, "{text}");
-        assert_eq!(show::port(&port).contains("'vswitchctl port explain p'"), is, "{options}");
+        let shown = show::port(&port);
+        assert_eq!(shown.contains("'vswitchctl port explain p' has the lines for QEMU"), is, "{options}");
+        assert_eq!(shown.contains(" and libvirt"), text.contains("<interface"), "{options}");
     }
 }
