@@ -14,7 +14,8 @@ use std::{fs, mem};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, getpeername, listen, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
@@ -418,6 +419,13 @@ const _: () = assert!(size_of::<Name>() == size_of::<libc::sockaddr_un>());
 
 impl Name {
     const NONE: Name = Name { family: 0, path: [0; PATH_MAX_BYTES + 1] };
+}
+
+/// Whether it is connected: a datagram socket is no more when a send has found nobody.
+#[inline]
+#[must_use]
+pub fn is_connected(fd: BorrowedFd<'_>) -> bool {
+    getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
 /// Who sends: the name of his socket, which he chooses himself, and, where it is known, which user he is.

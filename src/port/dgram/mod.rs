@@ -7,8 +7,11 @@
 //!
 //! What waits when the connection is made may be anybody's. Until all of that has been read, each datagram's sender is asked for, and what is
 //! not the peer's is dropped. Of a peer who was the first to send, the kernel says which user he is, and what is his has to be from that user; a name
-//! is anybody's who takes it, in a mount namespace of his own or while the peer has not got it yet. Throwing all of it away was rejected: what the peer sent himself is what made him the peer, and a guest would
-//! send its first ARP request again after a second.
+//! is anybody's who takes it, in a mount namespace of his own or while the peer has not got it yet. Throwing all of it away was rejected: what the
+//! peer sent himself is what made him the peer, and a guest would send its first ARP request again after a second.
+//!
+//! A send that finds nobody has the kernel disconnect the socket, before the control side knows. So after each batch it is asked whether there still is a
+//! peer; if not, the batch may be anybody's.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -72,17 +75,10 @@ impl DgramQueue {
         }
         Ok(next)
     }
-}
 
-impl PortQueue for DgramQueue {
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.receives.then(|| self.socket.as_fd())
-    }
-
-    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
-        if !self.receives {
-            return Received::Drained;
-        }
+    /// Reads what waits, as much as fits.
+    #[inline]
+    fn fill(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
         // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
         for _ in 0..BATCH_FRAMES {
             if batch.is_full() {
@@ -106,6 +102,26 @@ impl PortQueue for DgramQueue {
             }
         }
         Received::More
+    }
+}
+
+impl PortQueue for DgramQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.receives.then(|| self.socket.as_fd())
+    }
+
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        if !self.receives {
+            return Received::Drained;
+        }
+        let received = self.fill(batch, inbound);
+        // A send that found nobody has disconnected it, whichever worker's that was: from then on it is anybody's.
+        if !batch.frames.is_empty() && !unix::is_connected(self.socket.as_fd()) {
+            inbound.counters.drop_frames(DropReason::UnknownRemote, batch.frames.len() as u64);
+            batch.clear();
+            return Received::Gone;
+        }
+        received
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {

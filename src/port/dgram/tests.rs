@@ -119,3 +119,26 @@ fn a_socket_without_a_peer_is_no_port() {
     let alone = Connected { socket: Arc::new(folder.socket("ours").into()), uid: None };
     assert_eq!(open(&alone, 1500, 1).unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
+
+#[test]
+fn what_comes_after_the_peer_has_gone_is_nobodys() {
+    let folder = Folder::new("gone");
+    let (ours, theirs) = (folder.at("ours"), folder.at("theirs"));
+    let mut endpoint = endpoint(&ours, Some(theirs));
+    let (other, peer) = (folder.socket("other"), folder.socket("theirs"));
+    let connected = endpoint.next(Instant::now()).unwrap().unwrap();
+    let (counters, mut batch) = (Counters::default(), Batch::default());
+    let inbound = Inbound { counters: &counters, demux: None, worker: 0 };
+    let mut queue = open(&connected, 1500, 1).unwrap().queues.remove(0);
+    assert_eq!(queue.receive(&mut batch, &inbound), Received::Drained);
+    drop(peer);
+    other.send_to(&frame(1), &ours).unwrap_err();
+    let bytes = [0; VNET_HDR_LEN + 60];
+    let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }];
+    assert_eq!(queue.transmit(&frames, &counters), Health::Gone);
+    // The control side does not know yet.
+    other.send_to(&frame(2), &ours).unwrap();
+    assert_eq!(queue.receive(&mut batch, &inbound), Received::Gone);
+    assert!(batch.frames.is_empty());
+    assert_eq!(counters.drops(DropReason::UnknownRemote), 1);
+}
