@@ -54,7 +54,8 @@ impl Control {
             let one = is_macvtap(&port.spec.kind) != is_macvtap(&spec.kind);
             let both = is_macvtap(&port.spec.kind) && is_macvtap(&spec.kind);
             // Beside each other, as two macvtaps or a macvtap and a macvlan, they may be on two bridges.
-            let above = one && awaited(&port.spec.kind).is_some() && (is_wire(its) || is_wire(&link));
+            let other = if is_macvtap(&spec.kind) { its } else { &link };
+            let above = one && awaited(&port.spec.kind).is_some() && is_wire(other);
             (port.spec.bridge == spec.bridge && (one || both) || above)
                 && Wire::of(its) == wire
                 && port.interface().is_some_and(|(there, _)| same_place(&there, &place))
