@@ -597,7 +597,7 @@ impl PortAdd {
                 "{owner}: a vhost-user port needs 'path', the socket of the guest's front end"
             ));
         };
-        let path = socket::path(owner, "path", path)?;
+        let path = socket::file(owner, "path", path)?;
         if self.server && self.client {
             return Err(format!("{owner}: 'server' excludes 'client': give one or the other"));
         }
