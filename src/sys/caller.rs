@@ -10,12 +10,14 @@
 //! signal to whoever has been writing for long ends the wait only after it held up others.
 //!
 //! Where there is no AIO (a seccomp filter, or `fs.aio-max-nr` is used up), what is left is to set `O_NONBLOCK` before each write: a front end then has
-//! to win a race to hold us up. Whoever rings is told of that, and has to tell.
+//! to win a race to hold us up. Each thread says whether it is so ([`Hindrance`]), for others to tell.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 use vmm_sys_util::aio::{IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
@@ -26,8 +28,35 @@ const IOCB_CMD_POLL: u16 = 5;
 const REAPED: usize = 64;
 
 thread_local! {
-    // Rings go from thread to thread, and those that ring are few. So a context is a thread's, shared with nobody; or why it has none.
-    static CALLER: RefCell<Option<Result<Caller, Errno>>> = const { RefCell::new(None) };
+    // Rings go from thread to thread, and those that ring are few. So a context is a thread's, shared with nobody.
+    static CALLER: RefCell<Thread> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Thread {
+    /// Or why it has none.
+    caller: Option<Result<Caller, Errno>>,
+    hindrance: Hindrance,
+}
+
+/// Why whoever is rung by a thread may hold it up, as of when it last rang or was prepared. Read by others without a lock.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hindrance(Arc<AtomicI32>);
+
+impl Hindrance {
+    /// `None`: nobody can.
+    pub(crate) fn get(&self) -> Option<Errno> {
+        let number = self.0.load(Ordering::Relaxed);
+        (number != 0).then(|| Errno::from_raw(number))
+    }
+
+    #[inline]
+    fn set(&self, done: Result<(), Errno>) {
+        let number = done.err().map_or(0, |errno| errno as i32);
+        if self.0.load(Ordering::Relaxed) != number {
+            self.0.store(number, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A context of Linux AIO whose completions tell nobody anything: they are taken when there is no room for more.
@@ -79,14 +108,15 @@ impl Caller {
     }
 }
 
-/// Makes this thread's context, which may take long, unless it has one. One that could not be made is tried again.
-///
-/// # Errors
-/// There is none: whoever is rung by this thread may hold it up.
-pub(crate) fn prepare() -> Result<(), Errno> {
-    CALLER.with_borrow_mut(|caller| match caller {
-        Some(Ok(_)) => Ok(()),
-        none => none.insert(Caller::new()).as_ref().map(drop).map_err(|&errno| errno),
+/// Makes this thread's context, which may take long, unless it has one. One that could not be made is tried again. Returns what tells whether it has
+/// one from now on.
+pub(crate) fn prepare() -> Hindrance {
+    CALLER.with_borrow_mut(|Thread { caller, hindrance }| {
+        if !matches!(caller, Some(Ok(_))) {
+            let made = caller.insert(Caller::new());
+            hindrance.set(made.as_ref().map(drop).map_err(|&errno| errno));
+        }
+        hindrance.clone()
     })
 }
 
@@ -97,9 +127,14 @@ pub(crate) fn prepare() -> Result<(), Errno> {
 #[inline]
 pub(crate) fn ring(bell: &impl AsFd) -> Result<(), Errno> {
     let bell = bell.as_fd();
-    let rung = CALLER.try_with(|caller| match caller.borrow_mut().get_or_insert_with(Caller::new) {
-        Ok(caller) => caller.ring(bell).map_err(|error| errno(&error)),
-        Err(errno) => Err(*errno),
+    let rung = CALLER.try_with(|thread| {
+        let Thread { caller, hindrance } = &mut *thread.borrow_mut();
+        let rung = match caller.get_or_insert_with(Caller::new) {
+            Ok(caller) => caller.ring(bell).map_err(|error| errno(&error)),
+            Err(errno) => Err(*errno),
+        };
+        hindrance.set(rung);
+        rung
     });
     // A thread that ends has none any more.
     rung.unwrap_or(Err(Errno::ESRCH)).inspect_err(|_| write(bell))
@@ -166,7 +201,7 @@ mod tests {
         let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd, blocking");
         bell.write(u64::MAX - 1).expect("full");
         let bell = at_once(move || {
-            assert_eq!(prepare(), Ok(()), "this kernel has AIO");
+            assert_eq!(prepare().get(), None, "this kernel has AIO");
             (0..3).for_each(|_| ring(&bell).expect("rung"));
             bell
         });
@@ -191,11 +226,32 @@ mod tests {
         let bell = at_once(move || {
             forbid();
             assert_eq!(ring(&bell), Err(Errno::EPERM));
-            assert_eq!(prepare(), Err(Errno::EPERM));
+            assert_eq!(prepare().get(), Some(Errno::EPERM));
             bell.write(u64::MAX - 2).expect("full");
             assert_eq!(ring(&bell), Err(Errno::EPERM), "nobody has made it blocking again");
             bell
         });
         assert_eq!(bell.read().expect("readable"), u64::MAX - 1);
+    }
+    #[test]
+    fn what_could_be_made_later_is_said_no_more() {
+        use crate::sys::sigbus::tests::in_child;
+        // Descriptors are the whole process's.
+        if !in_child("sys::caller::tests::what_could_be_made_later_is_said_no_more") {
+            return;
+        }
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live rlimit.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+        let set = |limit: libc::rlimit| {
+            // SAFETY: a live rlimit.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        };
+        set(libc::rlimit { rlim_cur: 0, ..limit });
+        let (older, newer) = (prepare(), prepare());
+        assert_eq!((older.get(), newer.get()), (Some(Errno::EMFILE), Some(Errno::EMFILE)));
+        set(limit);
+        assert_eq!(prepare().get(), None);
+        assert_eq!((older.get(), newer.get()), (None, None));
     }
 }

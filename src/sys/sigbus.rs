@@ -151,7 +151,9 @@ impl Share {
         if common + beyond <= COMMON_MAX {
             return Ok(place);
         }
-        let why = format!("{own} mappings of one guest are too many beside those of others");
+        let why = format!(
+            "{own} mappings of one guest are too many beside those of others; give the guest fewer memory slots, or end others"
+        );
         Err(io::Error::new(io::ErrorKind::OutOfMemory, why))
     }
 }
@@ -278,7 +280,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::process::Command;
 
     use super::*;
@@ -286,17 +288,26 @@ mod tests {
     const IN_CHILD: &str = "VSWITCH_SIGBUS_CHILD";
     const LEN: usize = 64 * PAGE;
 
-    /// Whether this is a process of the test's own; else one is made, and has to end well.
-    fn in_child(test: &str) -> bool {
+    /// Whether this is a process of the test's own, which is given by its module and name; else one is made, and has to end well.
+    pub(crate) fn in_child(test: &str) -> bool {
         if std::env::var_os(IN_CHILD).is_some() {
             return true;
         }
         let mut child = Command::new(std::env::current_exe().expect("this program"));
-        let name = format!("sys::sigbus::tests::{test}");
-        let done = child.args([&name, "--exact", "--test-threads=1"]).env(IN_CHILD, "1").output();
+        let done = child.args([test, "--exact", "--test-threads=1"]).env(IN_CHILD, "1").output();
         let done = done.expect("a child");
         assert!(done.status.success(), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"), "{done:?}");
         false
+    }
+
+    /// Takes of the common watches all that can be taken.
+    pub(crate) fn use_up() -> Vec<impl Sized> {
+        let greedy = |_| {
+            let share = Share::default();
+            std::iter::from_fn(move || share.take().ok())
+        };
+        (0..100).flat_map(greedy).collect()
     }
 
     fn mapping() -> (File, vm_memory::MmapRegion) {
@@ -318,7 +329,7 @@ mod tests {
     #[test]
     fn a_mapping_survives_without_memory_for_another() {
         // The limit is of the whole process.
-        if !in_child("a_mapping_survives_without_memory_for_another") {
+        if !in_child("sys::sigbus::tests::a_mapping_survives_without_memory_for_another") {
             return;
         }
         let (shared, mapping) = mapping();
@@ -346,7 +357,7 @@ mod tests {
     #[test]
     fn ports_that_take_all_they_can_leave_others_theirs() {
         // So are the watches.
-        if !in_child("ports_that_take_all_they_can_leave_others_theirs") {
+        if !in_child("sys::sigbus::tests::ports_that_take_all_they_can_leave_others_theirs") {
             return;
         }
         let (_file, mapping) = mapping();

@@ -14,7 +14,8 @@ use std::{fs, mem};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, getpeername, listen, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
@@ -248,6 +249,8 @@ pub struct Remote {
     path: PathBuf,
     /// While it is open, its inode's number is no other file's.
     file: fs::File,
+    /// The user who gave the path, whose it is.
+    given_by: Option<libc::uid_t>,
 }
 
 /// Connects a datagram socket, or connects it anew, to the socket at `path`, whatever program is behind it now. A link is not followed; where
@@ -260,7 +263,7 @@ pub fn connect_datagrams(fd: &OwnedFd, path: &Path, given_by: Option<libc::uid_t
     let links = if given_by.is_none() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_SYMLINKS };
     let file = fs::File::from(openat2(AT_FDCWD, path, OpenHow::new().flags(flags).resolve(links))?);
     connect_file(fd, &file, given_by)?;
-    Ok(Remote { path: path.to_owned(), file })
+    Ok(Remote { path: path.to_owned(), file, given_by })
 }
 
 /// Connects a datagram socket to the socket called `name` in `folder` itself, not by a link; where a user gave the name, it has to be his. Nothing but
@@ -326,32 +329,57 @@ struct Control {
     credentials: libc::ucred,
 }
 
-/// The address that the datagram which waits first was sent from, and the user who sent it.
-fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<(UnixAddr, libc::uid_t)> {
-    use nix::sys::socket::SockaddrLike;
-    // SAFETY: all three are plain data for which zeros are valid.
-    let (mut address, mut control, mut message): (libc::sockaddr_un, Control, libc::msghdr) =
-        unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
-    message.msg_name = (&raw mut address).cast();
-    message.msg_namelen = size_of_val(&address) as libc::socklen_t;
-    message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = size_of_val(&control) as _;
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: no data is asked for; the address and the control buffer are live, writable and as long as is said.
+/// What the kernel tells of a datagram.
+struct Told {
+    /// Its length, which is more than the buffer's if it was cut.
+    len: usize,
+    name: Name,
+    name_len: libc::socklen_t,
+    /// The user who sent it, where that was asked, if the kernel knows.
+    uid: Option<libc::uid_t>,
+}
+
+/// Reads a datagram into `buffer`, and its sender's name. Who that is can be asked of a socket that has `SO_PASSCRED`; to one that has not, a
+/// sender could send descriptors in the room for that.
+#[inline]
+fn receive_told(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32, asks_uid: bool) -> io::Result<Told> {
+    let mut name = Name::NONE;
+    // SAFETY: both are plain data for which zeros are valid.
+    let (mut control, mut message): (Control, libc::msghdr) = unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut slice = io::IoSliceMut::new(buffer);
+    message.msg_iov = (&raw mut slice).cast();
+    message.msg_iovlen = 1;
+    message.msg_name = (&raw mut name).cast();
+    message.msg_namelen = size_of_val(&name) as libc::socklen_t;
+    if asks_uid {
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = size_of_val(&control) as _;
+    }
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_TRUNC | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the buffer, the address and the control buffer are live, writable and as long as is said.
     let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
     if n < 0 {
         return Err(io::Error::last_os_error());
     }
-    let told = message.msg_controllen >= size_of_val(&control) as _
+    let told = asks_uid
+        && message.msg_controllen >= size_of_val(&control) as _
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_CREDENTIALS;
+    let uid = told.then_some(control.credentials.uid);
+    Ok(Told { len: n.cast_unsigned(), name, name_len: message.msg_namelen, uid })
+}
+
+/// The address that the datagram which waits first was sent from, and the user who sent it.
+fn peek_sender(fd: BorrowedFd<'_>) -> io::Result<(UnixAddr, libc::uid_t)> {
+    use nix::sys::socket::SockaddrLike;
+    let Told { name, name_len, uid, .. } = receive_told(fd, &mut [], libc::MSG_PEEK, true)?;
     // The kernel tells of one byte more than there is when the path fills its field to the end (unix(7), BUGS).
-    if !told || message.msg_namelen as usize > size_of_val(&address) {
+    let Some(uid) = uid.filter(|_| name_len as usize <= size_of_val(&name)) else {
         return Err(no_address());
-    }
-    // SAFETY: the kernel wrote `msg_namelen` bytes of an AF_UNIX address, which are no more than there are.
-    let address = unsafe { UnixAddr::from_raw((&raw const address).cast(), Some(message.msg_namelen)) };
-    Ok((address.ok_or_else(no_address)?, control.credentials.uid))
+    };
+    // SAFETY: the kernel wrote `name_len` bytes of an AF_UNIX address, which are no more than there are.
+    let address = unsafe { UnixAddr::from_raw((&raw const name).cast(), Some(name_len)) };
+    Ok((address.ok_or_else(no_address)?, uid))
 }
 
 /// Undoes a connection: anybody may send again.
@@ -364,6 +392,12 @@ pub fn disconnect(fd: &OwnedFd) {
 }
 
 impl Remote {
+    /// The user who has to be the sender of what is its; `None`: whoever has its name.
+    #[must_use]
+    pub fn uid(&self) -> Option<libc::uid_t> {
+        self.given_by
+    }
+
     /// Whether the same socket is still there, with a program behind it.
     #[must_use]
     pub fn is_there(&self) -> bool {
@@ -416,7 +450,7 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize
 /// The name that a socket is bound to, in the words of whoever bound it; all zeros is none.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Name {
+struct Name {
     family: libc::sa_family_t,
     path: [u8; PATH_MAX_BYTES + 1],
 }
@@ -427,30 +461,47 @@ impl Name {
     const NONE: Name = Name { family: 0, path: [0; PATH_MAX_BYTES + 1] };
 }
 
-/// The name of the socket that one is connected to: what comes from there has it, too.
-///
-/// # Errors
-/// It is not connected.
-pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<Name> {
-    let mut name = Name::NONE;
-    let mut len = size_of_val(&name) as libc::socklen_t;
-    // SAFETY: the address and its length are live and writable, and it is as long as is said.
-    let done = unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut len) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(name) }
+/// Whether it is connected: a datagram socket is no more when a send has found nobody.
+#[inline]
+#[must_use]
+pub fn is_connected(fd: BorrowedFd<'_>) -> bool {
+    getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
-/// As [`receive`], and whose it is.
+/// Who sends: the name of his socket, which he chooses himself, and, where it is known, which user he is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sender {
+    name: Name,
+    uid: Option<libc::uid_t>,
+}
+
+impl Sender {
+    /// Whoever is at the socket that this one is connected to: what comes from there has its name. A user can be told only of a socket of [`bind_at`].
+    ///
+    /// # Errors
+    /// It is not connected.
+    pub fn peer_of(fd: BorrowedFd<'_>, uid: Option<libc::uid_t>) -> io::Result<Sender> {
+        let mut name = Name::NONE;
+        let mut len = size_of_val(&name) as libc::socklen_t;
+        // SAFETY: the address and its length are live and writable, and it is as long as is said.
+        let done = unsafe { libc::getpeername(fd.as_raw_fd(), (&raw mut name).cast(), &raw mut len) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(Sender { name, uid }) }
+    }
+}
+
+/// As [`receive`], and whether it is this sender's.
 ///
 /// # Errors
 /// The kernel's answer.
-pub fn receive_named(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<(usize, Name)>> {
-    let mut name = Name::NONE;
-    let mut len = size_of_val(&name) as libc::socklen_t;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-    let (address, bytes) = ((&raw mut name).cast(), buffer.as_mut_ptr().cast());
-    // SAFETY: the buffer, the address and its length are live and writable, and as long as is said.
-    let n = unsafe { libc::recvfrom(fd.as_raw_fd(), bytes, buffer.len(), flags, address, &raw mut len) };
-    if n >= 0 { Ok(Some((n.cast_unsigned(), name))) } else { super::would_block(io::Error::last_os_error()) }
+pub fn receive_sorted(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    sender: &Sender,
+) -> io::Result<Option<(usize, bool)>> {
+    match receive_told(fd, buffer, 0, sender.uid.is_some()) {
+        Ok(Told { len, name, uid, .. }) => Ok(Some((len, Sender { name, uid } == *sender))),
+        Err(error) => super::would_block(error),
+    }
 }
 
 /// Lets so many bytes wait to be sent, or as many as the kernel allows.

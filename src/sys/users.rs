@@ -27,8 +27,10 @@ pub fn unmapped_gid() -> io::Result<Option<u32>> {
 
 fn unmapped(map: &str, overflow: &str) -> io::Result<Option<u32>> {
     let map = match fs::read_to_string(map) {
-        // A kernel without user namespaces.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A kernel without user namespaces; not one whose /proc is not there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::exists("/proc/self")? => {
+            return Ok(None);
+        }
         map => map?,
     };
     if has_everybody(&map) {

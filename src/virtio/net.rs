@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use nix::errno::Errno;
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{Le16, Le32, Le64};
 
@@ -72,8 +71,6 @@ pub struct NetRing {
     call: Option<Arc<OwnedFd>>,
     /// Why it stopped.
     fault: Option<Fault>,
-    /// Why the driver was rung in a way that may wait, if it was.
-    hindrance: Option<Errno>,
     /// Whether frames in a batch have their ends in chains that it took and has not shown as given back.
     lending: bool,
     /// Scratch memory: the chains that the frames of one call are in or go to.
@@ -218,7 +215,6 @@ impl NetRing {
             header_len: if long { HEADER_LEN } else { VNET_HDR_LEN },
             call,
             fault: None,
-            hindrance: None,
             lending: false,
             found: Found::default(),
         })
@@ -253,17 +249,10 @@ impl NetRing {
     }
 
     fn ring_driver(&mut self) {
-        if let Some(call) = &self.call
-            && let Err(errno) = caller::ring(call)
-        {
-            self.hindrance = Some(errno);
+        if let Some(call) = &self.call {
+            // Where that may wait, the thread says so.
+            let _ = caller::ring(call);
         }
-    }
-
-    /// Why whoever made the driver's eventfd could hold up the one that rings it, if he could.
-    #[must_use]
-    pub fn hindrance(&self) -> Option<Errno> {
-        self.hindrance
     }
 
     /// Shows what was given back, and rings the driver if it wants that.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Connected;
 use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::DgramSpec;
@@ -89,15 +90,16 @@ impl Endpoint {
     ///
     /// # Errors
     /// Why there is none, for the operator; it is tried again. That nobody is there is no error.
-    pub fn next(&mut self, now: Instant) -> Result<Option<Arc<OwnedFd>>, Error> {
+    pub fn next(&mut self, now: Instant) -> Result<Option<Connected>, Error> {
         if !self.backoff.is_over(now) {
             return Ok(None);
         }
         let Some(remote) = self.find()? else { return Ok(None) };
+        let uid = remote.uid();
         self.current = Some(remote);
         self.backoff.began(now);
         self.connections += 1;
-        Ok(Some(Arc::clone(&self.socket)))
+        Ok(Some(Connected { socket: Arc::clone(&self.socket), uid }))
     }
 
     fn find(&mut self) -> Result<Option<Remote>, Error> {

@@ -6,8 +6,12 @@
 //! wherever a link there leads at that moment.
 //!
 //! What waits when the connection is made may be anybody's. Until all of that has been read, each datagram's sender is asked for, and what is
-//! not the peer's is dropped. Throwing all of it away was rejected: what the peer sent himself is what made him the peer, and a guest would
-//! send its first ARP request again after a second.
+//! not the peer's is dropped. Of a peer who was the first to send, the kernel says which user he is, and what is his has to be from that user; a name
+//! is anybody's who takes it, in a mount namespace of his own or while the peer has not got it yet. Throwing all of it away was rejected: what the
+//! peer sent himself is what made him the peer, and a guest would send its first ARP request again after a second.
+//!
+//! A send that finds nobody has the kernel disconnect the socket, before the control side knows. So after each batch it is asked whether there still is a
+//! peer; if not, the batch may be anybody's.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,20 +22,33 @@ use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::VNET_HDR_LEN;
 use crate::stats::{Counters, DropReason};
-use crate::sys::unix::{self, Name};
+use crate::sys::unix::{self, Sender};
 
 pub mod endpoint;
 
+/// A socket that is connected to its peer's.
+#[derive(Debug)]
+pub struct Connected {
+    /// It.
+    pub socket: Arc<OwnedFd>,
+    /// The user whose peer it is, from whom what waited has to be; `None`: from anybody with the peer's name.
+    pub uid: Option<libc::uid_t>,
+}
+
 /// Opens a port around a connected socket, for `workers` workers.
-#[must_use]
-pub fn open(socket: &Arc<OwnedFd>, mtu: u32, workers: usize) -> OpenPort {
+///
+/// # Errors
+/// It is not connected.
+pub fn open(connected: &Connected, mtu: u32, workers: usize) -> io::Result<OpenPort> {
+    let Connected { socket, uid } = connected;
     let reader = socket.as_raw_fd().unsigned_abs() as usize % workers.max(1);
-    let peer = unix::peer_name(socket.as_fd()).ok();
+    let peer = Sender::peer_of(socket.as_fd(), *uid)?;
     let queue = |worker| {
-        let queue = DgramQueue { socket: Arc::clone(socket), receives: worker == reader, sorts_for: peer };
+        let socket = Arc::clone(socket);
+        let queue = DgramQueue { socket, receives: worker == reader, sorts_for: Some(peer) };
         Box::new(queue) as Box<dyn PortQueue>
     };
-    OpenPort::of_socket((0..workers).map(queue).collect(), mtu)
+    Ok(OpenPort::of_socket((0..workers).map(queue).collect(), mtu))
 }
 
 #[derive(Debug)]
@@ -40,7 +57,7 @@ struct DgramQueue {
     /// One worker's does.
     receives: bool,
     /// The peer, while others' may wait beside his.
-    sorts_for: Option<Name>,
+    sorts_for: Option<Sender>,
 }
 
 impl DgramQueue {
@@ -48,27 +65,20 @@ impl DgramQueue {
     #[inline]
     fn next(&mut self, room: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
         let socket = self.socket.as_fd();
-        let Some(peer) = self.sorts_for else {
+        let Some(peer) = &self.sorts_for else {
             return Ok(unix::receive(socket, room)?.map(|len| (len, true)));
         };
-        let next = unix::receive_named(socket, room)?.map(|(len, sender)| (len, sender == peer));
+        let next = unix::receive_sorted(socket, room, peer)?;
         if next.is_none() {
             // Others cannot have sent since it is connected.
             self.sorts_for = None;
         }
         Ok(next)
     }
-}
 
-impl PortQueue for DgramQueue {
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.receives.then(|| self.socket.as_fd())
-    }
-
-    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
-        if !self.receives {
-            return Received::Drained;
-        }
+    /// Reads what waits, as much as fits.
+    #[inline]
+    fn fill(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
         // Bounded by tries, not by frames taken: a sender of nonsense must not keep the worker here.
         for _ in 0..BATCH_FRAMES {
             if batch.is_full() {
@@ -92,6 +102,26 @@ impl PortQueue for DgramQueue {
             }
         }
         Received::More
+    }
+}
+
+impl PortQueue for DgramQueue {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.receives.then(|| self.socket.as_fd())
+    }
+
+    fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
+        if !self.receives {
+            return Received::Drained;
+        }
+        let received = self.fill(batch, inbound);
+        // A send that found nobody has disconnected it, whichever worker's that was: from then on it is anybody's.
+        if !batch.frames.is_empty() && !unix::is_connected(self.socket.as_fd()) {
+            inbound.counters.drop_frames(DropReason::UnknownRemote, batch.frames.len() as u64);
+            batch.clear();
+            return Received::Gone;
+        }
+        received
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {

@@ -42,10 +42,10 @@ fn frame(mark: u8) -> [u8; 60] {
 }
 
 /// The marks of what a port receives that is opened around the socket now, and how many were others'.
-fn received(socket: &Arc<OwnedFd>) -> (Vec<u8>, u64) {
+fn received(connected: &Connected) -> (Vec<u8>, u64) {
     let (counters, mut batch) = (Counters::default(), Batch::default());
     let inbound = Inbound { counters: &counters, demux: None, worker: 0 };
-    let mut queue = open(socket, 1500, 1).queues.remove(0);
+    let mut queue = open(connected, 1500, 1).unwrap().queues.remove(0);
     while queue.receive(&mut batch, &inbound) != Received::Drained {}
     let marks = batch.frames.iter().map(|frame| batch.bytes(frame)[59]).collect();
     (marks, counters.drops(DropReason::UnknownRemote))
@@ -64,10 +64,10 @@ fn what_waited_is_the_first_senders_or_dropped() {
     for (from, mark) in [(&first, 1), (&other, 2), (&first, 3), (&nameless, 4), (&other, 5), (&first, 6)] {
         from.send_to(&frame(mark), &ours).unwrap();
     }
-    let socket = endpoint.next(Instant::now()).unwrap().unwrap();
+    let connected = endpoint.next(Instant::now()).unwrap().unwrap();
     other.send_to(&frame(7), &ours).unwrap_err();
     first.send_to(&frame(8), &ours).unwrap();
-    assert_eq!(received(&socket), (vec![1, 3, 6, 8], 3));
+    assert_eq!(received(&connected), (vec![1, 3, 6, 8], 3));
 }
 
 #[test]
@@ -82,6 +82,63 @@ fn what_waited_is_the_configured_peers_or_dropped() {
     std::fs::rename(folder.at("new"), &theirs).unwrap();
     peer.send_to(&frame(2), &ours).unwrap();
     other.send_to(&frame(3), &ours).unwrap();
-    let socket = endpoint.next(Instant::now()).unwrap().unwrap();
-    assert_eq!(received(&socket), (vec![2], 2));
+    let connected = endpoint.next(Instant::now()).unwrap().unwrap();
+    assert_eq!(received(&connected), (vec![2], 2));
+}
+
+/// Sends a frame as another user's program does; `None`: only root can.
+fn send_as_another(from: &UnixDatagram, to: &Path, mark: u8) -> Option<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+    let other = libc::ucred { pid: std::process::id().cast_signed(), uid: 4711, gid: 4711 }.into();
+    let (frame, to) = (frame(mark), UnixAddr::new(to).unwrap());
+    let credentials = [ControlMessage::ScmCredentials(&other)];
+    let sent = sendmsg(from.as_raw_fd(), &[IoSlice::new(&frame)], &credentials, MsgFlags::empty(), Some(&to));
+    sent.ok().map(|_| ())
+}
+
+#[test]
+fn what_waited_under_the_first_senders_name_is_his_alone() {
+    let folder = Folder::new("forged");
+    let ours = folder.at("ours");
+    let mut endpoint = endpoint(&ours, None);
+    let forger = folder.socket("a");
+    std::fs::remove_file(folder.at("a")).unwrap();
+    let first = folder.socket("a");
+    first.send_to(&frame(1), &ours).unwrap();
+    if send_as_another(&forger, &ours, 2).is_none() {
+        return;
+    }
+    first.send_to(&frame(3), &ours).unwrap();
+    let connected = endpoint.next(Instant::now()).unwrap().unwrap();
+    assert_eq!(received(&connected), (vec![1, 3], 1));
+}
+
+#[test]
+fn a_socket_without_a_peer_is_no_port() {
+    let folder = Folder::new("nobody");
+    let alone = Connected { socket: Arc::new(folder.socket("ours").into()), uid: None };
+    assert_eq!(open(&alone, 1500, 1).unwrap_err().kind(), io::ErrorKind::NotConnected);
+}
+
+#[test]
+fn what_comes_after_the_peer_has_gone_is_nobodys() {
+    let folder = Folder::new("gone");
+    let (ours, theirs) = (folder.at("ours"), folder.at("theirs"));
+    let mut endpoint = endpoint(&ours, Some(theirs));
+    let (other, peer) = (folder.socket("other"), folder.socket("theirs"));
+    let connected = endpoint.next(Instant::now()).unwrap().unwrap();
+    let (counters, mut batch) = (Counters::default(), Batch::default());
+    let inbound = Inbound { counters: &counters, demux: None, worker: 0 };
+    let mut queue = open(&connected, 1500, 1).unwrap().queues.remove(0);
+    assert_eq!(queue.receive(&mut batch, &inbound), Received::Drained);
+    drop(peer);
+    other.send_to(&frame(1), &ours).unwrap_err();
+    let bytes = [0; VNET_HDR_LEN + 60];
+    let frames = [Outgoing::Whole { bytes: &bytes, segments: 1 }];
+    assert_eq!(queue.transmit(&frames, &counters), Health::Gone);
+    // The control side does not know yet.
+    other.send_to(&frame(2), &ours).unwrap();
+    assert_eq!(queue.receive(&mut batch, &inbound), Received::Gone);
+    assert!(batch.frames.is_empty());
+    assert_eq!(counters.drops(DropReason::UnknownRemote), 1);
 }

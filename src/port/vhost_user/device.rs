@@ -193,10 +193,11 @@ impl Device {
         }
     }
 
-    /// Makes all rings anew after `change`.
-    fn restart_all(&mut self, change: impl FnOnce(&mut Device)) -> Result<()> {
+    /// Makes all rings anew after `change`. What that replaces should go before it maps other things: both together may be more than a port can
+    /// have watched ([`Share`]).
+    fn restart_all(&mut self, change: impl FnOnce(&mut Device) -> Result<()>) -> Result<()> {
         self.stop_all();
-        change(self);
+        change(self)?;
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
@@ -208,8 +209,8 @@ impl Device {
     }
 
     fn set_memory(&mut self, memory: std::result::Result<GuestMemory, MemoryError>) -> Result<()> {
-        let memory = memory.map_err(|error| refuse(&error.to_string()))?;
-        self.restart_all(|device| device.memory = Arc::new(memory))
+        self.memory = Arc::new(memory.map_err(|error| refuse(&error.to_string()))?);
+        Ok(())
     }
 
     /// How many rings are to be tracked, and of what size at most.
@@ -295,6 +296,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             }
             // Before any ring runs.
             port.set_taken(capabilities(features));
+            Ok(())
         })
     }
 
@@ -307,7 +309,11 @@ impl VhostUserBackendReqHandlerMut for Device {
         let add = |memory: GuestMemory, (spec, file): (&VhostUserMemoryRegion, File)| {
             memory.with(region(spec), file)
         };
-        self.set_memory(regions.iter().zip(files).try_fold(GuestMemory::none(&self.share), add))?;
+        self.restart_all(|device| {
+            let none = || GuestMemory::none(&device.share);
+            device.memory = Arc::new(none());
+            device.set_memory(regions.iter().zip(files).try_fold(none(), add))
+        })?;
         Ok(None)
     }
 
@@ -405,7 +411,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         _: Option<bool>,
     ) -> Result<Option<u64>> {
         let memory = self.memory.with(region(slot), file);
-        self.set_memory(memory)?;
+        self.restart_all(|device| device.set_memory(memory))?;
         Ok(None)
     }
 
@@ -413,7 +419,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         match self.memory.without(slot.guest_phys_addr, slot.user_addr, slot.memory_size) {
             // QEMU up to 8.1 asks once a queue pair.
             Err(MemoryError::Unknown(_)) => Ok(()),
-            memory => self.set_memory(memory),
+            memory => self.restart_all(|device| device.set_memory(memory)),
         }
     }
 
@@ -425,15 +431,24 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
         let (rings, size) = self.inflight_size(given)?;
-        let file = InflightFile::new(&self.share, file, given.mmap_offset, given.mmap_size, rings, size)
-            .map_err(|error| refuse(&error.to_string()))?;
-        self.restart_all(|device| device.inflight = Some(Arc::new(file)))
+        self.restart_all(|device| {
+            device.inflight = None;
+            let (offset, len) = (given.mmap_offset, given.mmap_size);
+            let file = InflightFile::new(&device.share, file, offset, len, rings, size)
+                .map_err(|error| refuse(&error.to_string()))?;
+            device.inflight = Some(Arc::new(file));
+            Ok(())
+        })
     }
 
     fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::new(&self.share, file, given.mmap_offset, given.mmap_size)
-            .map_err(|error| refuse(&error.to_string()))?;
-        self.restart_all(|device| device.log = Some(Arc::new(log)))
+        self.restart_all(|device| {
+            device.log = None;
+            let log = DirtyLog::new(&device.share, file, given.mmap_offset, given.mmap_size)
+                .map_err(|error| refuse(&error.to_string()))?;
+            device.log = Some(Arc::new(log));
+            Ok(())
+        })
     }
 
     // What was not offered is not asked for; the rest of the protocol is of other devices.

@@ -207,6 +207,8 @@ impl Seldom {
 
 impl Inner {
     fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+        // Now, not when it rings under the lock of a ring that a worker waits for.
+        self.rings.prepare(None);
         let (mut backoff, mut tells) = (Backoff::new(BACKOFF_MAX), Tells::default());
         while let Some(stream) = match listener {
             Some(listener) => self.accept(listener),

@@ -15,8 +15,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 
@@ -29,7 +29,7 @@ use crate::spec::VhostUserSpec;
 use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::sys::bells::Bells;
-use crate::sys::caller;
+use crate::sys::caller::{self, Hindrance};
 use crate::virtio::Fault;
 use crate::virtio::net::{NetRing, Outcome};
 use crate::virtio::ring::Budget;
@@ -153,8 +153,8 @@ struct Rings {
     first: usize,
     /// A guest's address that is to be announced; 0: none.
     announced: AtomicU64,
-    /// Why a worker has no way to ring that never waits, as the kernel's number; 0: each has one.
-    hindrance: AtomicI32,
+    /// Whether threads have a way to ring that never waits: one a worker, and then the protocol's.
+    callers: Box<[OnceLock<Hindrance>]>,
 }
 
 impl Rings {
@@ -168,7 +168,7 @@ impl Rings {
             bells: (0..workers).map(|_| Bells::new()).collect::<io::Result<_>>()?,
             first: first % workers.max(1),
             announced: AtomicU64::new(0),
-            hindrance: AtomicI32::new(0),
+            callers: (0..=workers).map(|_| OnceLock::new()).collect(),
         })
     }
 
@@ -246,12 +246,14 @@ impl Rings {
         all.collect()
     }
 
-    /// Why a front end could hold up the worker that rings it, if it could.
+    /// Makes what a worker needs to ring front ends, which is this thread for as long as there is the port; `None`: the protocol's thread.
+    fn prepare(&self, worker: Option<usize>) {
+        let _ = self.callers[worker.unwrap_or(self.bells.len())].set(caller::prepare());
+    }
+
+    /// Why a front end could hold up a thread that rings it, if it could.
     fn hindrance(&self) -> Option<Errno> {
-        let of_worker = self.hindrance.load(Ordering::Relaxed);
-        let of_ring = |slot: &Slot| slot.lock().ring.as_ref()?.hindrance();
-        let of_rings = || self.receive.iter().chain(&self.transmit).find_map(of_ring);
-        (of_worker != 0).then(|| Errno::from_raw(of_worker)).or_else(of_rings)
+        self.callers.iter().find_map(|caller| caller.get()?.get())
     }
 }
 
@@ -319,9 +321,7 @@ impl PortQueue for Queue {
     }
 
     fn prepare(&mut self) {
-        if let Err(errno) = caller::prepare() {
-            self.rings.hindrance.store(errno as i32, Ordering::Relaxed);
-        }
+        self.rings.prepare(Some(self.worker));
     }
 
     fn listen(&mut self, on: bool) {

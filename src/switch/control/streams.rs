@@ -11,6 +11,7 @@ use super::tunnels::Queues;
 use super::{Control, Error, Port};
 use crate::addr::PortId;
 use crate::port::OpenPort;
+use crate::port::dgram::Connected;
 use crate::port::vde::endpoint::Watch;
 use crate::port::{dgram, stream, vde};
 use crate::spec::{PortKind, StreamAddress};
@@ -142,16 +143,25 @@ impl Control {
             }),
         };
         let (workers, mtu, now) = (self.crew.len(), port.spec.kind.mtu().unwrap_or(1500), Instant::now());
-        Ok(match endpoint {
+        let datagrams = |connected: Connected| {
+            let opened = dgram::open(&connected, mtu, workers);
+            opened.map_err(|error| sys::Error::new("the peer has gone again", error))
+        };
+        let opened = match endpoint {
             Endpoint::Stream(endpoint) => {
                 let connection = endpoint.next(registry, TOKEN, now)?;
-                connection.map(|connection| stream::open(&connection, mtu, workers))
+                Ok(connection.map(|connection| stream::open(&connection, mtu, workers)))
             }
-            Endpoint::Dgram(endpoint) => endpoint.next(now)?.map(|socket| dgram::open(&socket, mtu, workers)),
+            Endpoint::Dgram(endpoint) => endpoint.next(now)?.map(datagrams).transpose(),
             Endpoint::Vde(endpoint) => {
-                endpoint.next(watch, now)?.map(|socket| dgram::open(&socket, mtu, workers))
+                let socket = endpoint.next(watch, now)?;
+                socket.map(|socket| datagrams(Connected { socket, uid: None })).transpose()
             }
-        })
+        };
+        if opened.is_err() {
+            endpoint.ended(now);
+        }
+        opened
     }
 }
 

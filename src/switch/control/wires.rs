@@ -34,7 +34,7 @@ fn is_macvtap(kind: &PortKind) -> bool {
 
 impl Control {
     /// Refuses a port that would have the wire of a macvtap port, or a macvtap port that would have another's. Two macvtaps on one interface may
-    /// be on two bridges.
+    /// be on two bridges, and so may a macvtap and a macvlan.
     pub(super) fn check_wire(&mut self, spec: &PortSpec) -> Result<(), Error> {
         let (Some((place, _)), Some(name)) = (interface(&spec.kind), awaited(&spec.kind)) else {
             return Ok(());
@@ -48,18 +48,23 @@ impl Control {
             Wire { index, netns: None } if index != link.index => netlink.link_by_index(index).ok().flatten(),
             _ => None,
         };
+        let is_wire = |link: &Link| wire.netns.is_none() && link.index == wire.index;
         let same = |port: &&Port| {
+            let Some(its) = &port.link else { return false };
             let one = is_macvtap(&port.spec.kind) != is_macvtap(&spec.kind);
             let both = is_macvtap(&port.spec.kind) && is_macvtap(&spec.kind);
-            (port.spec.bridge == spec.bridge && (one || both) || one && awaited(&port.spec.kind).is_some())
-                && port.link.as_ref().is_some_and(|link| Wire::of(link) == wire)
+            // Beside each other, as two macvtaps or a macvtap and a macvlan, they may be on two bridges.
+            let other = if is_macvtap(&spec.kind) { its } else { &link };
+            let above = one && awaited(&port.spec.kind).is_some() && is_wire(other);
+            (port.spec.bridge == spec.bridge && (one || both) || above)
+                && Wire::of(its) == wire
                 && port.interface().is_some_and(|(there, _)| same_place(&there, &place))
         };
         match self.ports.values().find(same) {
             None => Ok(()),
             Some(port) => {
                 let ifname = below.map_or_else(|| name.to_owned(), |below| below.name);
-                Err(taken(&ifname, is_macvtap(&port.spec.kind), port))
+                Err(taken(&ifname, !port.link.as_ref().is_some_and(is_wire), port))
             }
         }
     }

@@ -66,11 +66,8 @@ impl Control {
         let mut keep = Vec::new();
         for id in ids {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.open) else { continue };
-            match (&mut port.endpoint, &port.spec.kind) {
-                (Some(endpoint), _) => {
-                    tracing::info!("port '{}' is down: its peer has gone", port.spec.name);
-                    endpoint.ended(Instant::now());
-                }
+            match (&port.endpoint, &port.spec.kind) {
+                (Some(_), _) => tracing::info!("port '{}' is down: its peer has gone", port.spec.name),
                 (None, PortKind::Tunnel(_)) => {
                     tracing::warn!("port '{}': its underlay is gone", port.spec.name);
                 }
@@ -101,6 +98,12 @@ impl Control {
         }
         drop(self.publish(&all, Vec::new()));
         drop(keep);
+        for id in &lost {
+            // Not while workers have its queues: then anybody may send, and would be taken for the peer.
+            if let Some(endpoint) = self.ports.get_mut(id).and_then(|port| port.endpoint.as_mut()) {
+                endpoint.ended(Instant::now());
+            }
+        }
         self.forget_ids(&strangers);
         lost.iter().for_each(|&id| self.forget_stations(id));
         (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));

@@ -10,7 +10,6 @@ use vswitch::spec::{
     Df, Netns, PacketSpec, PortKind, PortSettings, PortSpec, SocketRole, TapSpec, TunnelSettings,
     VhostUserSpec, VlanMode,
 };
-use vswitch::sys::unix::PATH_MAX_BYTES;
 use vswitch::tunnel::erspan::{HARDWARE_MAX, INDEX_MAX};
 use vswitch::tunnel::vxlan::VNI_MAX;
 
@@ -598,7 +597,7 @@ impl PortAdd {
                 "{owner}: a vhost-user port needs 'path', the socket of the guest's front end"
             ));
         };
-        check_socket(owner, path)?;
+        let path = socket::file(owner, "path", path)?;
         if self.server && self.client {
             return Err(format!("{owner}: 'server' excludes 'client': give one or the other"));
         }
@@ -606,7 +605,7 @@ impl PortAdd {
             return Err(format!("{owner}: {queues} queues: give 1 to {PAIRS_MAX}"));
         }
         let role = if self.client { SocketRole::Client } else { SocketRole::Server };
-        Ok(VhostUserSpec { path: path.into(), role, queues: self.queues, mtu: self.mtu })
+        Ok(VhostUserSpec { path, role, queues: self.queues, mtu: self.mtu })
     }
 
     /// Refuses what no device has.
@@ -652,21 +651,6 @@ impl PortAdd {
             offload: !self.no_offload,
         })
     }
-}
-
-/// Refuses what cannot be the path of a socket, and what depends on where vswitchd was started.
-fn check_socket(owner: &str, path: &str) -> Result<(), String> {
-    if !path.starts_with('/')
-        || path.ends_with('/')
-        || path.contains(char::is_control)
-        || path.len() > PATH_MAX_BYTES
-    {
-        return Err(format!(
-            "{owner}: '{}' is not the path of a socket: give an absolute one of at most {PATH_MAX_BYTES} bytes",
-            path.escape_debug()
-        ));
-    }
-    Ok(())
 }
 
 /// A namespace's name or path, if it can be one.

@@ -167,6 +167,17 @@ fn mode(asked: &PortAdd, owner: &str) -> Result<u32, String> {
     }
 }
 
+/// The path of a socket itself, not of a folder.
+pub(super) fn file(owner: &str, option: &str, text: &str) -> Result<PathBuf, String> {
+    if text.ends_with('/') {
+        return Err(format!(
+            "{owner}: {option}: '{}' is a folder's path: give a file's",
+            text.escape_debug()
+        ));
+    }
+    path(owner, option, text)
+}
+
 /// An absolute path that a socket can have. A relative one would be another for the daemon than for who asks.
 fn path(owner: &str, option: &str, path: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(path);
@@ -185,7 +196,7 @@ pub(super) fn stream(asked: &PortAdd, owner: &str) -> Result<StreamSpec, String>
     let tcp = |role, address: SocketAddr| (StreamAddress::Tcp(address), role);
     let role = role(asked, owner)?;
     let (address, role) = match (&asked.path, asked.listen, asked.connect) {
-        (Some(text), None, None) => (StreamAddress::Unix(path(owner, "path", text)?), role),
+        (Some(text), None, None) => (StreamAddress::Unix(file(owner, "path", text)?), role),
         (None, Some(_), None) | (None, None, Some(_)) if asked.server || asked.client => {
             return Err(format!("{owner}: 'listen' and 'connect' say it: leave 'server' and 'client' out"));
         }
@@ -222,14 +233,14 @@ pub(super) fn dgram(asked: &PortAdd, owner: &str) -> Result<DgramSpec, String> {
     let Some(text) = &asked.path else {
         return Err(format!("{owner}: a dgram port needs 'path', a socket"));
     };
-    let given = path(owner, "path", text)?;
+    let given = file(owner, "path", text)?;
     let (path, peer) = match &asked.peer {
         Some(_) if asked.server || asked.client => {
             return Err(format!(
                 "{owner}: 'path' and 'peer' say it: leave 'server' and 'client' out, or leave 'peer' out"
             ));
         }
-        Some(peer) => (given, Some(path(owner, "peer", peer)?)),
+        Some(peer) => (given, Some(file(owner, "peer", peer)?)),
         None if role == SocketRole::Client => {
             let own = DgramSpec::beside(&given);
             vswitch::sys::unix::check_path(&own).map_err(|error| format!("{owner}: {error}"))?;

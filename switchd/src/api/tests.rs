@@ -77,6 +77,22 @@ fn what_cannot_be_is_refused_with_its_name() {
 }
 
 #[test]
+fn a_path_is_refused_for_what_it_is() {
+    for (path, why) in [
+        (r"/run/a\tb", "it has a control character"),
+        ("run/s", "begin it with /"),
+        ("/run/", "a folder's path"),
+        (&format!("/{}", "x".repeat(107)), "it is longer than 107 bytes"),
+    ] {
+        for kind in ["vhost-user", "stream", "dgram"] {
+            let text = format!(r#"{{"name": "p", "bridge": "br0", "type": "{kind}", "path": "{path}"}}"#);
+            let error = port(&text).to_spec().unwrap_err();
+            assert!(error.contains(why) && error.contains("port 'p'"), "{kind}: {error}");
+        }
+    }
+}
+
+#[test]
 fn names_must_fit_everywhere() {
     for bad in ["", "-p", "a b", "a/b", "..", "ü", "a\nb", "p'1", &"x".repeat(64)] {
         assert!(check_name("port", bad).is_err(), "{bad:?}");

@@ -9,7 +9,7 @@ use crate::api::{
     DfMode, MacvtapInfo, PortInfo, RemoteInfo, Role, SocketInfo, State, TunnelInfo, VlanModeName,
 };
 
-pub(super) use guest::has_lines as is_for_guests;
+pub(super) use guest::lines_for;
 
 /// What the frames of a kind of tunnel travel in.
 fn packets(kind: &str) -> Option<&'static str> {

@@ -248,11 +248,8 @@ pub(super) fn port(port: &PortInfo) -> String {
     if let Some(hint) = port.hint() {
         pairs.push(("hint", hint.to_owned()));
     }
-    if explain::is_for_guests(port) {
-        pairs.push((
-            "guest",
-            format!("'vswitchctl port explain {}' has the lines for QEMU and libvirt", port.name),
-        ));
+    if let Some(whom) = explain::lines_for(port) {
+        pairs.push(("guest", format!("'vswitchctl port explain {}' has the lines for {whom}", port.name)));
     }
     details(&pairs)
 }

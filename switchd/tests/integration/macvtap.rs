@@ -317,6 +317,19 @@ pub fn one_wire() -> Outcome {
         }
         daemon.ctl("port del two");
     }
+    // A macvlan beside it has the same wire, and is not the wire.
+    ns.ip("link add link l0 name mvl type macvlan mode bridge; link set mvl up");
+    let beside = || "--type packet --ifname mvl".to_owned();
+    for (first, second) in
+        [(beside(), theirs(1)), (theirs(1), beside()), (beside(), made(1)), (made(1), beside())]
+    {
+        daemon.ctl(&format!("port add one --bridge br0 {first}"));
+        let error = daemon.refused(&format!("port add two --bridge br0 {second}"));
+        assert!(error.contains("interface 'l0' is below port 'one' of bridge 'br0' already"), "{error}");
+        daemon.ctl(&format!("port add two --bridge br1 {second}"));
+        daemon.ctl("port del one");
+        daemon.ctl("port del two");
+    }
     // One that comes back is looked at again.
     daemon.ctl(&format!("port add one --bridge br0 {}", theirs(1)));
     ns.ip("link del mv1");

@@ -186,6 +186,7 @@ const TESTS: &[(&str, Test)] = &[
     ("sockets::restarted", sockets::restarted),
     ("sockets::without_privileges", sockets::without_privileges),
     ("sockets::datagrams", sockets::datagrams),
+    ("sockets::nobody_speaks_for_a_peer_that_goes", sockets::nobody_speaks_for_a_peer_that_goes),
     ("sockets::guests", sockets::guests),
     ("sockets::a_guest_with_jumbo_frames", sockets::a_guest_with_jumbo_frames),
     ("sockets::a_guest_outlives_the_switch", sockets::a_guest_outlives_the_switch),

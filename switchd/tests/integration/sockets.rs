@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::daemon::{Daemon, Start, folder};
@@ -329,6 +330,53 @@ pub fn datagrams() -> Outcome {
         });
         fs::remove_file(&theirs).expect("removed");
     }
+    Ok(())
+}
+
+/// Set when it goes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Somebody who never stops sending gets nothing in while peers go and come.
+pub fn nobody_speaks_for_a_peer_that_goes() -> Outcome {
+    let (ns, host) = (Ns::new("v"), Ns::new("h"));
+    let daemon = switch(&ns, &host);
+    let [ours, theirs, others] = ["ours", "theirs", "others"].map(|name| daemon.path(name));
+    let (at, peer_at) = (ours.display(), theirs.display());
+    daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {at} --peer {peer_at}"));
+    let raw = Raw::open(&host, "host");
+    let (me, to) = (station(0x77), station(0x70));
+    let other = UnixDatagram::bind(others).expect("bound");
+    other.set_nonblocking(true).expect("non-blocking");
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let frame = test_frame(BROADCAST, station(0x66), "from another");
+            while !ends.load(Ordering::Relaxed) {
+                if other.send_to(&frame, &ours).is_err() {
+                    std::thread::sleep(Duration::from_micros(10));
+                }
+            }
+        });
+        // However this ends, or it would be waited for.
+        let _ends = Ends(&ends);
+        for _ in 0..6 {
+            let peer = UnixDatagram::bind(&theirs).expect("bound");
+            daemon.wait_port_state("d", "up");
+            peer.send_to(&test_frame(BROADCAST, me, "hello"), &ours).expect("connected");
+            let got = raw.collect(1, PATIENCE, is_test);
+            assert_eq!(got[0].bytes, test_frame(BROADCAST, me, "hello"), "and nothing before it");
+            drop(peer);
+            fs::remove_file(&theirs).expect("removed");
+            raw.send(&test_frame(me, to, "to nobody")).expect("sent");
+            daemon.wait_port_state("d", "down");
+        }
+    });
     Ok(())
 }
 

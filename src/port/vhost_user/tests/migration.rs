@@ -228,3 +228,38 @@ fn a_guest_that_moved_is_announced() {
     assert!(!ask(MacAddr::BROADCAST));
     assert!(port.receive_any().is_empty());
 }
+
+/// Eight regions, as a front end has that knows of no more; a log, and records.
+#[test]
+fn all_of_a_guest_can_be_replaced_while_others_have_all_they_can() {
+    use crate::sys::sigbus::tests::{in_child, use_up};
+    // The watches are of the whole process.
+    if !in_child(concat!(
+        "port::vhost_user::tests::migration::",
+        "all_of_a_guest_can_be_replaced_while_others_have_all_they_can"
+    )) {
+        return;
+    }
+    let _others = use_up();
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::boot(connect(&folder));
+    let more = file(7 * 4096);
+    let log = file(LOG_LEN);
+    for text in 1..4 {
+        let region = |n| VhostUserMemoryRegionInfo {
+            guest_phys_addr: n * LEN,
+            memory_size: 4096,
+            userspace_addr: USER + n * LEN,
+            mmap_offset: (n - 1) * 4096,
+            mmap_handle: more.as_raw_fd(),
+        };
+        let table: Vec<_> = std::iter::once(Guest::region(&guest.file)).chain((1..8).map(region)).collect();
+        guest.front_end.set_mem_table(&table).expect("taken");
+        guest.front_end.set_log_base(0, log_of(&log, LOG_LEN)).expect("taken");
+        let wanted = VhostUserInflight::new(0, 0, 2, SIZE);
+        let (about, kept) = guest.front_end.get_inflight_fd(&wanted).expect("answered");
+        guest.keep(&about, &kept).expect("taken");
+        talk(&mut port, &mut guest, text);
+    }
+}

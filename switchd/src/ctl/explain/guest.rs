@@ -19,9 +19,13 @@ use crate::attach;
 /// Where the helper is installed.
 const HELPER: &str = "/usr/lib/qemu/vswitch-bridge-helper";
 
-/// Whether there are such lines for a port.
-pub(in crate::ctl) fn has_lines(port: &PortInfo) -> bool {
-    port.socket.is_some() || port.kind == "packet"
+/// For whom there are such lines for a port, if there are.
+pub(in crate::ctl) fn lines_for(port: &PortInfo) -> Option<&'static str> {
+    match (&port.socket, port.kind.as_str()) {
+        (_, "vhost-user" | "packet") => Some("QEMU and libvirt"),
+        (Some(SocketInfo { role: Role::Client, .. }), "vde") => Some("a VDE switch"),
+        (socket, _) => socket.as_ref().map(|_| "QEMU"),
+    }
 }
 
 /// What to type for `port`, of a vswitchd with this attach socket.
@@ -79,9 +83,11 @@ fn size(port: &PortInfo) -> String {
 /// How a guest comes to a bridge by the helper, which makes such a port.
 fn helper(port: &PortInfo, attach_socket: Option<&str>) -> String {
     let elsewhere = attach_socket.filter(|socket| *socket != attach::DEFAULT_SOCKET);
-    // With a space in it QEMU takes it for a line of a shell's.
-    let program =
-        elsewhere.map_or_else(|| HELPER.to_owned(), |socket| format!("{HELPER} --socket {}", word(socket)));
+    // With a space in it QEMU takes it for a line of a shell's, and adds the bridge as it is, unless there is a '--br=' somewhere.
+    let program = elsewhere.map_or_else(
+        || HELPER.to_owned(),
+        |socket| format!("{HELPER} --socket {} --br={}", word(socket), word(&port.bridge)),
+    );
     let libvirt = if elsewhere.is_some() {
         format!(
             "libvirt starts it without arguments, so only for vswitchd's attach socket at {}.\n",

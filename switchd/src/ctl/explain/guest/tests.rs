@@ -10,17 +10,19 @@ use crate::control::model::Model;
 use crate::ctl::{explain, show};
 use crate::daemon::Daemon;
 
-/// A port `p` of bridge `br0` as asked for, of a switch in memory.
+/// A port as asked for, called `p` and of bridge `br0` unless that says otherwise, of a switch in memory.
 fn port(options: &Value) -> PortInfo {
     let model = Arc::new(Model::default());
     let daemon = Daemon::new(model.clone(), &DaemonSection::default());
-    let ifname = options["ifname"].as_str().unwrap_or("p");
-    model.inner().interfaces.insert(ifname.to_owned());
-    daemon.add_bridge(&serde_json::from_value(json!({"name": "br0"})).unwrap(), false).unwrap();
     let mut asked = json!({"name": "p", "bridge": "br0"});
     asked.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    let name = asked["name"].as_str().unwrap().to_owned();
+    let ifname = options["ifname"].as_str().unwrap_or(&name);
+    model.inner().interfaces.insert(ifname.to_owned());
+    let bridge = json!({"name": asked["bridge"]});
+    daemon.add_bridge(&serde_json::from_value(bridge).unwrap(), false).unwrap();
     daemon.add_port(&serde_json::from_value(asked).unwrap(), false).unwrap();
-    daemon.port("p").unwrap()
+    daemon.port(&name).unwrap()
 }
 
 /// The words of a line as a shell sees them.
@@ -77,6 +79,12 @@ fn name() -> impl Strategy<Value = String> {
         .prop_map(|chars| chars.into_iter().collect::<String>().replace('/', "_").replace(" && ", "&&"))
 }
 
+/// Of a bridge or a port.
+fn plain_name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9_.:@+][a-zA-Z0-9_.:@+-]{0,62}"
+        .prop_filter("no name", |name| ![".", ".."].contains(&name.as_str()))
+}
+
 /// Of an interface.
 fn ifname() -> impl Strategy<Value = String> {
     let fits = |c: &char| c.is_ascii() && !" :%".contains(*c);
@@ -88,10 +96,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_name_arrives_as_it_is(file in name(), other in name(), ifname in ifname(), netns in name()) {
+    fn every_name_arrives_as_it_is(
+        file in name(), other in name(), ifname in ifname(), netns in name(), bridge in plain_name(), named in plain_name()
+    ) {
         let (path, peer) = (format!("/run/{file}"), format!("/tmp/{other}"));
         let qemu = |asked: &Value| {
-            let text = explain::port(&port(asked), None);
+            let mut asked = asked.clone();
+            asked.as_object_mut().unwrap().extend([("bridge".into(), json!(bridge)), ("name".into(), json!(named))]);
+            let text = explain::port(&port(&asked), None);
             (command(&text, "qemu-system-x86_64"), text)
         };
 
@@ -128,14 +140,18 @@ proptest! {
     }
 
     #[test]
-    fn the_helper_finds_the_attach_socket(file in name()) {
-        let mut guest = port(&json!({"type": "packet", "ifname": "vtap0"}));
+    fn the_helper_finds_the_attach_socket(file in name(), bridge in plain_name(), named in plain_name()) {
+        let mut guest = port(&json!({"name": named, "bridge": bridge, "type": "packet", "ifname": "vtap0"}));
         guest.attached = Some(crate::api::Holder { uid: 0, pid: 1 });
         let socket = format!("/run/{file}");
         let text = lines(&guest, Some(&socket));
         // QEMU starts another shell for it.
-        let inner = option(&command(&text, "qemu-system-x86_64"), "-netdev", "helper");
-        prop_assert_eq!(words(&inner), [HELPER, "--socket", &socket]);
+        let line = command(&text, "qemu-system-x86_64");
+        prop_assert_eq!(option(&line, "-netdev", "br"), bridge.clone());
+        let inner = option(&line, "-netdev", "helper");
+        // What QEMU leaves out then.
+        let bridge = format!("--br={bridge}");
+        prop_assert_eq!(words(&inner), [HELPER, "--socket", &socket, &bridge]);
         prop_assert!(!text.contains("<interface"), "libvirt does not pass it on");
         let text = lines(&guest, Some(attach::DEFAULT_SOCKET));
         prop_assert_eq!(option(&command(&text, "qemu-system-x86_64"), "-netdev", "helper"), HELPER);
@@ -165,6 +181,7 @@ fn every_port_says_whether_a_guest_can_be_there() {
         (json!({"type": "stream", "path": "/run/s"}), true),
         (json!({"type": "dgram", "path": "/run/s"}), true),
         (json!({"type": "vhost-user", "path": "/run/s"}), true),
+        (json!({"type": "vde", "path": "/run/s"}), true),
         (json!({"type": "tap"}), false),
         (json!({"type": "internal"}), false),
         (json!({"type": "macvtap", "lower": "eth0"}), false),
@@ -173,6 +190,8 @@ fn every_port_says_whether_a_guest_can_be_there() {
         let text = explain::port(&port, None);
         assert_eq!(text.contains("qemu-system-x86_64"), is, "{text}");
         assert_eq!(text.contains("QEMU guest cannot use"), !is, "{text}");
-        assert_eq!(show::port(&port).contains("'vswitchctl port explain p'"), is, "{options}");
+        let shown = show::port(&port);
+        assert_eq!(shown.contains("'vswitchctl port explain p' has the lines for QEMU"), is, "{options}");
+        assert_eq!(shown.contains(" and libvirt"), text.contains("<interface"), "{options}");
     }
 }
