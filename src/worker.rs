@@ -327,8 +327,6 @@ impl Worker {
     fn serve_port(&mut self, id: PortId, now: Instant) -> Served {
         let Some(Some(queue)) = self.queues.get_mut(id.index()) else { return Served::Gone };
         let inbound = match self.topology.port(id) {
-            // Another worker was told so. The kernel may have undone a dgram port's connection by that, and then anybody can send.
-            Some(port) if port.shared.is_gone() => return Served::Gone,
             Some(port) => {
                 Inbound { counters: &port.shared.counters[self.index], demux: None, worker: self.index }
             }
