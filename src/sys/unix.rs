@@ -14,8 +14,7 @@ use std::{fs, mem};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, getpeername, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
@@ -44,6 +43,25 @@ impl SocketFile {
     /// The file stays.
     pub(super) fn leave(mut self) {
         self.path = PathBuf::new();
+    }
+}
+
+impl SocketFile {
+    /// The file of a socket that was bound to `path` a moment ago, with this mode.
+    fn just_bound(path: &Path, mode: u32) -> io::Result<SocketFile> {
+        // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
+        let there = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(path)?;
+        let meta = there.metadata()?;
+        if !meta.file_type().is_socket() {
+            return Err(io::Error::other("something else was put there"));
+        }
+        // A strict umask took bits away from it.
+        let same = format!("/proc/self/fd/{}", there.as_raw_fd());
+        fs::set_permissions(same, fs::Permissions::from_mode(mode))?;
+        Ok(SocketFile { path: path.to_owned(), identity: identity(&meta) })
     }
 }
 
@@ -148,20 +166,10 @@ fn bind_file(fd: &OwnedFd, path: &Path, mode: u32) -> io::Result<SocketFile> {
     // The mode of the unbound socket becomes the file's.
     fchmod(fd, Mode::from_bits_truncate(mode))?;
     bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    // The folder may be somebody else's, who may put a link there meanwhile: what is opened is what is looked at and changed.
-    let there = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)?;
-    let meta = there.metadata()?;
-    if !meta.file_type().is_socket() {
-        return Err(io::Error::other("something else was put there"));
-    }
-    let file = SocketFile { path: path.to_owned(), identity: identity(&meta) };
-    // A strict umask took bits away from it.
-    let same = format!("/proc/self/fd/{}", there.as_raw_fd());
-    fs::set_permissions(same, fs::Permissions::from_mode(mode))?;
-    Ok(file)
+    SocketFile::just_bound(path, mode).inspect_err(|_| {
+        // Or it would be there for good, as one that nobody listens at.
+        let _ = fs::remove_file(path);
+    })
 }
 
 /// A socket that nobody can send to yet.
@@ -465,7 +473,7 @@ impl Name {
 #[inline]
 #[must_use]
 pub fn is_connected(fd: BorrowedFd<'_>) -> bool {
-    getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
+    Sender::peer_of(fd, None).is_ok()
 }
 
 /// Who sends: the name of his socket, which he chooses himself, and, where it is known, which user he is.
@@ -623,6 +631,19 @@ mod tests {
         let shorter = folder.join("y".repeat(PATH_MAX_BYTES - folder.as_os_str().len() - 1));
         let _sender = send_from(&shorter, &folder.join("s"));
         assert_eq!(connect_to_sender(fd).unwrap().unwrap().path, shorter);
+    }
+
+    #[test]
+    fn a_peer_whose_path_has_no_end_is_connected() {
+        let Place(folder, fd, _file) = &Place::new("endless");
+        let name = "x".repeat(PATH_MAX_BYTES - folder.as_os_str().len());
+        assert!(!is_connected(fd.as_fd()));
+        let peer = send_from(&folder.join(&name), &folder.join("s"));
+        connect_in(fd, &fs::File::open(folder).unwrap(), OsStr::new(&name), None).unwrap();
+        assert!(is_connected(fd.as_fd()));
+        drop(peer);
+        send_connected(fd.as_fd(), &[io::IoSlice::new(b"hello")]).unwrap_err();
+        assert!(!is_connected(fd.as_fd()));
     }
 
     #[test]

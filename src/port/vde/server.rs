@@ -119,8 +119,13 @@ impl Server {
         // Before anybody has to go for others, so that what he has said counts.
         self.hear(now, &mut requests);
         for _ in 0..ASKING {
-            let Some(control) = accept(&self.listener)? else { break };
-            watch.control(&control)?;
+            let control = match self.accept(watch) {
+                Ok(Some(control)) => control,
+                Ok(None) => break,
+                Err(error) if requests.is_empty() => return Err(error),
+                // Those who were heard come first; who waits is accepted with the next event.
+                Err(_) => break,
+            };
             if self.asking.len() == ASKING {
                 self.asking.pop_front();
                 requests.push(Err(Bad::Late));
@@ -129,6 +134,12 @@ impl Server {
         }
         self.hear(now, &mut requests);
         Ok(requests)
+    }
+
+    fn accept(&self, watch: Watch<'_>) -> io::Result<Option<OwnedFd>> {
+        let control = accept(&self.listener)?;
+        control.as_ref().map_or(Ok(()), |control| watch.control(control))?;
+        Ok(control)
     }
 
     /// Reads what those have said who are asking.
