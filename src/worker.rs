@@ -12,7 +12,7 @@
 //! pays, as in KVM's halt polling: a sleep that ended within [`SPIN_MAX`] should have been spun through, and the next one
 //! is; each longer sleep halves the time. When nothing is hot the worker sleeps in epoll, so idle costs nothing. At most
 //! all CPUs but one spin at a time, else the spinners would take the CPU from the programs whose frames they are
-//! waiting for. For the same reason a spinning worker yields, and one whose CPU is needed by others ([`crowd`]) sleeps instead for a
+//! waiting for. For the same reason a spinning worker yields, and one whose CPU is needed by others sleeps instead for a
 //! while: where programs wait for a CPU, nothing is gained by being awake early.
 
 use std::net::IpAddr;

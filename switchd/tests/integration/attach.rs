@@ -177,7 +177,7 @@ pub fn a_guest_comes_and_goes() -> Outcome {
     let explained = daemon.ctl("port explain vtap0");
     assert!(explained.contains("with the guest") && !explained.contains("ip tuntap add"), "{explained}");
     let helper = format!(
-        "bridge,id=net0,br=br0,helper='/usr/lib/qemu/vswitch-bridge-helper --socket {}'",
+        "bridge,id=net0,br=br0,helper='/usr/lib/qemu/vswitch-bridge-helper --socket {} --br=br0'",
         socket(&daemon)
     );
     assert!(explained.contains(&helper), "{explained}");
