@@ -1,4 +1,4 @@
-//! How long to wait before the next peer or the next try.
+//! How long to wait before the next peer or the next try of a port.
 //!
 //! A peer that comes and goes, or one that cannot be reached, must not keep the whole switch busy with handing over a port. So after
 //! each connection that did not last, and each try that failed, the pause is twice as long as the one before, up to a longest one. A connection that
@@ -14,6 +14,7 @@ pub(crate) const GOOD: Duration = Duration::from_secs(2);
 /// The pauses between the connections of one port.
 #[derive(Debug)]
 pub(crate) struct Backoff {
+    first: Duration,
     longest: Duration,
     pause: Duration,
     /// When the connection began that there is.
@@ -25,7 +26,13 @@ impl Backoff {
     /// The first try is due at once; no pause is longer than `longest`.
     #[must_use]
     pub(crate) const fn new(longest: Duration) -> Backoff {
-        Backoff { longest, pause: FIRST, since: None, due: None }
+        Backoff::starting_with(FIRST, longest)
+    }
+
+    /// The same, but that the first pause is `first`.
+    #[must_use]
+    pub(crate) const fn starting_with(first: Duration, longest: Duration) -> Backoff {
+        Backoff { first, longest, pause: first, since: None, due: None }
     }
 
     /// When the next try is due, unless it has been already.
@@ -51,7 +58,7 @@ impl Backoff {
     /// It has ended.
     pub(crate) fn ended(&mut self, now: Instant) {
         if self.since.take().is_some_and(|since| now.duration_since(since) >= GOOD) {
-            self.pause = FIRST;
+            self.pause = self.first;
         }
         self.hold_off(now);
     }

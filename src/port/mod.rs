@@ -16,7 +16,7 @@ use crate::stats::{Counters, DropReason};
 use crate::sys;
 use crate::tunnel::Demux;
 
-mod backoff;
+pub(crate) mod backoff;
 pub mod dgram;
 mod macvtap;
 pub mod mem;

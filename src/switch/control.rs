@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 mod neighbours;
 mod stations;
@@ -30,6 +30,7 @@ use crate::bridge::fdb::{self, Fdb, Key, Kind};
 use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
+use crate::port::backoff::Backoff;
 use crate::port::{self, OpenPort};
 use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, StreamAddress, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
@@ -84,8 +85,8 @@ struct Port {
     missed_seen: u64,
     /// Why it did not come back, as last told to the operator.
     complaint: Option<String>,
-    /// When it is tried again, and how long it waited for that.
-    retry: Option<(Instant, Duration)>,
+    /// When it is tried again; `None`: at once.
+    retry: Option<Backoff>,
     /// Of a port on a socket: where its peers come from.
     endpoint: Option<Endpoint>,
 }

@@ -53,8 +53,7 @@ impl Client {
             Some(asked) => asked,
             None => self.ask(watch, now)?,
         };
-        let cannot =
-            |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
+        let cannot = |error| self.cannot(error);
         if !asked.is_answered().map_err(cannot)? {
             if now.duration_since(asked.since) > ANSWER_MAX {
                 return Err(cannot(io::ErrorKind::TimedOut.into()));
@@ -66,8 +65,7 @@ impl Client {
     }
 
     fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
-        let cannot =
-            |error: io::Error| Error::new(format!("cannot plug into {}", self.folder.display()), error);
+        let cannot = |error| self.cannot(error);
         let control = unix::connect_to(&self.folder.join(CONTROL), Descriptors::Refused).map_err(cannot)?;
         let (path, socket, file) = self.bind()?;
         let request = protocol::request_for(&path, "vswitchd");
@@ -77,6 +75,10 @@ impl Client {
         }
         watch.control(&control).map_err(cannot)?;
         Ok(Asked { control, socket, _file: file, answer: [0; ADDRESS_LEN], len: 0, since: now })
+    }
+
+    fn cannot(&self, error: io::Error) -> Error {
+        Error::new(format!("cannot plug into {}", self.folder.display()), error)
     }
 
     /// A socket of a name that nobody has.

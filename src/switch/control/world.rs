@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Control, Port, awaited};
 use crate::addr::PortId;
+use crate::port::backoff::Backoff;
 use crate::spec::PortKind;
 use crate::status::PortState;
 use crate::switch::namespaces::{News, Place};
@@ -174,7 +175,7 @@ impl Control {
             .iter()
             .filter(|(_, port)| {
                 !port.open
-                    && port.retry.is_none_or(|(due, _)| due <= now)
+                    && port.retry.as_ref().and_then(Backoff::due).is_none_or(|due| due <= now)
                     && (port.queues == 0
                         || awaited(&port.spec.kind).is_some()
                         || matches!(port.spec.kind, PortKind::Tunnel(_)))
@@ -217,8 +218,8 @@ impl Control {
                         port.complaint = complaint;
                     }
                     if port.has_lasting_device() {
-                        let wait = port.retry.map_or(RETRY_MIN, |(_, waited)| (waited * 2).min(RETRY_MAX));
-                        port.retry = Some((now + wait, wait));
+                        let retry = || Backoff::starting_with(RETRY_MIN, RETRY_MAX);
+                        port.retry.get_or_insert_with(retry).failed(now);
                     }
                 }
             }

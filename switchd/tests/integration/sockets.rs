@@ -8,20 +8,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::daemon::{Daemon, Start, folder};
+use crate::harness::daemon::{Daemon, Start, folder, with_host};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::Ns;
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
 use crate::harness::{Outcome, PATIENCE, eventually, has_users, rights};
-
-/// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
-fn switch(ns: &Ns, host: &Ns) -> Daemon {
-    let daemon = Start::new(ns).arguments("--workers 2").ready();
-    daemon.ctl("bridge add br0");
-    daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
-    daemon
-}
 
 fn send(peer: &mut UnixStream, frame: &[u8]) {
     let encoded = [&(frame.len() as u32).to_be_bytes()[..], frame].concat();
@@ -68,7 +60,7 @@ fn connect(path: &Path) -> UnixStream {
 /// Options, what is shown, what is refused, and what is left behind.
 pub fn as_asked() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let (path, theirs) = (daemon.path("vm1.sock"), daemon.path("theirs.sock"));
     let (text, other) = (path.display().to_string(), theirs.display().to_string());
     let add = format!("port add vm1 --bridge br0 --type stream --path {text}");
@@ -146,7 +138,7 @@ pub fn as_asked() -> Outcome {
 /// A peer that connects, leaves and comes again; the station behind it is forgotten meanwhile.
 pub fn peers_come_and_go() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let path = daemon.path("p.sock");
     daemon.ctl(&format!("port add p --bridge br0 --type stream --path {} --isolated on", path.display()));
     let raw = Raw::open(&host, "host");
@@ -170,7 +162,7 @@ pub fn peers_come_and_go() -> Outcome {
 /// Garbage, half a frame and then nothing, a reader that stops, and a flood: all of it harms only who does it.
 pub fn hostile_peers() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let paths = ["bad", "good"].map(|name| {
         let path = daemon.path(&format!("{name}.sock"));
         daemon.ctl(&format!("port add {name} --bridge br0 --type stream --path {}", path.display()));
@@ -252,11 +244,7 @@ pub fn restarted() -> Outcome {
     let listener = UnixListener::bind(at("c")).expect("bound");
     let mut left = None;
     for round in 0..3 {
-        let mut start = Start::new(&ns).config(&config);
-        if let Some(folder) = left.take() {
-            start = start.folder(folder);
-        }
-        let daemon = start.ready();
+        let daemon = Start::new(&ns).config(&config).folder(left.take()).ready();
         let raw = Raw::open(&host, "host");
         let mut server_side = connect(&at("s"));
         let (mut client_side, _) = listener.accept().expect("the switch connects");
@@ -303,7 +291,7 @@ pub fn without_privileges() -> Outcome {
 /// Datagrams to and from a peer that comes later and goes before.
 pub fn datagrams() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let (ours, theirs) = (daemon.path("ours"), daemon.path("theirs"));
     daemon.ctl(&format!(
         "port add d --bridge br0 --type dgram --path {} --peer {}",
@@ -345,7 +333,7 @@ impl Drop for Ends<'_> {
 /// Somebody who never stops sending gets nothing in while peers go and come.
 pub fn nobody_speaks_for_a_peer_that_goes() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let [ours, theirs, others] = ["ours", "theirs", "others"].map(|name| daemon.path(name));
     let (at, peer_at) = (ours.display(), theirs.display());
     daemon.ctl(&format!("port add d --bridge br0 --type dgram --path {at} --peer {peer_at}"));
@@ -385,7 +373,7 @@ pub fn guests() -> Outcome {
     can_boot()?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
     ns.sysctl("net/unix/max_dgram_qlen", "512");
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let at = |name: &str| daemon.path(name).display().to_string();
     daemon.ctl(&format!("port add s --bridge br0 --type stream --path {}", at("s")));
     daemon.ctl(&format!("port add c --bridge br0 --type stream --path {} --client", at("c")));
@@ -428,7 +416,7 @@ pub fn guests() -> Outcome {
 pub fn a_guest_with_jumbo_frames() -> Outcome {
     can_boot()?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     host.ip("link set host mtu 9000");
     let path = daemon.path("g").display().to_string();
     daemon.ctl(&format!("port add g --bridge br0 --type stream --path {path} --mtu 9000"));
@@ -530,7 +518,7 @@ pub fn senders_without_a_number() -> Outcome {
 pub fn descriptors_are_refused() -> Outcome {
     rights::can_refuse()?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let at = |name: &str| daemon.path(name);
     let listener = UnixListener::bind(at("theirs")).expect("bound");
     for (name, kind, path, option) in [

@@ -11,20 +11,12 @@ use std::time::{Duration, Instant};
 
 use vswitch::port::vde::protocol::{ADDRESS_LEN, REQUEST_LEN, address, address_of, request, request_for};
 
-use crate::harness::daemon::{Daemon, Start, folder};
+use crate::harness::daemon::{Daemon, Start, folder, with_host};
 use crate::harness::frame::{BROADCAST, is_test, station, test_frame};
 use crate::harness::net::{Ns, has_program, try_run};
 use crate::harness::qemu::{CARD, Qemu, can_boot};
 use crate::harness::raw::Raw;
 use crate::harness::{Outcome, PATIENCE, Skip, eventually, has_users, rights};
-
-/// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
-fn switch(ns: &Ns, host: &Ns) -> Daemon {
-    let daemon = Start::new(ns).arguments("--workers 2").ready();
-    daemon.ctl("bridge add br0");
-    daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
-    daemon
-}
 
 /// A plug that follows the protocol to the letter.
 #[derive(Debug)]
@@ -174,7 +166,7 @@ fn reaches(from: &Ns, to: &str) {
 /// Options, what is shown, what is refused, and what is left behind.
 pub fn as_asked() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let place = daemon.path("vm1.vde");
     let text = place.display().to_string();
     let add = format!("port add vm1 --bridge br0 --type vde --path {text}");
@@ -228,7 +220,7 @@ pub fn as_asked() -> Outcome {
 /// A plug that comes, leaves and comes again; the station behind it is forgotten meanwhile, and others are turned away.
 pub fn plugs_come_and_go() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let place = daemon.path("p.vde");
     daemon.ctl(&format!("port add p --bridge br0 --type vde --path {} --isolated on", place.display()));
     let raw = Raw::open(&host, "host");
@@ -270,7 +262,7 @@ pub fn plugs_come_and_go() -> Outcome {
 /// Nonsense, pieces, silence, other people's sockets, a plug that does not read: all of it harms only who does it.
 pub fn hostile_plugs() -> Outcome {
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let places = ["bad", "good"].map(|name| {
         let place = daemon.path(&format!("{name}.vde"));
         daemon.ctl(&format!("port add {name} --bridge br0 --type vde --path {}", place.display()));
@@ -378,7 +370,7 @@ pub fn hostile_plugs() -> Outcome {
 pub fn descriptors_are_refused() -> Outcome {
     rights::can_refuse()?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let raw = Raw::open(&host, "host");
     let place = daemon.path("p");
     daemon.ctl(&format!("port add p --bridge br0 --type vde --path {}", place.display()));
@@ -415,11 +407,7 @@ pub fn restarted() -> Outcome {
     );
     let mut left = None;
     for round in 0..3 {
-        let mut start = Start::new(&ns).config(&config);
-        if let Some(folder) = left.take() {
-            start = start.folder(folder);
-        }
-        let daemon = start.ready();
+        let daemon = Start::new(&ns).config(&config).folder(left.take()).ready();
         let raw = Raw::open(&host, "host");
         let (mut a, mut b) = (Plug::into(&at("a")), Plug::into(&at("b")));
         a.talk(&raw, 0x75);
@@ -465,7 +453,7 @@ pub fn real_plugs() -> Outcome {
     has("vde_plug2tap")?;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
     let (one, two) = (Ns::new("one"), Ns::new("two"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let [a, b] = ["a", "b"].map(|name| {
         let place = daemon.path(name);
         daemon.ctl(&format!("port add {name} --bridge br0 --type vde --path {}", place.display()));
@@ -509,7 +497,7 @@ pub fn into_another_switch() -> Outcome {
     has("vde_switch")?;
     has("vde_plug2tap")?;
     let (ns, host, far) = (Ns::new("v"), Ns::new("h"), Ns::new("far"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let place = daemon.path("other");
     daemon.ctl(&format!("port add up --bridge br0 --type vde --path {} --client", place.display()));
     assert_eq!(daemon.port_state("up"), "down");
@@ -557,7 +545,7 @@ pub fn into_another_users_switch() -> Outcome {
     has_users()?;
     const USER: u32 = 4711;
     let (ns, host) = (Ns::new("v"), Ns::new("h"));
-    let daemon = switch(&ns, &host);
+    let daemon = with_host(&ns, &host);
     let place = daemon.path("other");
     let other = FakeSwitch::of_user(&place, USER);
     let theirs = place.join("data");

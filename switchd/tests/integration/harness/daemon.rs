@@ -84,9 +84,9 @@ impl<'a> Start<'a> {
         self
     }
 
-    /// In the folder of one that ended.
-    pub fn folder(mut self, folder: TempDir) -> Self {
-        self.folder = Some(folder);
+    /// In the folder of one that ended, if there was one.
+    pub fn folder(mut self, folder: impl Into<Option<TempDir>>) -> Self {
+        self.folder = folder.into();
         self
     }
 
@@ -182,6 +182,15 @@ pub struct Daemon {
     child: Child,
     pub socket: PathBuf,
     folder: Option<TempDir>,
+}
+
+/// A daemon with a bridge and a station `host` in a namespace, whose interface is a tap port.
+#[track_caller]
+pub fn with_host(ns: &Ns, host: &Ns) -> Daemon {
+    let daemon = Start::new(ns).arguments("--workers 2").ready();
+    daemon.ctl("bridge add br0");
+    daemon.ctl(&format!("port add host --bridge br0 --type tap --netns {} --address 10.9.0.1/24", host.name));
+    daemon
 }
 
 impl Daemon {
