@@ -159,6 +159,19 @@ pub(crate) fn prefetch_bytes_to_write(place: &VolatileSlice<'_>, len: usize) {
     }
 }
 
+/// The same for a frame behind a header that will most often be written as it is: a line with nothing else in it is asked for to be read.
+#[inline(always)]
+pub(crate) fn prefetch_frame_to_write(place: &VolatileSlice<'_>, header_len: usize, len: usize) {
+    let first = LINE - place.ptr_guard().as_ptr().addr() % LINE;
+    match place.offset(first) {
+        Ok(rest) if first <= header_len => {
+            prefetch_bytes(place, 1);
+            prefetch_bytes_to_write(&rest, len.saturating_sub(first));
+        }
+        _ => prefetch_bytes_to_write(place, len),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::expect_used, reason = "tests")]

@@ -13,7 +13,7 @@ use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{Le16, Le32, Le64};
 
 use super::memory::{Area, GuestMemory};
-use super::ring::{Access, Budget, Chain, Found, Open, Records, Ring, Setup};
+use super::ring::{Access, Budget, Chain, Found, Likely, Open, Records, Ring, Setup};
 use super::{Fault, feature};
 use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
@@ -26,7 +26,7 @@ pub const HEADER_LEN: usize = VNET_HDR_LEN + 2;
 
 /// Frames whose memory is asked for before the first is copied. With more the first level of the cache, of which others need a part, too,
 /// has forgotten the first by then: buffers that lie at even distances share but few of its places.
-const GROUP: usize = 16;
+const GROUP: usize = 32;
 /// How much of a frame's first piece is asked for before it is copied: the header, and what a small frame has. The processor sees
 /// for itself that more is read of a long one.
 const PREFETCH: usize = 128;
@@ -143,12 +143,16 @@ impl Header {
         Some(Header { first, rest })
     }
 
-    /// Writes it to where a piece begins, if there is room for all of it.
+    /// Writes it to where a piece begins, if there is room for all of it. Where it is already, which is so in a buffer that is used again,
+    /// it stays as it is: a line that nobody writes to is in the caches of both.
     #[inline]
     #[allow(clippy::cast_possible_truncation, reason = "the shorter form has no number of buffers")]
     fn write(self, piece: &VolatileSlice<'_>, len: usize) -> bool {
         if piece.len() < len {
             return false;
+        }
+        if Header::read(piece, len) == Some(self) {
+            return true;
         }
         let first = piece.get_ref::<Le64>(0).map(|place| place.store(self.first.into()));
         let rest = match len {
@@ -227,6 +231,13 @@ impl NetRing {
         if self.fault.is_some() { self.ring.shown() } else { self.ring.base() }
     }
 
+    /// Shows the driver all that was given back, for nobody looks at the ring from now on.
+    pub fn leave(&mut self) {
+        if self.fault.is_none() {
+            self.fault = self.show().err();
+        }
+    }
+
     /// Stops in order, so that nothing is in flight any more.
     pub fn settle(&mut self) {
         // Of a ring that broke nothing more is given back.
@@ -257,7 +268,17 @@ impl NetRing {
 
     /// Shows what was given back, and rings the driver if it wants that.
     fn show(&mut self) -> Result<(), Fault> {
-        if self.ring.open()?.show()? {
+        self.show_by(|ring| ring.show())
+    }
+
+    /// The same of what was read, which it may see late: it is shown no later than kicks are waited for.
+    fn show_late(&mut self) -> Result<(), Fault> {
+        let prompt = self.ring.is_listening() || self.fault.is_some();
+        self.show_by(|ring| if prompt { ring.show() } else { ring.show_late() })
+    }
+
+    fn show_by(&mut self, show: impl FnOnce(&mut Open<'_>) -> Result<bool, Fault>) -> Result<(), Fault> {
+        if show(&mut self.ring.open()?)? {
             self.ring_driver();
         }
         if self.ring.memory().is_broken() { Err(Fault::Memory) } else { Ok(()) }
@@ -280,7 +301,11 @@ impl NetRing {
         }
         let taken = self.take_frames(batch, counters, budget);
         // What was taken until a rule was broken is given back all the same.
-        let shown = if self.lending { Ok(()) } else { self.show() };
+        let shown = match taken {
+            _ if self.lending => Ok(()),
+            Ok(_) => self.show_late(),
+            Err(_) => self.show(),
+        };
         let outcome = taken.and_then(|outcome| {
             shown?;
             self.listen(listen, outcome)
@@ -296,9 +321,10 @@ impl NetRing {
 
     /// Gives back to the driver what was lent to a batch.
     pub fn take_back(&mut self) {
-        if std::mem::take(&mut self.lending)
-            && let Err(fault) = self.show()
-        {
+        if !std::mem::take(&mut self.lending) {
+            return;
+        }
+        if let Err(fault) = self.show_late() {
             self.fault = Some(fault);
         }
     }
@@ -308,7 +334,12 @@ impl NetRing {
     /// # Errors
     /// The driver broke a rule, now or before.
     pub fn wait(&mut self) -> Result<bool, Fault> {
-        self.fault.map_or_else(|| self.ring.open()?.listen(true), Err)
+        self.fault.map_or(Ok(()), Err)?;
+        // What is lent is shown when it is taken back.
+        if !self.lending {
+            self.show()?;
+        }
+        self.ring.open()?.listen(true)
     }
 
     /// Kicks are wanted by whoever waits for them, and again after each look.
@@ -317,7 +348,7 @@ impl NetRing {
         if (listen && !drained) || (!listen && !self.ring.is_listening()) {
             return Ok(outcome);
         }
-        let waits = self.ring.open()?.listen(listen)?;
+        let waits = if listen { self.wait()? } else { self.ring.open()?.listen(false)? };
         Ok(if waits { Outcome::More } else { outcome })
     }
 
@@ -349,6 +380,7 @@ impl NetRing {
         budget: &mut Budget,
     ) -> Result<Outcome, Fault> {
         let NetRing { ring, header_len, found, lending, .. } = self;
+        let likely = Likely { header_len: *header_len, len: PREFETCH };
         let mut ring = ring.open()?;
         found.clear();
         let room = BATCH_FRAMES - batch.frames.len();
@@ -361,7 +393,7 @@ impl NetRing {
             if budget.is_spent() {
                 break;
             }
-            if let Err(broken) = ring.chain(ahead, Access::Read, PREFETCH, found, budget) {
+            if let Err(broken) = ring.chain(ahead, Access::Read, likely, found, budget) {
                 fault = Some(broken);
                 break;
             }
@@ -405,6 +437,10 @@ impl NetRing {
         budget: &mut Budget,
     ) -> Result<(), Fault> {
         let mut rest = frames;
+        if self.fault.is_none() && self.ring.is_listening() {
+            // Nobody waits for buffers.
+            self.fault = self.ring.open().and_then(|mut ring| ring.listen(false)).err();
+        }
         while self.fault.is_none() && !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(GROUP));
             match self.send(some, budget, counters) {
@@ -444,7 +480,7 @@ impl NetRing {
         let mut fault = None;
         for frame in frames {
             let room = if Header::of(frame).seen_with(*features).is_some() {
-                find_room(&mut ring, *header_len + frame.frame_len(), merges, found, budget)
+                find_room(&mut ring, *header_len, frame.frame_len(), merges, found, budget)
             } else {
                 // What it agreed to changed just now.
                 Ok(Err(DropReason::TxError))
@@ -549,16 +585,19 @@ fn copy_in_shreds(
     Ok(())
 }
 
-/// Finds buffers for `needed` bytes behind those that were found before: one, or with merged buffers as many as it takes.
+/// Finds buffers for a header and a frame behind those that were found before: one, or with merged buffers as many as it takes.
 #[inline]
 fn find_room(
     ring: &mut Open<'_>,
-    needed: usize,
+    header_len: usize,
+    frame_len: usize,
     merges: bool,
     found: &mut Found,
     budget: &mut Budget,
 ) -> Result<Result<Room, DropReason>, Fault> {
     let (chains, pieces) = (found.chains.len(), found.pieces.len());
+    let needed = header_len + frame_len;
+    let likely = Likely { header_len, len: needed.min(PREFETCH) };
     let mut room = 0;
     let reason = loop {
         let ahead = found.chains.len();
@@ -572,7 +611,7 @@ fn find_room(
         if budget.is_spent() || ring.waiting(wanted)? < wanted {
             break DropReason::TxFull;
         }
-        ring.chain(ahead, Access::Write, needed.min(PREFETCH), found, budget)?;
+        ring.chain(ahead, Access::Write, likely, found, budget)?;
         room += found.chains.last().map_or(0, |chain| chain.len);
     };
     found.chains.truncate(chains);

@@ -11,6 +11,10 @@
 //! **Notifications.** While a worker looks at the ring anyway, kicks are switched off: by the flag, or with the event index by
 //! leaving that where it was. [`Open::listen`] switches them on and looks once more, because the driver may have looked before.
 //!
+//! **Late.** A driver that has interrupts off for a ring does not wait for what it gave to it, and is shown that late: all but the last few dozen chains
+//! ([`Open::show_late`]). DPDK's driver frees what is used in one go as soon as nearly the whole ring is. That is more buffers than its memory
+//! pool has at hand, and from then on it takes others, none of which is in a cache. So a switch that was quicker than the guest made both slow.
+//!
 //! The library `virtio-queue` does the same and more, but translates each address twice, reads the available index for each chain and publishes each used
 //! entry by itself, which costs more than the rest of the switch.
 
@@ -31,6 +35,12 @@ pub const SIZE_MAX: u16 = 32_768;
 pub const CHAIN_MAX: usize = 1024;
 /// Most pieces of memory for one chain.
 pub const PIECES_MAX: usize = 4096;
+
+/// Most chains that a driver is shown late, and that part of a ring. DPDK's does as said above with less than 32 that are not used.
+const LATE_MAX: u16 = 64;
+const LATE_PART: u16 = 8;
+/// So many looks in a row that find nothing end it.
+const LATE_LOOKS: u8 = 64;
 
 const DESCRIPTOR_LEN: usize = 16;
 const USED_LEN: usize = 8;
@@ -166,6 +176,15 @@ struct Descriptor {
     next: u16,
 }
 
+/// What of a chain is used at once: its first bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Likely {
+    /// Length of the header, which is most often written as it is.
+    pub header_len: usize,
+    /// Length of all of it.
+    pub len: usize,
+}
+
 /// A chain of descriptors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Chain {
@@ -228,10 +247,32 @@ struct Cursor {
     shown_used: u16,
     /// Head of the last chain that was given back without an entry of its own.
     unwritten: Option<u16>,
+    late: Late,
     /// Whether the driver is to kick.
     listening: bool,
     /// What was in flight when a switch before us ended; taken before what is available.
     again: Again,
+}
+
+/// What a driver is shown next if it is shown something late.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    /// Up to this index: then at least as many chains are left as are to be late.
+    until: u16,
+    /// [`Cursor::unwritten`] of then.
+    unwritten: Option<u16>,
+    /// Next used entry at the last look.
+    seen: u16,
+    /// Looks since anything was given back.
+    looks: u8,
+}
+
+impl Late {
+    /// Nothing is left.
+    #[inline]
+    fn none(index: u16) -> Late {
+        Late { until: index, unwritten: None, seen: index, looks: 0 }
+    }
 }
 
 /// A virtqueue.
@@ -290,6 +331,7 @@ impl Ring {
             next_used: used,
             shown_used: used,
             unwritten: None,
+            late: Late::none(used),
             listening: false,
             again,
         };
@@ -407,8 +449,8 @@ impl<'r> Open<'r> {
         }
     }
 
-    /// Looks at the chain `ahead` places behind the next one, which must be waiting, and adds it to `found`. `likely` bytes from its
-    /// beginning are asked for.
+    /// Looks at the chain `ahead` places behind the next one, which must be waiting, and adds it to `found`. What is `likely` to be used
+    /// is asked for.
     ///
     /// # Errors
     /// The chain breaks a rule.
@@ -417,7 +459,7 @@ impl<'r> Open<'r> {
         &self,
         ahead: usize,
         access: Access,
-        likely: usize,
+        likely: Likely,
         found: &mut Found,
         budget: &mut Budget,
     ) -> Result<(), Fault> {
@@ -433,7 +475,7 @@ impl<'r> Open<'r> {
             if let Some(slice) = self.memory().slice(area) {
                 // To be read, too: a driver uses its buffers again, and what is ours alone now need not be taken from its CPU when it is
                 // written to the next time.
-                mem::prefetch_bytes_to_write(&slice, likely);
+                mem::prefetch_frame_to_write(&slice, likely.header_len, likely.len);
             }
             found.pieces.push(area);
             found.chains.push(Chain { head, len, pieces: 1 });
@@ -556,11 +598,56 @@ impl<'r> Open<'r> {
     #[inline]
     pub fn show(&mut self) -> Result<bool, Fault> {
         let now = self.cursor.next_used;
+        self.cursor.late = Late::none(now);
+        let unwritten = self.cursor.unwritten.take();
+        self.show_until(now, unwritten)
+    }
+
+    /// The same for a driver that may not care, which is then shown all but the last few. To be called at each look at the ring while it does
+    /// not listen.
+    ///
+    /// # Errors
+    /// As of [`Open::show`].
+    #[inline]
+    pub fn show_late(&mut self) -> Result<bool, Fault> {
+        let Cursor { next_used: now, shown_used, unwritten, late, .. } = *self.cursor;
+        if now == shown_used {
+            return Ok(false);
+        }
+        let looks = if late.seen == now { late.looks + 1 } else { 0 };
+        if looks >= LATE_LOOKS || !self.is_patient()? {
+            return self.show();
+        }
+        self.cursor.late = Late { seen: now, looks, ..late };
+        if now.wrapping_sub(late.until) < LATE_MAX.min(self.place.size / LATE_PART) {
+            return Ok(false);
+        }
+        self.cursor.late = Late { until: now, unwritten, ..self.cursor.late };
+        self.show_until(late.until, late.unwritten)
+    }
+
+    /// Whether the driver waits for nothing. With the event index it cannot be told, and the record of chains in flight is of those
+    /// that were given back last.
+    #[inline]
+    fn is_patient(&self) -> Result<bool, Fault> {
+        Ok(!self.place.event_idx && self.records.inflight.is_none() && !self.wants_interrupt()?)
+    }
+
+    /// Of a ring without the event index.
+    #[inline]
+    fn wants_interrupt(&self) -> Result<bool, Fault> {
+        let flags: Le16 = read(&self.view.available, 0)?;
+        Ok(flags.to_native() & AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Shows what was given back up to an index. `unwritten` is the last of that if it has no entry of its own.
+    #[inline]
+    fn show_until(&mut self, now: u16, unwritten: Option<u16>) -> Result<bool, Fault> {
         let before = std::mem::replace(&mut self.cursor.shown_used, now);
         if before == now {
             return Ok(false);
         }
-        if let Some(head) = self.cursor.unwritten.take() {
+        if let Some(head) = unwritten {
             self.write_used(before, head, 0)?;
         }
         #[cfg(test)]
@@ -573,8 +660,7 @@ impl<'r> Open<'r> {
             let event: Le16 = read(&self.view.available, 4 + 2 * usize::from(self.place.size))?;
             Ok(passed(event.to_native(), now, before))
         } else {
-            let flags: Le16 = read(&self.view.available, 0)?;
-            Ok(flags.to_native() & AVAIL_F_NO_INTERRUPT == 0)
+            self.wants_interrupt()
         }
     }
 

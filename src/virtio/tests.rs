@@ -4,6 +4,7 @@ mod dirty;
 mod frames;
 pub(crate) mod hostile;
 mod inflight;
+mod late;
 mod lending;
 mod memory;
 pub(crate) mod rings;

@@ -208,7 +208,9 @@ impl Rings {
     fn take(&self, index: QueueIndex) -> Option<NetRing> {
         let (slot, live) = self.slot(index);
         live.fetch_and(!(1 << index.pair), Ordering::Relaxed);
-        slot.lock_at_rest().ring.take()
+        let mut ring = slot.lock_at_rest().ring.take();
+        ring.iter_mut().for_each(NetRing::leave);
+        ring
     }
 
     /// Has the network told where a guest is now, at the next look of the worker that takes what comes by the first pair.

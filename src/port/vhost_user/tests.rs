@@ -611,3 +611,33 @@ fn sockets_are_not_taken_from_others() {
     assert!(super::open(&nowhere, 1).expect_err("no folder").to_string().contains("make it first"));
     assert!(super::open(&VhostUserSpec { queues: Some(65), ..spec }, 1).is_err());
 }
+
+#[test]
+fn what_is_late_is_not_lost_when_a_ring_is_made_anew() {
+    let folder = Folder::new();
+    let mut port = Port::new(&folder, SocketRole::Server, 1);
+    let mut guest = Guest::meet(connect(&folder));
+    guest.front_end.set_features(FEATURES & !RING_EVENT_IDX).expect("taken");
+    guest.share(&guest.file).expect("taken");
+    guest.transmit.set_no_interrupt(true);
+    guest.start();
+    port.open.queues[0].listen(false);
+    let mut sent = 0;
+    let mut some = |port: &mut Port, guest: &mut Guest| {
+        for _ in 0..5 {
+            guest.offer(&[5; 60]);
+            assert_eq!(port.receive(0), [[5; 60]]);
+            sent += 1;
+        }
+        assert!(guest.transmit.used_index() < sent, "some are late");
+        sent
+    };
+    let sent = some(&mut port, &mut guest);
+    guest.share(&guest.file).expect("taken");
+    assert_eq!(guest.transmit.used_index(), sent, "a ring that is made anew starts from nothing");
+    port.receive(0);
+    let sent = some(&mut port, &mut guest);
+    assert_eq!(guest.front_end.get_vring_base(1).expect("answered"), u32::from(sent));
+    assert_eq!(guest.transmit.used_index(), sent);
+    assert_eq!(guest.transmit.take_used(), vec![(0, 0); sent.into()]);
+}

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::super::Fault;
 use super::super::driver::{Driver, INDIRECT, NEXT, USER, WRITE, memory, put_descriptor};
 use super::super::memory::GuestMemory;
-use super::super::ring::{Access, Budget, CHAIN_MAX, Chain, Found, Open, Ring, Setup};
+use super::super::ring::{Access, Budget, CHAIN_MAX, Chain, Found, Likely, Open, Ring, Setup};
 
 const LEN: u64 = 1 << 20;
 const DATA: u64 = 0x80000;
@@ -20,7 +20,13 @@ pub(crate) fn open(ring: &mut Ring) -> Open<'_> {
 
 pub(crate) fn look(ring: &mut Ring, access: Access) -> Result<Chain, Fault> {
     let mut found = Found::default();
-    ring.open()?.chain(0, access, 64, &mut found, &mut Budget::new(Budget::RECEIVING))?;
+    ring.open()?.chain(
+        0,
+        access,
+        Likely { header_len: 12, len: 64 },
+        &mut found,
+        &mut Budget::new(Budget::RECEIVING),
+    )?;
     assert_eq!(found.chains.iter().map(|chain| chain.pieces).sum::<usize>(), found.pieces.len());
     Ok(found.chains[0])
 }
