@@ -159,7 +159,7 @@ pub(crate) fn prefetch_bytes_to_write(place: &VolatileSlice<'_>, len: usize) {
     }
 }
 
-/// The same for a frame behind a header that will most often be written as it is: a line with nothing else in it is asked for to be read.
+/// The same for a frame behind a header that will most likely not be written: a line with nothing else in it is asked for to be read.
 #[inline(always)]
 pub(crate) fn prefetch_frame_to_write(place: &VolatileSlice<'_>, header_len: usize, len: usize) {
     let first = LINE - place.ptr_guard().as_ptr().addr() % LINE;

@@ -336,10 +336,9 @@ impl NetRing {
     pub fn wait(&mut self) -> Result<bool, Fault> {
         self.fault.map_or(Ok(()), Err)?;
         // What is lent is shown when it is taken back.
-        if !self.lending {
-            self.show()?;
-        }
-        self.ring.open()?.listen(true)
+        let shown = if self.lending { Ok(()) } else { self.show() };
+        let waits = shown.and_then(|()| self.ring.open()?.listen(true));
+        waits.inspect_err(|&fault| self.fault = Some(fault))
     }
 
     /// Kicks are wanted by whoever waits for them, and again after each look.
@@ -416,7 +415,7 @@ impl NetRing {
                     Err(_) => counters.drop_frame(DropReason::BadOffload),
                 }
             }
-            ring.give_back_read(chain.head)?;
+            ring.give_back_read(chain.head, chain.pieces)?;
         }
         let all = found.chains.len() == waiting;
         match fault {
@@ -507,7 +506,7 @@ impl NetRing {
                     }
                     // As it was when room was looked for.
                     let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
-                    let header = header.filling(room.chains);
+                    let header = if *header_len == HEADER_LEN { header.filling(room.chains) } else { header };
                     if let Err(broken) = put(&mut ring, frame, header, *header_len, own_chains, own_pieces) {
                         fault = Some((index, broken));
                         break;

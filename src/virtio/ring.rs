@@ -11,8 +11,8 @@
 //! **Notifications.** While a worker looks at the ring anyway, kicks are switched off: by the flag, or with the event index by
 //! leaving that where it was. [`Open::listen`] switches them on and looks once more, because the driver may have looked before.
 //!
-//! **Late.** A driver that has interrupts off for a ring does not wait for what it gave to it, and is shown that late: all but the last few dozen chains
-//! ([`Open::show_late`]). DPDK's driver frees what is used in one go as soon as nearly the whole ring is. That is more buffers than its memory
+//! **Late.** A driver that has interrupts off for a ring does not wait for what it gave to it, and is shown that late: all but the last
+//! [`LATE_MAX`] chains or somewhat more ([`Open::show_late`]). DPDK's driver frees what is used in one go as soon as nearly the whole ring is. That is more buffers than its memory
 //! pool has at hand, and from then on it takes others, none of which is in a cache. So a switch that was quicker than the guest made both slow.
 //!
 //! The library `virtio-queue` does the same and more, but translates each address twice, reads the available index for each chain and publishes each used
@@ -36,11 +36,14 @@ pub const CHAIN_MAX: usize = 1024;
 /// Most pieces of memory for one chain.
 pub const PIECES_MAX: usize = 4096;
 
-/// Most chains that a driver is shown late, and that part of a ring. DPDK's does as said above with less than 32 that are not used.
+/// So many chains are late at least, when some were shown and others not, and that part of a ring. DPDK's driver frees the whole ring as said above when less than
+/// 32 are not used.
 const LATE_MAX: u16 = 64;
 const LATE_PART: u16 = 8;
-/// So many looks in a row that find nothing end it.
-const LATE_LOOKS: u8 = 64;
+/// With that part of a ring's descriptors late, all is shown: the driver needs some to go on.
+const FULL_PART: u16 = 2;
+/// So many looks that find nothing end it, too, since something was shown.
+const LATE_LOOKS: u8 = 128;
 
 const DESCRIPTOR_LEN: usize = 16;
 const USED_LEN: usize = 8;
@@ -179,7 +182,7 @@ struct Descriptor {
 /// What of a chain is used at once: its first bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Likely {
-    /// Length of the header, which is most often written as it is.
+    /// Length of the header, which is only read, or most often found as it would be written.
     pub header_len: usize,
     /// Length of all of it.
     pub len: usize,
@@ -254,24 +257,26 @@ struct Cursor {
     again: Again,
 }
 
-/// What a driver is shown next if it is shown something late.
+/// What a driver has not been shown. It is in two parts, of which it is shown the first when the second is long enough.
 #[derive(Clone, Copy, Debug)]
 struct Late {
-    /// Up to this index: then at least as many chains are left as are to be late.
+    /// Index of the next used entry at the end of the first part.
     until: u16,
     /// [`Cursor::unwritten`] of then.
     unwritten: Option<u16>,
+    /// Descriptors of both parts.
+    descriptors: [usize; 2],
     /// Next used entry at the last look.
     seen: u16,
-    /// Looks since anything was given back.
+    /// Looks that found nothing.
     looks: u8,
 }
 
 impl Late {
-    /// Nothing is left.
+    /// Nothing.
     #[inline]
     fn none(index: u16) -> Late {
-        Late { until: index, unwritten: None, seen: index, looks: 0 }
+        Late { until: index, unwritten: None, descriptors: [0; 2], seen: index, looks: 0 }
     }
 }
 
@@ -473,8 +478,8 @@ impl<'r> Open<'r> {
         {
             budget.spend();
             if let Some(slice) = self.memory().slice(area) {
-                // To be read, too: a driver uses its buffers again, and what is ours alone now need not be taken from its CPU when it is
-                // written to the next time.
+                // Frames that are to be read, too: a driver uses its buffers again, and what is ours alone now need not be taken from its CPU when
+                // it is written to the next time.
                 mem::prefetch_frame_to_write(&slice, likely.header_len, likely.len);
             }
             found.pieces.push(area);
@@ -576,13 +581,14 @@ impl<'r> Open<'r> {
         write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))
     }
 
-    /// Gives a chain back that was read. Where chains are used in order, a driver knows by the last of those that it is shown
+    /// Gives a chain of so many descriptors back that was read. Where chains are used in order, a driver knows by the last of those that it is shown
     /// together which they are: an entry for all of them, where the first one's would be (virtio 1.2, section 2.7.14).
     ///
     /// # Errors
     /// The guest's memory is not there.
     #[inline]
-    pub fn give_back_read(&mut self, head: u16) -> Result<(), Fault> {
+    pub fn give_back_read(&mut self, head: u16, descriptors: usize) -> Result<(), Fault> {
+        self.cursor.late.descriptors[1] += descriptors;
         if !self.place.in_order {
             return self.give_back(head, 0);
         }
@@ -610,19 +616,22 @@ impl<'r> Open<'r> {
     /// As of [`Open::show`].
     #[inline]
     pub fn show_late(&mut self) -> Result<bool, Fault> {
-        let Cursor { next_used: now, shown_used, unwritten, late, .. } = *self.cursor;
+        let Cursor { next_used: now, shown_used, unwritten, mut late, .. } = *self.cursor;
         if now == shown_used {
             return Ok(false);
         }
-        let looks = if late.seen == now { late.looks + 1 } else { 0 };
-        if looks >= LATE_LOOKS || !self.is_patient()? {
+        late.looks += u8::from(late.seen == now);
+        late.seen = now;
+        let [first, second] = late.descriptors;
+        let full = first + second >= usize::from(self.place.size / FULL_PART);
+        if full || late.looks >= LATE_LOOKS || !self.is_patient()? {
             return self.show();
         }
-        self.cursor.late = Late { seen: now, looks, ..late };
+        self.cursor.late = late;
         if now.wrapping_sub(late.until) < LATE_MAX.min(self.place.size / LATE_PART) {
             return Ok(false);
         }
-        self.cursor.late = Late { until: now, unwritten, ..self.cursor.late };
+        self.cursor.late = Late { until: now, unwritten, descriptors: [second, 0], looks: 0, ..late };
         self.show_until(late.until, late.unwritten)
     }
 

@@ -119,21 +119,25 @@ impl Device {
         self.vrings.get_mut(index as usize).ok_or(Error::InvalidParam)
     }
 
-    /// Takes a ring from the workers, and remembers where it was.
-    fn stop(&mut self, index: usize) -> Option<NetRing> {
+    /// Takes a ring from the workers.
+    fn take(&mut self, index: usize) -> Option<NetRing> {
         let vring = &mut self.vrings[index];
         if !std::mem::take(&mut vring.runs) {
             return None;
         }
         let place = QueueIndex::new(index);
-        let ring = self.rings.take(place);
-        if let Some(ring) = &ring {
-            vring.base = ring.base();
-        }
         if let (Some(bells), Some(kick)) = (self.rings.bells_of(place), &vring.kick) {
             bells.remove(kick);
         }
-        ring
+        self.rings.take(place)
+    }
+
+    /// The same, and remembers where it was.
+    fn stop(&mut self, index: usize) -> Option<NetRing> {
+        let mut ring = self.take(index)?;
+        ring.leave();
+        self.vrings[index].base = ring.base();
+        Some(ring)
     }
 
     /// Makes a ring of what is known; none if that is not enough.
@@ -201,8 +205,11 @@ impl Device {
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
+    /// The front end is gone, or begins anew. Nothing more is shown to its guest: it may have looked already.
     fn forget(&mut self) {
-        self.stop_all();
+        for index in 0..self.vrings.len() {
+            self.take(index);
+        }
         self.vrings.fill_with(Vring::default);
         (self.log, self.inflight) = (None, None);
         self.port.set_taken(capabilities(0));

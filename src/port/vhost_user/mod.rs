@@ -208,9 +208,7 @@ impl Rings {
     fn take(&self, index: QueueIndex) -> Option<NetRing> {
         let (slot, live) = self.slot(index);
         live.fetch_and(!(1 << index.pair), Ordering::Relaxed);
-        let mut ring = slot.lock_at_rest().ring.take();
-        ring.iter_mut().for_each(NetRing::leave);
-        ring
+        slot.lock_at_rest().ring.take()
     }
 
     /// Has the network told where a guest is now, at the next look of the worker that takes what comes by the first pair.
@@ -288,6 +286,15 @@ impl Queue {
             listening: true,
             lending: 0,
             sending: Budget::new(Budget::SENDING),
+        }
+    }
+}
+
+impl Drop for Queue {
+    /// The front end is still there. Once it hangs up, it goes by what the guest was shown.
+    fn drop(&mut self) {
+        for pair in bits(self.mine) {
+            self.rings.transmit[pair].lock().ring.iter_mut().for_each(NetRing::leave);
         }
     }
 }

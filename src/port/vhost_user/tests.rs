@@ -612,32 +612,57 @@ fn sockets_are_not_taken_from_others() {
     assert!(super::open(&VhostUserSpec { queues: Some(65), ..spec }, 1).is_err());
 }
 
-#[test]
-fn what_is_late_is_not_lost_when_a_ring_is_made_anew() {
-    let folder = Folder::new();
-    let mut port = Port::new(&folder, SocketRole::Server, 1);
-    let mut guest = Guest::meet(connect(&folder));
+/// A guest that polls, whose frames are taken by a worker that looks all the time.
+fn polling(folder: &Folder) -> (Port, Guest) {
+    let port = Port::new(folder, SocketRole::Server, 1);
+    let mut guest = Guest::meet(connect(folder));
     guest.front_end.set_features(FEATURES & !RING_EVENT_IDX).expect("taken");
     guest.share(&guest.file).expect("taken");
     guest.transmit.set_no_interrupt(true);
     guest.start();
+    (port, guest)
+}
+
+/// Frames of which the guest has not been shown all, when they have been taken.
+fn some_late(port: &mut Port, guest: &mut Guest) {
     port.open.queues[0].listen(false);
-    let mut sent = 0;
-    let mut some = |port: &mut Port, guest: &mut Guest| {
-        for _ in 0..5 {
-            guest.offer(&[5; 60]);
-            assert_eq!(port.receive(0), [[5; 60]]);
-            sent += 1;
-        }
-        assert!(guest.transmit.used_index() < sent, "some are late");
-        sent
-    };
-    let sent = some(&mut port, &mut guest);
+    for _ in 0..5 {
+        guest.offer(&[5; 60]);
+        assert_eq!(port.receive(0), [[5; 60]]);
+    }
+    assert!(guest.transmit.used_index() < guest.transmit.index(), "some are late");
+}
+
+#[test]
+fn what_is_late_is_not_lost_when_a_ring_is_made_anew() {
+    let folder = Folder::new();
+    let (mut port, mut guest) = polling(&folder);
+    some_late(&mut port, &mut guest);
     guest.share(&guest.file).expect("taken");
-    assert_eq!(guest.transmit.used_index(), sent, "a ring that is made anew starts from nothing");
+    assert_eq!(guest.transmit.used_index(), 5, "a ring that is made anew starts from nothing");
     port.receive(0);
-    let sent = some(&mut port, &mut guest);
-    assert_eq!(guest.front_end.get_vring_base(1).expect("answered"), u32::from(sent));
-    assert_eq!(guest.transmit.used_index(), sent);
-    assert_eq!(guest.transmit.take_used(), vec![(0, 0); sent.into()]);
+    some_late(&mut port, &mut guest);
+    assert_eq!(guest.front_end.get_vring_base(1).expect("answered"), 10);
+    assert_eq!(guest.transmit.used_index(), 10);
+    assert_eq!(guest.transmit.take_used(), [(0, 0); 10]);
+}
+
+#[test]
+fn what_is_late_is_shown_while_there_is_a_front_end() {
+    // The port goes: its worker gives it up first.
+    let folder = Folder::new();
+    let (mut port, mut guest) = polling(&folder);
+    some_late(&mut port, &mut guest);
+    port.open.queues.clear();
+    assert_eq!(guest.transmit.used_index(), 5);
+    assert!(port.is_up(), "the front end sees it before it is hung up");
+    // The guest goes, and with it whatever it was not shown: its front end may have read how far that was.
+    let folder = Folder::new();
+    let (mut port, mut guest) = polling(&folder);
+    some_late(&mut port, &mut guest);
+    let shown = guest.transmit.used_index();
+    let Guest { front_end, transmit, .. } = guest;
+    drop(front_end);
+    eventually("down", || !port.is_up());
+    assert_eq!(transmit.used_index(), shown);
 }

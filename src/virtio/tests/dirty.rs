@@ -236,3 +236,25 @@ fn whether_kicks_are_wanted_is_marked() {
         assert_eq!(take_marked(&bits, LOG_LEN), [0].into());
     }
 }
+
+#[test]
+fn a_log_without_room_for_what_is_late_stops_the_ring_that_waits() {
+    let memory = memory(&REGIONS);
+    let mut driver = Driver::new(&memory, 0, 64, 0);
+    driver.set_no_interrupt(true);
+    let bits = file(LOG_LEN);
+    // For the used ring's flags and index, but for no entry.
+    let records = records(&log(&bits, LOG_LEN), false, Some(8 * PAGE * LOG_LEN - 4));
+    let setup = driver.setup(0, false);
+    let mut ring = NetRing::recorded(Arc::clone(&memory), &setup, VERSION_1, None, records).expect("a ring");
+    let look = |ring: &mut NetRing| {
+        let budget = &mut Budget::new(Budget::RECEIVING);
+        ring.receive(&mut Batch::default(), &Counters::default(), budget, false).expect("not shown yet");
+    };
+    look(&mut ring);
+    driver.descriptor(0, DATA, HEADER_LEN + 60, 0, 0);
+    driver.offer(0);
+    look(&mut ring);
+    assert_eq!(ring.wait(), Err(Fault::Log));
+    assert_eq!((ring.fault(), ring.wait()), (Some(Fault::Log), Err(Fault::Log)));
+}

@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use super::super::Fault;
 use super::super::driver::{Driver, WRITE, memory};
 use super::super::feature::*;
-use super::super::memory::GuestMemory;
+use super::super::inflight::InflightFile;
+use super::super::memory::{GuestMemory, Share};
 use super::super::net::{HEADER_LEN, NetRing, Outcome};
-use super::super::ring::{Budget, Ring, Setup};
+use super::super::ring::{Budget, Records, Ring, Setup};
 use super::rings::open;
 use crate::batch::Batch;
 use crate::stats::Counters;
@@ -20,9 +21,9 @@ const SIZE: u16 = 64;
 /// As many chains of a ring of this size are late at least.
 const LATE: u16 = 8;
 /// After so many looks that find nothing none is.
-const LOOKS: usize = 64;
+const LOOKS: usize = 128;
 /// Most that are given back between two looks.
-const MOST: u16 = 20;
+const MOST: u16 = 64;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -49,22 +50,27 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(memory: &Arc<GuestMemory>, base: u16, in_order: bool, event_idx: bool) -> Rig {
-        let driver = Driver::new(memory, 0, SIZE, base);
-        let setup = Setup { in_order, ..driver.setup(base, event_idx) };
-        let mut ring = Ring::new(Arc::clone(memory), &setup).expect("a ring");
-        open(&mut ring).listen(false).expect("fine");
-        Rig { driver, ring, given: base }
+    fn new(memory: &Arc<GuestMemory>, size: u16, base: u16, in_order: bool) -> Rig {
+        let driver = Driver::new(memory, 0, size, base);
+        let setup = Setup { in_order, ..driver.setup(base, false) };
+        Rig::of(driver, Ring::new(Arc::clone(memory), &setup))
     }
 
-    fn give_back(&mut self, chains: u16) {
-        for _ in 0..chains {
-            let head = self.given % SIZE;
+    fn of(driver: Driver, ring: Result<Ring, Fault>) -> Rig {
+        let mut ring = ring.expect("a ring");
+        open(&mut ring).listen(false).expect("fine");
+        Rig { given: driver.index(), driver, ring }
+    }
+
+    /// As far as the driver has room for them.
+    fn give_back(&mut self, chains: u16, descriptors: u16) {
+        for _ in 0..chains.min((self.driver.size - self.late()) / descriptors) {
+            let head = self.given % self.driver.size;
             self.driver.offer(head);
             let mut ring = open(&mut self.ring);
             assert_eq!(ring.waiting(1), Ok(1));
             ring.take(head).expect("fine");
-            ring.give_back_read(head).expect("given back");
+            ring.give_back_read(head, descriptors.into()).expect("given back");
             self.given = self.given.wrapping_add(1);
         }
     }
@@ -85,16 +91,18 @@ proptest! {
     #[test]
     fn what_is_shown_is_what_was_given_back(
         steps in prop::collection::vec(step(), 0..100),
+        bits in 0..11u32,
         base in any::<u16>(),
         in_order in any::<bool>(),
     ) {
-        let memory = memory(&[(0, LEN)]);
-        let mut rig = Rig::new(&memory, base, in_order, false);
+        let (memory, size) = (memory(&[(0, LEN)]), 1 << bits);
+        let least = 64.min(size / 8);
+        let mut rig = Rig::new(&memory, size, base, in_order);
         let (mut interrupts, mut seen) = (true, base);
         for step in steps {
             let all = match step {
                 Step::GiveBack(chains) => {
-                    rig.give_back(chains);
+                    rig.give_back(chains, 1);
                     rig.look();
                     interrupts
                 }
@@ -112,12 +120,12 @@ proptest! {
                     false
                 }
             };
-            prop_assert!(rig.late() < 2 * LATE + MOST);
+            prop_assert!(rig.late() < (2 * least + MOST).min(size.div_ceil(2).max(1)));
             prop_assert!(!all || rig.late() == 0);
             let now = rig.driver.used_index();
-            let heads = (0..now.wrapping_sub(seen)).map(|n| u32::from(seen.wrapping_add(n) % SIZE));
+            let heads = (0..now.wrapping_sub(seen)).map(|n| u32::from(seen.wrapping_add(n) % size));
             let heads: Vec<_> = heads.collect();
-            prop_assert!(heads.is_empty() || rig.late() == 0 || rig.late() >= LATE);
+            prop_assert!(heads.is_empty() || rig.late() == 0 || rig.late() >= least);
             let entries: Vec<_> = rig.driver.take_used().into_iter().map(|(head, _)| head).collect();
             prop_assert_eq!(entries.len(), heads.len());
             if in_order {
@@ -134,43 +142,81 @@ proptest! {
 #[test]
 fn a_driver_that_polls_sees_all_but_the_last_few() {
     let memory = memory(&[(0, LEN)]);
-    for in_order in [false, true] {
-        let mut rig = Rig::new(&memory, 65_500, in_order, false);
-        rig.driver.set_no_interrupt(true);
-        for _ in 0..100 {
-            rig.give_back(3);
-            rig.look();
+    for (size, least) in [(SIZE, LATE), (256, 32), (1024, 64)] {
+        for in_order in [false, true] {
+            let mut rig = Rig::new(&memory, size, 65_500, in_order);
+            rig.driver.set_no_interrupt(true);
+            for _ in 0..100 {
+                rig.give_back(3, 1);
+                rig.look();
+            }
+            assert!((least..2 * least + 3).contains(&rig.late()), "{} of {size} are late", rig.late());
+            // It waits for an interrupt from now on.
+            rig.driver.set_no_interrupt(false);
+            assert_eq!(open(&mut rig.ring).show_late(), Ok(true), "and is told");
+            assert_eq!(rig.late(), 0);
         }
-        assert!((LATE..2 * LATE + 3).contains(&rig.late()), "{} are late", rig.late());
-        // It waits for an interrupt from now on.
-        rig.driver.set_no_interrupt(false);
-        assert_eq!(open(&mut rig.ring).show_late(), Ok(true), "and is told");
-        assert_eq!(rig.late(), 0);
     }
 }
 
 #[test]
 fn nothing_is_late_for_long() {
     let memory = memory(&[(0, LEN)]);
-    let mut rig = Rig::new(&memory, 0, true, false);
+    let mut rig = Rig::new(&memory, SIZE, 0, true);
     rig.driver.set_no_interrupt(true);
-    for chains in [1, 5, LATE, MOST] {
-        rig.give_back(chains);
+    for chains in [1, 5, LATE, 20] {
+        rig.give_back(chains, 1);
         (0..LOOKS).for_each(|_| rig.look());
         assert_eq!(rig.late(), chains, "looks that find nothing are counted from here on");
         rig.look();
         assert_eq!(rig.late(), 0);
     }
+    // Nor does what trickles in delay it.
+    for _ in 0..LATE - 1 {
+        rig.give_back(1, 1);
+        (0..LOOKS / 4).for_each(|_| rig.look());
+    }
+    assert!(rig.late() < LATE - 1);
 }
 
 #[test]
-fn with_the_event_index_nothing_is_late() {
+fn a_driver_keeps_half_of_its_ring() {
     let memory = memory(&[(0, LEN)]);
-    let mut rig = Rig::new(&memory, 0, false, true);
+    for (chains, descriptors, late) in [(31, 1, 31), (32, 1, 0), (SIZE, 1, 0), (5, 6, 5), (6, 6, 0)] {
+        let mut rig = Rig::new(&memory, SIZE, 0, true);
+        rig.driver.set_no_interrupt(true);
+        rig.give_back(chains, descriptors);
+        rig.look();
+        assert_eq!(rig.late(), late, "{chains} chains of {descriptors}");
+    }
+    let mut rig = Rig::new(&memory, 256, 0, false);
     rig.driver.set_no_interrupt(true);
-    rig.give_back(5);
-    rig.look();
-    assert_eq!(rig.late(), 0);
+    for _ in 0..1000 {
+        rig.give_back(10, 6);
+        rig.look();
+        assert!(6 * rig.late() < 128);
+    }
+}
+
+#[test]
+fn nothing_is_late_that_the_driver_or_a_record_may_need() {
+    let memory = memory(&[(0, LEN)]);
+    let driver = Driver::new(&memory, 0, SIZE, 0);
+    let with_event = Ring::new(Arc::clone(&memory), &driver.setup(0, true));
+    let kept = InflightFile::create(1, SIZE).expect("a file");
+    let len = InflightFile::len(1, SIZE);
+    let kept = InflightFile::new(&Share::default(), kept, 0, len, 1, SIZE).expect("long enough");
+    let records = Records { log: None, inflight: Arc::new(kept).ring(0) };
+    let with_record = Ring::recorded(Arc::clone(&memory), &driver.setup(0, false), records);
+    for ring in [with_event, with_record] {
+        let mut rig = Rig::of(Driver::new(&memory, 0, SIZE, 0), ring);
+        rig.driver.set_no_interrupt(true);
+        for _ in 0..3 {
+            rig.give_back(5, 1);
+            rig.look();
+            assert_eq!(rig.late(), 0);
+        }
+    }
 }
 
 /// A ring of frames that its driver polls.
@@ -211,6 +257,15 @@ fn who_looks_no_more_has_shown_all() {
             assert_eq!(receive(ring, false), Err(Fault::AvailIndex));
         }),
     ];
+    // A fault that is found while memory is lent does so when that is taken back.
+    let (mut driver, mut ring) = polled(&memory);
+    offer(&mut driver, 2, 1500);
+    driver.descriptor(2, LEN, 1, 0, 0);
+    driver.offer(2);
+    assert_eq!(receive(&mut ring, false), Err(Fault::Address));
+    assert_eq!(driver.used_index(), 0);
+    ring.take_back();
+    assert_eq!(driver.used_index(), 2);
     for (what, end) in ends {
         // Frames that are copied, and such as are lent.
         for len in [60, 1500] {
