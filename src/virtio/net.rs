@@ -398,6 +398,7 @@ impl NetRing {
             }
         }
 
+        ring.count_late(found.pieces.len());
         let mut pieces = &found.pieces[..];
         for chain in &found.chains {
             if batch.is_full() {
@@ -415,7 +416,7 @@ impl NetRing {
                     Err(_) => counters.drop_frame(DropReason::BadOffload),
                 }
             }
-            ring.give_back_read(chain.head, chain.pieces)?;
+            ring.give_back_read(chain.head)?;
         }
         let all = found.chains.len() == waiting;
         match fault {

@@ -581,14 +581,13 @@ impl<'r> Open<'r> {
         write(&self.view.used, 4 + USED_LEN * slot, Le64::from(entry))
     }
 
-    /// Gives a chain of so many descriptors back that was read. Where chains are used in order, a driver knows by the last of those that it is shown
+    /// Gives a chain back that was read. Where chains are used in order, a driver knows by the last of those that it is shown
     /// together which they are: an entry for all of them, where the first one's would be (virtio 1.2, section 2.7.14).
     ///
     /// # Errors
     /// The guest's memory is not there.
     #[inline]
-    pub fn give_back_read(&mut self, head: u16, descriptors: usize) -> Result<(), Fault> {
-        self.cursor.late.descriptors[1] += descriptors;
+    pub fn give_back_read(&mut self, head: u16) -> Result<(), Fault> {
         if !self.place.in_order {
             return self.give_back(head, 0);
         }
@@ -633,6 +632,12 @@ impl<'r> Open<'r> {
         }
         self.cursor.late = Late { until: now, unwritten, descriptors: [second, 0], looks: 0, ..late };
         self.show_until(late.until, late.unwritten)
+    }
+
+    /// Counts descriptors of chains that are given back before the next look.
+    #[inline]
+    pub fn count_late(&mut self, descriptors: usize) {
+        self.cursor.late.descriptors[1] += descriptors;
     }
 
     /// Whether the driver waits for nothing. With the event index it cannot be told, and the record of chains in flight is of those
