@@ -233,7 +233,7 @@ impl NetRing {
 
     /// Shows the driver all that was given back, for nobody looks at the ring from now on.
     pub fn leave(&mut self) {
-        if self.fault.is_none() {
+        if self.fault.is_none() && !self.lending {
             self.fault = self.show().err();
         }
     }
@@ -507,6 +507,7 @@ impl NetRing {
                     }
                     // As it was when room was looked for.
                     let header = Header::of(frame).seen_with(*features).unwrap_or(Header::NONE);
+                    // The shorter form does not say it.
                     let header = if *header_len == HEADER_LEN { header.filling(room.chains) } else { header };
                     if let Err(broken) = put(&mut ring, frame, header, *header_len, own_chains, own_pieces) {
                         fault = Some((index, broken));

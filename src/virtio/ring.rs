@@ -11,8 +11,8 @@
 //! **Notifications.** While a worker looks at the ring anyway, kicks are switched off: by the flag, or with the event index by
 //! leaving that where it was. [`Open::listen`] switches them on and looks once more, because the driver may have looked before.
 //!
-//! **Late.** A driver that has interrupts off for a ring does not wait for what it gave to it, and is shown that late: all but the last
-//! [`LATE_MAX`] chains or somewhat more ([`Open::show_late`]). DPDK's driver frees what is used in one go as soon as nearly the whole ring is. That is more buffers than its memory
+//! **Late.** A driver that has interrupts off for a ring does not wait for what it gave to it, and is shown that late: all but the last 64 chains,
+//! or up to a batch and as many more ([`Open::show_late`]). DPDK's driver frees what is used in one go as soon as nearly the whole ring is. That is more buffers than its memory
 //! pool has at hand, and from then on it takes others, none of which is in a cache. So a switch that was quicker than the guest made both slow.
 //!
 //! The library `virtio-queue` does the same and more, but translates each address twice, reads the available index for each chain and publishes each used
@@ -36,11 +36,11 @@ pub const CHAIN_MAX: usize = 1024;
 /// Most pieces of memory for one chain.
 pub const PIECES_MAX: usize = 4096;
 
-/// So many chains are late at least, when some were shown and others not, and that part of a ring. DPDK's driver frees the whole ring as said above when less than
+/// Where some chains are shown and others not, so many are not: these, or in a small ring an eighth of it. DPDK's driver frees the whole ring as said above when less than
 /// 32 are not used.
-const LATE_MAX: u16 = 64;
+const LATE: u16 = 64;
 const LATE_PART: u16 = 8;
-/// With that part of a ring's descriptors late, all is shown: the driver needs some to go on.
+/// When half of a ring's descriptors are late, all is shown: the driver needs some to go on.
 const FULL_PART: u16 = 2;
 /// So many looks that find nothing end it, too, since something was shown.
 const LATE_LOOKS: u8 = 128;
@@ -264,8 +264,8 @@ struct Late {
     until: u16,
     /// [`Cursor::unwritten`] of then.
     unwritten: Option<u16>,
-    /// Descriptors of both parts.
-    descriptors: [usize; 2],
+    /// Pieces of memory in each part: as many as descriptors, or more if some are in tables or were found twice.
+    pieces: [usize; 2],
     /// Next used entry at the last look.
     seen: u16,
     /// Looks that found nothing.
@@ -276,7 +276,7 @@ impl Late {
     /// Nothing.
     #[inline]
     fn none(index: u16) -> Late {
-        Late { until: index, unwritten: None, descriptors: [0; 2], seen: index, looks: 0 }
+        Late { until: index, unwritten: None, pieces: [0; 2], seen: index, looks: 0 }
     }
 }
 
@@ -621,23 +621,23 @@ impl<'r> Open<'r> {
         }
         late.looks += u8::from(late.seen == now);
         late.seen = now;
-        let [first, second] = late.descriptors;
+        let [first, second] = late.pieces;
         let full = first + second >= usize::from(self.place.size / FULL_PART);
         if full || late.looks >= LATE_LOOKS || !self.is_patient()? {
             return self.show();
         }
         self.cursor.late = late;
-        if now.wrapping_sub(late.until) < LATE_MAX.min(self.place.size / LATE_PART) {
+        if now.wrapping_sub(late.until) < LATE.min(self.place.size / LATE_PART) {
             return Ok(false);
         }
-        self.cursor.late = Late { until: now, unwritten, descriptors: [second, 0], looks: 0, ..late };
+        self.cursor.late = Late { until: now, unwritten, pieces: [second, 0], looks: 0, ..late };
         self.show_until(late.until, late.unwritten)
     }
 
-    /// Counts descriptors of chains that are given back before the next look.
+    /// Counts pieces of chains that are given back before the next look.
     #[inline]
-    pub fn count_late(&mut self, descriptors: usize) {
-        self.cursor.late.descriptors[1] += descriptors;
+    pub fn count_late(&mut self, pieces: usize) {
+        self.cursor.late.pieces[1] += pieces;
     }
 
     /// Whether the driver waits for nothing. With the event index it cannot be told, and the record of chains in flight is of those
