@@ -56,6 +56,8 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     let mut keep = Vec::new();
     match bpf::silence_host(link.index, target) {
         Ok(silence) => keep.push(silence),
+        // That passes, and what is done now is for long.
+        Err(error) if sys::thread::is_lacking(&error.source) => return Err(error),
         Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
     }
     Ok(OpenPort {

@@ -468,7 +468,7 @@ impl Control {
         port.queues = opened.receiving;
         port.keep = opened.keep;
         if let Some(mut guest) = opened.link {
-            let what = || format!("port '{}': cannot start a thread", port.spec.name);
+            let what = || format!("port '{}': cannot serve its front end", port.spec.name);
             guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
             port.guest = Some((guest, false));
         }

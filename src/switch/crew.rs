@@ -74,7 +74,7 @@ impl Crew {
                 worker.run();
             }
         };
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
+        let thread = thread::spawn(&format!("worker-{index}"), run)?;
         outcome.recv().map_err(io::Error::other)??;
         Ok(Member { cpu, commands, waker, thread: Some(thread) })
     }

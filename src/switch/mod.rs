@@ -117,6 +117,12 @@ pub struct NeighSpec {
 }
 
 impl Error {
+    /// Whether it failed because the kernel gave no thread ([`sys::thread::is_lacking`]): the same may do later.
+    #[must_use]
+    pub fn lacks_thread(&self) -> bool {
+        matches!(self, Error::System { source, .. } if sys::thread::is_lacking(source))
+    }
+
     fn not_found<'a>(what: &str, name: &str, existing: impl Iterator<Item = &'a str>) -> Error {
         let mut existing: Vec<_> = existing.collect();
         existing.sort_unstable();
@@ -174,7 +180,7 @@ impl Switch {
         let control = Arc::new(Mutex::new(Control::new(crew, Namespaces::new(registry))));
         let end = Arc::new(AtomicBool::new(false));
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
-        let thread = std::thread::Builder::new().name("caretaker".into()).spawn(move || caretaker.run());
+        let thread = sys::thread::spawn("caretaker", move || caretaker.run());
         let caretaker = Some(thread.map_err(system("cannot start a thread"))?);
         Ok(Switch { control, bell, end, caretaker })
     }

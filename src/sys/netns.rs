@@ -18,7 +18,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -28,7 +27,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::netlink::{LinkChange, Netlink};
-use super::{Error, Result};
+use super::{Error, Result, thread};
 use crate::spec::Netns;
 
 /// Where names live.
@@ -273,8 +272,8 @@ fn is_network_namespace(fd: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// Runs `f` on a thread of its own, whose namespaces `f` may change at will.
 fn scratch_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, f)?;
+    std::thread::scope(|scope| {
+        let thread = thread::spawn_scoped(scope, "netns", f)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

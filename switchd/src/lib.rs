@@ -10,6 +10,7 @@
 //! | [`config`] | the configuration file, checked as a whole |
 //! | [`plan`] | the steps between two layouts, all or none |
 //! | [`daemon`] | the switch, who asked for what, requests |
+//! | [`calls`] | calls into the daemon, which may wait, on threads of their own |
 //! | [`server`] | HTTP and JSON over the control socket |
 //! | [`socket`] | a socket's file and lock |
 //! | [`vswitchd`] | start, signals, end |
@@ -23,6 +24,7 @@
 
 pub mod api;
 pub mod attach;
+pub mod calls;
 pub mod cli;
 pub mod client;
 mod compare;

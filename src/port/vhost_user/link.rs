@@ -95,7 +95,7 @@ impl Link {
             let _ends: Sender<()> = ends;
             inner.run(listener.as_ref(), &port);
         };
-        let handle = std::thread::Builder::new().name("vhost-user".into()).spawn(run)?;
+        let handle = sys::thread::spawn("vhost-user", run)?;
         self.thread = Some(Thread { handle, ended });
         Ok(())
     }

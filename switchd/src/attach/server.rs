@@ -3,7 +3,7 @@
 //! Every conversation is bounded: [`LINE_MAX_BYTES`] of request, [`READ_TIMEOUT`] to send it, an answer that fits the socket's
 //! buffer. Connections are taken as they come and never waited for; who has too many open is refused at once
 //! ([`PER_USER`]), and those whom no rule names share [`STRANGERS`] places among them and a turn of their own, so that they are
-//! in nobody's way but each other's. Requests are seen to one at a time, on a blocking thread: changes to the switch are serialised
+//! in nobody's way but each other's. Requests are seen to one at a time, on a thread that may wait ([`Calls`]): changes to the switch are serialised
 //! anyhow, and so the control API keeps its threads.
 
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ use vswitch::sys::unix::is_hung_up;
 
 use super::device;
 use super::protocol::{Answer, LINE_MAX_BYTES, Request};
+use crate::calls::Calls;
 use crate::daemon::Daemon;
 
 /// Connections that a user may have open at a time; QEMU needs one for a moment.
@@ -32,11 +33,11 @@ pub const STRANGERS: usize = 64;
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes connections for as long as it is polled.
-pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, calls: Calls) {
     let desk = Arc::new(Desk::default());
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => receive(stream, &daemon, &desk),
+            Ok((stream, _)) => receive(stream, &daemon, &calls, &desk),
             Err(error) => {
                 // EMFILE and the like: let connections end before the next try.
                 tracing::warn!(%error, "cannot accept an attach connection");
@@ -106,7 +107,7 @@ impl Drop for Place {
 }
 
 /// Gives a connection its place, or none.
-fn receive(stream: UnixStream, daemon: &Arc<Daemon>, desk: &Arc<Desk>) {
+fn receive(stream: UnixStream, daemon: &Daemon, calls: &Calls, desk: &Arc<Desk>) {
     let Ok(peer) = Peer::of(&stream) else { return };
     let known = peer.uid.filter(|_| daemon.rules().know(&peer));
     let party = known.map_or(Party::Strangers, Party::User);
@@ -115,20 +116,20 @@ fn receive(stream: UnixStream, daemon: &Arc<Daemon>, desk: &Arc<Desk>) {
         let _ = stream.try_write(&answer.to_line());
         return;
     };
-    let daemon = Arc::clone(daemon);
+    let calls = calls.clone();
     tokio::spawn(async move {
-        if let Err(error) = converse(stream, daemon, &peer, &place).await {
+        if let Err(error) = converse(stream, &calls, &peer, &place).await {
             tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "attach connection");
         }
     });
 }
 
-async fn converse(stream: UnixStream, daemon: Arc<Daemon>, peer: &Peer, place: &Place) -> io::Result<()> {
+async fn converse(stream: UnixStream, calls: &Calls, peer: &Peer, place: &Place) -> io::Result<()> {
     let line = timeout(READ_TIMEOUT, read_line(&stream)).await;
     let outcome = match line {
         Err(_) => Err(format!("no request within {} s", READ_TIMEOUT.as_secs())),
         Ok(line) => match Request::parse(&line?) {
-            Ok(request) => attach(daemon, request, &stream, peer.clone(), place).await,
+            Ok(request) => attach(calls, request, &stream, peer.clone(), place).await,
             Err(error) => Err(error),
         },
     };
@@ -167,7 +168,7 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
 }
 
 async fn attach(
-    daemon: Arc<Daemon>,
+    calls: &Calls,
     request: Request,
     stream: &UnixStream,
     peer: Peer,
@@ -178,18 +179,15 @@ async fn attach(
         // Whoever comes after need not wait for a device that nobody will hold.
         return Err("the client did not wait".to_owned());
     }
-    let work = move || {
+    let work = move |daemon: &Daemon| {
         let make = |name: &str, purpose: &_| device::make(name, request.use_vnet, purpose);
         daemon.attach(&request.bridge, &peer, &make)
     };
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = calls.run(work).await;
     drop(turn);
     match done {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(error) => {
-            tracing::error!(%error, "an attach request failed");
-            Err("the request failed inside vswitchd: see its log".to_owned())
-        }
+        Err(failed) => Err(failed.to_string()),
     }
 }
 

@@ -213,7 +213,10 @@ fn explain(config: &Config, refused: plan::Refused) -> Error {
         Error::System { what, source } if left.is_empty() => {
             Error::System { what: format!("{place}{what}"), source }
         }
-        error @ Error::System { .. } => Error::Invalid(format!("{place}{error}{left}")),
+        // Still the kernel's refusal, so that what passes is known as such.
+        Error::System { what, source } => {
+            Error::System { what: format!("{place}{what} ({})", left.trim_start_matches("; and ")), source }
+        }
     }
 }
 
