@@ -27,8 +27,12 @@ use crate::sys::{self, netns, tun};
 /// second-level cache when it is full, and every frame costs a tenth more.
 pub(super) const TX_QUEUE_FRAMES: u32 = 1000;
 
-pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+pub(super) fn check(spec: &TapSpec, workers: usize) -> Result<(), sys::Error> {
     sys::check_ifname(&spec.ifname)?;
+    queues(spec, workers).map(drop)
+}
+
+pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     let queues = queues(spec, workers)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let there = Netlink::open_in(target.as_ref().map(AsFd::as_fd))?;
