@@ -28,6 +28,7 @@ pub(super) fn check(spec: &MacvtapSpec, workers: usize) -> Result<(), sys::Error
 }
 
 pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    sys::check_ifname(&spec.ifname)?;
     let queues = tap::queues_of(&spec.ifname, spec.queues, workers)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let target = target.as_ref().map(AsFd::as_fd);

@@ -33,6 +33,7 @@ pub(super) fn check(spec: &TapSpec, workers: usize) -> Result<(), sys::Error> {
 }
 
 pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    sys::check_ifname(&spec.ifname)?;
     let queues = queues(spec, workers)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let there = Netlink::open_in(target.as_ref().map(AsFd::as_fd))?;

@@ -57,6 +57,7 @@ pub(super) fn check(spec: &VhostUserSpec) -> Result<(), sys::Error> {
 }
 
 pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    check(spec)?;
     let pairs = spec.queues.unwrap_or(PAIRS_DEFAULT);
     // Guests with one queue each are shared out among the workers.
     let first = spec.path.as_os_str().as_encoded_bytes().iter().map(|&byte| usize::from(byte)).sum();
