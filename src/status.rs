@@ -32,8 +32,10 @@ pub struct PortStatus {
     pub mac: Option<MacAddr>,
     /// Its MTU in bytes.
     pub mtu: Option<u32>,
-    /// Up, down or gone.
+    /// Up, down, gone or failed.
     pub state: PortState,
+    /// Why it carries no frames, if it was refused something or waits for something.
+    pub reason: Option<String>,
     /// Receive queues.
     pub queues: usize,
     /// The other end of a veth pair.
@@ -57,6 +59,8 @@ pub enum PortState {
     Down,
     /// Its interface does not exist (any more).
     Gone,
+    /// The kernel refused what it needs; it is tried again.
+    Failed,
 }
 
 /// The other end of a veth pair.

@@ -21,6 +21,12 @@ use crate::sys::{self, macvtap, netns, packet};
 /// The kernel's word for this kind of device.
 const KIND: &str = "macvtap";
 
+pub(super) fn check(spec: &MacvtapSpec, workers: usize) -> Result<(), sys::Error> {
+    sys::check_ifname(&spec.ifname)?;
+    spec.lower.as_ref().map_or(Ok(()), |lower| sys::check_ifname(&lower.ifname))?;
+    tap::queues_of(&spec.ifname, spec.queues, workers).map(drop)
+}
+
 pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     sys::check_ifname(&spec.ifname)?;
     let queues = tap::queues_of(&spec.ifname, spec.queues, workers)?;

@@ -11,9 +11,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use crate::batch::Batch;
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
-use crate::spec::PortKind;
+use crate::spec::{PortKind, StreamAddress};
 use crate::stats::{Counters, DropReason};
-use crate::sys;
+use crate::sys::{self, unix};
 use crate::tunnel::Demux;
 
 pub(crate) mod backoff;
@@ -126,6 +126,29 @@ impl OpenPort {
             keep: Vec::new(),
             link: None,
         }
+    }
+}
+
+/// Refuses what no kernel could open: names, paths and numbers that are none. Looks at nothing but the request.
+///
+/// # Errors
+/// The rule that was broken.
+pub(crate) fn check(kind: &PortKind, workers: usize) -> Result<(), sys::Error> {
+    match kind {
+        PortKind::Tap(spec) | PortKind::Internal(spec) => tap::check(spec, workers),
+        PortKind::Packet(spec) => sys::check_ifname(&spec.ifname),
+        PortKind::Macvtap(spec) => macvtap::check(spec, workers),
+        PortKind::VhostUser(spec) => vhost_user::check(spec),
+        PortKind::Stream(spec) => check_mtu(spec.mtu).and_then(|()| match &spec.address {
+            StreamAddress::Unix(path) => unix::check_path(path),
+            StreamAddress::Tcp(_) => Ok(()),
+        }),
+        PortKind::Dgram(spec) => {
+            let mut paths = std::iter::once(&spec.path).chain(&spec.peer);
+            check_mtu(spec.mtu).and_then(|()| paths.try_for_each(|path| unix::check_path(path)))
+        }
+        PortKind::Vde(spec) => check_mtu(spec.mtu).and_then(|()| vde::check_folder(&spec.path)),
+        PortKind::Tunnel(_) | PortKind::Mem(_) => Ok(()),
     }
 }
 

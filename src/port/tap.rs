@@ -27,6 +27,11 @@ use crate::sys::{self, netns, tun};
 /// second-level cache when it is full, and every frame costs a tenth more.
 pub(super) const TX_QUEUE_FRAMES: u32 = 1000;
 
+pub(super) fn check(spec: &TapSpec, workers: usize) -> Result<(), sys::Error> {
+    sys::check_ifname(&spec.ifname)?;
+    queues(spec, workers).map(drop)
+}
+
 pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     sys::check_ifname(&spec.ifname)?;
     let queues = queues(spec, workers)?;

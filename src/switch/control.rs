@@ -21,6 +21,7 @@ mod world;
 
 use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
+use world::{RETRY_FIRST, RETRY_MAX, RETRY_MIN};
 
 use super::crew::Crew;
 use super::namespaces::{Namespaces, Place, same_place};
@@ -83,8 +84,10 @@ struct Port {
     missed: u64,
     /// What the kernel's own count of them said when it was read last.
     missed_seen: u64,
-    /// Why it did not come back, as last told to the operator.
+    /// Why it has no device or no peer, as last told to the operator.
     complaint: Option<String>,
+    /// Whether the last try to open it was refused, other than for want of what it waits for.
+    failed: bool,
     /// When it is tried again; `None`: at once.
     retry: Option<Backoff>,
     /// Of a port on a socket: where its peers come from.
@@ -122,6 +125,45 @@ impl Port {
         }
     }
 
+    /// It has its device, or the socket that its peers come to.
+    fn opened(&mut self) {
+        self.open = true;
+        self.is_fine();
+    }
+
+    /// Nothing is refused to it any more.
+    fn is_fine(&mut self) {
+        self.failed = false;
+        self.complaint = None;
+        self.retry = None;
+    }
+
+    /// A try to open it was refused; whether that is news. Without what it waits for it is looked at again soon, and after another
+    /// refusal in a while, longer each time.
+    fn refused(&mut self, error: &Error, now: Instant) -> bool {
+        self.failed = !matches!(error, Error::NotFound(_));
+        if self.failed || self.has_lasting_device() {
+            let first = if self.has_lasting_device() { RETRY_MIN } else { RETRY_FIRST };
+            self.retry.get_or_insert_with(|| Backoff::starting_with(first, RETRY_MAX)).failed(now);
+        }
+        let complaint = Some(error.to_string());
+        let is_news = self.complaint != complaint;
+        self.complaint = complaint;
+        is_news
+    }
+
+    /// Whether it may be tried now.
+    fn is_due(&self, now: Instant) -> bool {
+        !self.open && self.retry.as_ref().and_then(Backoff::due).is_none_or(|due| due <= now)
+    }
+
+    /// Why it carries no frames, without its name in front.
+    fn reason(&self) -> Option<String> {
+        let complaint = self.complaint.as_ref().filter(|_| !self.open)?;
+        let named = format!("port '{}': ", self.spec.name);
+        Some(complaint.strip_prefix(&named).unwrap_or(complaint).to_owned())
+    }
+
     /// The interface it is made of, and where.
     fn interface(&self) -> Option<(Place, &str)> {
         interface(&self.spec.kind)
@@ -137,6 +179,7 @@ impl Port {
 
     fn state(&self) -> PortState {
         match (&self.spec.kind, self.open, &self.link) {
+            (_, false, _) if self.failed => PortState::Failed,
             (_, false, _) if self.endpoint.is_some() => PortState::Down,
             (_, false, _) => PortState::Gone,
             (PortKind::VhostUser(_), true, _) => match &self.guest {
@@ -343,6 +386,8 @@ impl Control {
             )));
         }
         self.check_interface(&spec)?;
+        port::check(&spec.kind, self.crew.len()).map_err(|error| Error::port(&spec.name, error))?;
+        self.check_tunnel_free(&spec)?;
         let id = self.free_id()?;
         let sequence = self.sequence;
         let mut port = Port {
@@ -359,13 +404,20 @@ impl Control {
             missed: 0,
             missed_seen: 0,
             complaint: None,
+            failed: false,
             retry: None,
             endpoint: None,
         };
         let add = match self.open(id, &mut port) {
             Ok(add) => add,
-            Err(error @ Error::NotFound(_)) if missing == Missing::Wait => {
+            Err(error @ Error::NotFound(_)) if matches!(missing, Missing::Wait | Missing::Keep) => {
                 tracing::warn!("{error}; the port waits");
+                port.refused(&error, Instant::now());
+                Vec::new()
+            }
+            Err(error) if missing == Missing::Keep => {
+                tracing::warn!("{error}; the port has failed and is tried again");
+                port.refused(&error, Instant::now());
                 Vec::new()
             }
             Err(error) => {
@@ -393,8 +445,7 @@ impl Control {
             shared.continue_from(&port.shared);
             port.shared = Arc::new(shared);
             port.queues = self.crew.len();
-            port.open = true;
-            port.complaint = None;
+            port.opened();
             return Ok(queues);
         }
         if port.on_socket() {
@@ -472,10 +523,8 @@ impl Control {
             guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
             port.guest = Some((guest, false));
         }
-        port.open = true;
+        port.opened();
         port.missed_seen = port.dropped(&self.namespaces).unwrap_or(0);
-        port.complaint = None;
-        port.retry = None;
         Ok(opened.queues)
     }
 
@@ -616,6 +665,7 @@ impl Control {
             mac: link.and_then(|link| link.mac),
             mtu: link.map(|link| link.mtu).or_else(|| port.spec.kind.mtu()).or_else(|| self.tunnels.mtu(id)),
             state: port.state(),
+            reason: port.reason(),
             queues: port.queues,
             peer,
             remotes: self.tunnels.status(id),

@@ -77,6 +77,9 @@ pub enum Missing {
     Refuse,
     /// Add it as `gone`; it comes up when the interface appears.
     Wait,
+    /// Add it whatever the kernel says: as `gone` like [`Missing::Wait`], or as `failed` with the reason. It is tried
+    /// again. What the request itself has wrong is refused.
+    Keep,
     /// Refuse the port. The interface was made for it: the port leaves when the interface goes, and takes it along when it is removed.
     Leave,
 }
@@ -240,6 +243,14 @@ impl Switch {
     /// There is no such port, or its bridge does not filter VLANs.
     pub fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
         self.control().set_port(name, settings)
+    }
+
+    /// Tries a port that is `failed` or `gone` again, now. One that has what it needs is left alone.
+    ///
+    /// # Errors
+    /// There is no such port, or it was refused again; it stays then, and is tried again later.
+    pub fn retry_port(&self, name: &str) -> Result<(), Error> {
+        self.control().retry_port(name)
     }
 
     /// Removes a port and the stations behind it.

@@ -55,6 +55,9 @@ pub struct DaemonSection {
     /// What to log: error, warn, info, debug, trace, or by module, such as info,vswitch=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Do not start when the kernel refuses one of the configuration's ports; otherwise that port is 'failed' and the others run [default: false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub strict: Option<bool>,
 }
 
 impl DaemonSection {
@@ -68,6 +71,7 @@ impl DaemonSection {
             cpus: self.cpus.or(other.cpus),
             poll: self.poll.or(other.poll),
             log: self.log.or(other.log),
+            strict: self.strict.or(other.strict),
         }
     }
 
@@ -81,6 +85,7 @@ impl DaemonSection {
             ("cpus", self.cpus != other.cpus),
             ("poll", self.poll != other.poll),
             ("log", self.log != other.log),
+            ("strict", self.strict != other.strict),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }

@@ -20,6 +20,7 @@ pub trait Control: Send + Sync {
     fn bridges(&self) -> Vec<BridgeStatus>;
     fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error>;
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error>;
+    fn retry_port(&self, name: &str) -> Result<(), Error>;
     fn del_port(&self, name: &str) -> Result<(), Error>;
     fn ports(&self) -> Vec<PortStatus>;
     fn port(&self, name: &str) -> Result<PortStatus, Error>;
@@ -60,6 +61,9 @@ impl Control for Switch {
     }
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
         Switch::set_port(self, name, settings)
+    }
+    fn retry_port(&self, name: &str) -> Result<(), Error> {
+        Switch::retry_port(self, name)
     }
     fn del_port(&self, name: &str) -> Result<(), Error> {
         Switch::del_port(self, name)

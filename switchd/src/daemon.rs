@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vswitch::spec::{BridgeSpec, PortSpec};
-use vswitch::status::{BridgeStatus, FdbEntry, FdbState, PortStatus};
+use vswitch::status::{BridgeStatus, FdbEntry, FdbState, PortState, PortStatus};
 use vswitch::switch::{Error, FdbFilter, Missing, NeighSpec};
 
 use crate::api::values::Mac;
@@ -116,14 +116,15 @@ impl Daemon {
         }
     }
 
-    /// Builds what `config` says; for the start, when nothing is there yet.
+    /// Builds what `config` says; for the start, when nothing is there yet. A port that the kernel refuses is there as `failed`, unless
+    /// the start is `strict`.
     ///
     /// # Errors
     /// As [`Daemon::reload`]; the switch is empty then.
-    pub fn configure(&self, config: &Config) -> Result<ReloadReport, Error> {
+    pub fn configure(&self, config: &Config, strict: bool) -> Result<ReloadReport, Error> {
         let mut record = self.record();
         record.section = config.daemon.clone();
-        self.reconcile(&mut record, config)
+        self.reconcile(&mut record, config, if strict { Missing::Wait } else { Missing::Keep })
     }
 
     /// Removes everything and ends the workers.
@@ -140,6 +141,8 @@ impl Daemon {
     #[must_use]
     pub fn status(&self) -> StatusInfo {
         let config = self.record().path.as_ref().map(|path| path.display().to_string());
+        let ports = self.switch.ports();
+        let failed = ports.iter().filter(|port| port.state == PortState::Failed);
         StatusInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -149,7 +152,8 @@ impl Daemon {
             config,
             poll: self.poll.clone(),
             bridges: self.switch.bridges().len(),
-            ports: self.switch.ports().len(),
+            ports: ports.len(),
+            failed_ports: failed.map(|port| port.spec.name.clone()).collect(),
             workers: WorkerInfo::all(&self.switch.status()),
         }
     }

@@ -29,6 +29,7 @@ use std::net::IpAddr;
 use vswitch::addr::MacAddr;
 use vswitch::bridge::vlan::{Leaves, VlanPolicy};
 use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
+use vswitch::status::PortState;
 use vswitch::switch::{Error, Missing, NeighSpec};
 
 use crate::config::interface;
@@ -164,8 +165,8 @@ impl Step {
         }
     }
 
-    /// Takes it.
-    fn take(&self, switch: &dyn Control) -> Result<(), Error> {
+    /// Takes it; of ports that come and find something missing or are refused something, `missing` says what becomes.
+    fn take(&self, switch: &dyn Control, missing: Missing) -> Result<(), Error> {
         match self.clone() {
             Step::AddNeighbour(known) => switch.neigh_add(known),
             Step::DelNeighbour(known) => {
@@ -181,7 +182,7 @@ impl Step {
                 Err(Error::NotFound(_)) => Ok(()),
                 result => result,
             },
-            Step::AddPort(spec) => switch.add_port(spec, Missing::Wait),
+            Step::AddPort(spec) => switch.add_port(spec, missing),
             Step::DelPort(spec) => switch.del_port(&spec.name),
             Step::AddBridge(spec) => switch.add_bridge(spec),
             Step::DelBridge(spec) => switch.del_bridge(&spec.name, false),
@@ -341,24 +342,40 @@ pub struct Refused {
     pub rebuilt: Vec<String>,
 }
 
-/// Takes the steps, all or none.
+/// Takes the steps, all or none. A port whose interface is missing waits for it; one that the kernel refuses is a refusal, or, with
+/// [`Missing::Keep`], a port that has failed.
 ///
 /// # Errors
 /// The first refusal; what had been done by then is undone.
-pub fn apply(switch: &dyn Control, steps: &[Step]) -> Result<(), Refused> {
+pub fn apply(switch: &dyn Control, steps: &[Step], missing: Missing) -> Result<(), Refused> {
+    let failed_before = failures(switch);
     for (taken, step) in steps.iter().enumerate() {
-        let Err(error) = step.take(switch) else { continue };
+        let Err(error) = step.take(switch, missing) else { continue };
         let (mut left, mut rebuilt) = (Vec::new(), Vec::new());
         for done in steps[..taken].iter().rev() {
-            if let Err(error) = done.inverse().take(switch) {
+            // A port that the kernel refuses now, although it had it before, is better failed than gone: it is tried again.
+            if let Err(error) = done.inverse().take(switch, Missing::Keep) {
                 left.push(format!("{done}: {error}"));
             } else if matches!(done, Step::DelPort(_)) {
                 rebuilt.push(done.to_string());
             }
         }
+        for (port, reason) in failures(switch) {
+            if !failed_before.contains_key(&port) {
+                let port = format!("port '{port}'");
+                rebuilt.retain(|rebuilt| *rebuilt != port);
+                left.push(format!("{port} has failed: {reason}"));
+            }
+        }
         return Err(Refused { object: step.to_string(), error, left, rebuilt });
     }
     Ok(())
+}
+
+/// The ports that have failed, and why.
+fn failures(switch: &dyn Control) -> BTreeMap<String, String> {
+    let failed = switch.ports().into_iter().filter(|port| port.state == PortState::Failed);
+    failed.map(|port| (port.spec.name, port.reason.unwrap_or_default())).collect()
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ fn run(options: Options) -> Result<(), String> {
     let switch = Switch::start(&settings.options()).map_err(|error| error.to_string())?;
     let daemon = Daemon::new(Arc::new(switch), &settings);
     if let Some(config) = &config {
-        match daemon.configure(config) {
+        match daemon.configure(config, settings.strict.unwrap_or_default()) {
             Ok(report) => log_report("configured", &report),
             Err(error) => {
                 daemon.stop();
@@ -258,7 +258,7 @@ fn serve(
             tokio::spawn(attach::server::serve(listener, Arc::clone(&daemon), calls.clone()));
         }
         tokio::spawn(reload_at(signals.hangup, calls));
-        notify(&[NotifyState::Ready, NotifyState::Status("switching")]);
+        notify(&[NotifyState::Ready, NotifyState::Status(&standing(&daemon))]);
         tracing::info!(socket = %settings.socket().display(), "ready");
         server::serve(listener, router, signals.end.wait()).await;
         Ok(())
@@ -287,8 +287,19 @@ pub fn reload(daemon: &Daemon) -> Result<ReloadReport, Error> {
         Ok(report) => log_report("reloaded", report),
         Err(error) => tracing::error!("reload refused, everything stays as it was: {error}"),
     }
-    notify(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&standing(daemon))]);
     result
+}
+
+/// How the ports stand after a start or a reload, in a line for the service manager.
+fn standing(daemon: &Daemon) -> String {
+    let status = daemon.status();
+    match status.failed_ports.as_slice() {
+        [] => "switching".to_owned(),
+        failed => {
+            format!("switching; {} of {} ports failed, see 'vswitchctl status'", failed.len(), status.ports)
+        }
+    }
 }
 
 fn log_report(what: &str, report: &ReloadReport) {

@@ -46,12 +46,19 @@ pub const PAIRS_MAX: u16 = 64;
 /// Queue pairs that a guest may use unless told otherwise. One that is not used costs nothing.
 pub const PAIRS_DEFAULT: u16 = 16;
 
-pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+/// Refuses a path or a number of queues that is none.
+pub(super) fn check(spec: &VhostUserSpec) -> Result<(), sys::Error> {
     let pairs = spec.queues.unwrap_or(PAIRS_DEFAULT);
     if !(1..=PAIRS_MAX).contains(&pairs) {
         let what = format!("{pairs} queues; a vhost-user port takes 1 to {PAIRS_MAX}");
         return Err(sys::Error::refused(io::ErrorKind::InvalidInput, what));
     }
+    sys::unix::check_path(&spec.path)
+}
+
+pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+    check(spec)?;
+    let pairs = spec.queues.unwrap_or(PAIRS_DEFAULT);
     // Guests with one queue each are shared out among the workers.
     let first = spec.path.as_os_str().as_encoded_bytes().iter().map(|&byte| usize::from(byte)).sum();
     let rings = Rings::new(usize::from(pairs), workers, first)

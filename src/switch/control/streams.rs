@@ -89,7 +89,7 @@ impl Control {
                 if port.shared.is_gone() || port.endpoint.as_mut().is_some_and(attend) {
                     lost.push(id);
                 }
-            } else {
+            } else if port.endpoint.is_some() || port.is_due(now) {
                 match self.open(id, &mut port) {
                     Ok(queues) => {
                         if port.open {
@@ -97,7 +97,11 @@ impl Control {
                         }
                         opened.extend(queues);
                     }
-                    Err(error) => complain(&mut port, &error),
+                    Err(error) => {
+                        if port.refused(&error, now) {
+                            tracing::warn!("{error}");
+                        }
+                    }
                 }
             }
             self.ports.insert(id, port);
@@ -113,7 +117,12 @@ impl Control {
 
     /// Opens a port on a socket if its peer is there. One whose peer is not is no failure; one that cannot have any is.
     pub(super) fn open_on_socket(&mut self, id: PortId, port: &mut Port) -> Result<Queues, Error> {
-        let opened = match self.next_peer(port) {
+        let had_none = port.endpoint.is_none();
+        let next = self.next_peer(port);
+        if had_none && port.endpoint.is_some() {
+            port.is_fine();
+        }
+        let opened = match next {
             Ok(opened) => opened,
             Err(error) => {
                 let error = Error::port(&port.spec.name, error);

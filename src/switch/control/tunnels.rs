@@ -318,6 +318,14 @@ impl Control {
         Ok(queues)
     }
 
+    /// Refuses a new tunnel that cannot be there together with another port.
+    pub(super) fn check_tunnel_free(&self, spec: &PortSpec) -> Result<(), Error> {
+        match &spec.kind {
+            PortKind::Tunnel(tunnel) => self.check_taken(&spec.name, tunnel, &spec.settings.tunnel),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what cannot be there together with another port.
     fn check_taken(&self, name: &str, spec: &TunnelSpec, settings: &TunnelSettings) -> Result<(), Error> {
         for other in self.ports.values().filter(|other| other.spec.name != name) {

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 
 use super::{Control, Port, awaited};
 use crate::addr::PortId;
-use crate::port::backoff::Backoff;
 use crate::spec::PortKind;
 use crate::status::PortState;
+use crate::switch::Error;
 use crate::switch::namespaces::{News, Place};
 use crate::sys::netlink::{Link, LinkEvent, Netlink};
 
 /// Time until a device is made again that could not be used: making and removing it is itself news, after which the ports that are gone are
 /// looked at again.
-const RETRY_MIN: Duration = Duration::from_secs(1);
+pub(super) const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Of one that leaves nothing behind.
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// After some tries.
-const RETRY_MAX: Duration = Duration::from_secs(30);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 impl Control {
     /// Follows what happened to interfaces and namespaces; brings back ports whose interface is there again.
@@ -174,9 +176,10 @@ impl Control {
             .ports
             .iter()
             .filter(|(_, port)| {
-                !port.open
-                    && port.retry.as_ref().and_then(Backoff::due).is_none_or(|due| due <= now)
-                    && (port.queues == 0
+                port.is_due(now)
+                    && !port.on_socket()
+                    && (port.failed
+                        || port.queues == 0
                         || awaited(&port.spec.kind).is_some()
                         || matches!(port.spec.kind, PortKind::Tunnel(_)))
             })
@@ -184,44 +187,69 @@ impl Control {
             .collect();
         for id in lost {
             let Some(port) = self.ports.get(&id) else { continue };
-            let Some(place) = port.place() else { continue };
-            if place.as_ref().is_some_and(|ns| crate::sys::netns::identity(ns).is_none()) {
+            let place = port.place();
+            if place.iter().flatten().any(|ns| crate::sys::netns::identity(ns).is_none()) {
+                self.waits(id);
                 continue;
             }
-            if let Some((_, name)) = port.interface() {
+            if let (Some(place), Some((_, name))) = (place, port.interface()) {
                 let awaited = awaited(&port.spec.kind);
                 let name = awaited.unwrap_or(name);
                 let present = self.namespaces.enter(&place).and_then(|netlink| netlink.link(name));
-                if !present.is_ok_and(|link| link.is_some() == awaited.is_some()) {
-                    // What comes next is another, and may do.
-                    self.ports.entry(id).and_modify(|port| port.retry = None);
+                let waits = awaited.is_some();
+                if !present.is_ok_and(|link| link.is_some() == waits) {
+                    if waits {
+                        // What comes next is another, and may do.
+                        self.waits(id);
+                    } else {
+                        self.ports.entry(id).and_modify(|port| port.retry = None);
+                    }
                     continue;
                 }
             }
-            // In and out of the map, because `attach` needs all of `self`.
-            let Some(mut port) = self.ports.remove(&id) else { continue };
-            let back = self.open(id, &mut port);
-            let name = port.spec.name.clone();
-            self.ports.insert(id, port);
-            match back {
-                Ok(queues) => {
-                    drop(self.publish(&[], queues));
-                    (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
-                    tracing::info!("port '{name}' is back");
+            let _ = self.reopen(id, now);
+        }
+    }
+
+    /// What a port waits for is not there: whatever was refused to it before was something else's.
+    fn waits(&mut self, id: PortId) {
+        self.ports.entry(id).and_modify(|port| {
+            port.retry = None;
+            if std::mem::take(&mut port.failed) {
+                port.complaint = None;
+            }
+        });
+    }
+
+    /// Tries a port without a device again, because an operator says so.
+    pub(in crate::switch) fn retry_port(&mut self, name: &str) -> Result<(), Error> {
+        let id = self.port(name)?;
+        match self.ports.get(&id) {
+            Some(port) if !port.open && port.endpoint.is_none() => self.reopen(id, Instant::now()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a port that has no device, and tells what came of it where that is news.
+    fn reopen(&mut self, id: PortId, now: Instant) -> Result<(), Error> {
+        // In and out of the map, because `attach` needs all of `self`.
+        let Some(mut port) = self.ports.remove(&id) else { return Ok(()) };
+        let back = self.open(id, &mut port);
+        let name = port.spec.name.clone();
+        self.ports.insert(id, port);
+        match back {
+            Ok(queues) => {
+                drop(self.publish(&[], queues));
+                (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
+                tracing::info!("port '{name}' is back");
+                Ok(())
+            }
+            Err(error) => {
+                // Tried again and again, told once.
+                if self.ports.get_mut(&id).is_some_and(|port| port.refused(&error, now)) {
+                    tracing::warn!("port '{name}' cannot come back yet: {error}");
                 }
-                Err(error) => {
-                    // Tried again and again, told once.
-                    let complaint = Some(error.to_string());
-                    let Some(port) = self.ports.get_mut(&id) else { continue };
-                    if port.complaint != complaint {
-                        tracing::warn!("port '{name}' cannot come back yet: {error}");
-                        port.complaint = complaint;
-                    }
-                    if port.has_lasting_device() {
-                        let retry = || Backoff::starting_with(RETRY_MIN, RETRY_MAX);
-                        port.retry.get_or_insert_with(retry).failed(now);
-                    }
-                }
+                Err(error)
             }
         }
     }

@@ -42,9 +42,18 @@ impl Netlink {
         message.header.scope = AddressScope::Universe;
         message.header.index = index;
         message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
-        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| {
-            refusal.on(format!("cannot add address {ip}/{prefix} to {}", self.describe(index)))
-        })
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map_err(
+            |mut refusal| {
+                if ip.is_ipv6()
+                    && refusal.words.is_none()
+                    && refusal.source.raw_os_error() == Some(libc::EACCES)
+                {
+                    // Kernels before 6.6 do not say so.
+                    refusal.words = Some("IPv6 is disabled on this device".to_owned());
+                }
+                refusal.on(format!("cannot add address {ip}/{prefix} to {}", self.describe(index)))
+            },
+        )
     }
 
     /// Adds the default route of `gateway`'s family through it. The interface must be up and have an address from

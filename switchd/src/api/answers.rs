@@ -40,7 +40,7 @@ macro_rules! shown_as_word {
     };
 }
 shown_as_word!(Origin { Configuration => "configuration", Runtime => "runtime", Attached => "attached" });
-shown_as_word!(State { Up => "up", Down => "down", Gone => "gone" });
+shown_as_word!(State { Up => "up", Down => "down", Gone => "gone", Failed => "failed" });
 shown_as_word!(EntryState { Dynamic => "dynamic", Static => "static", Local => "local" });
 
 /// What has happened to a forwarding database since its bridge was added.
@@ -117,6 +117,8 @@ pub enum State {
     Down,
     /// Its interface does not exist; of a tunnel: its local address, interface or namespace.
     Gone,
+    /// The kernel refused what it needs; `reason` says what. It is tried again.
+    Failed,
 }
 
 impl From<status::PortState> for State {
@@ -125,6 +127,7 @@ impl From<status::PortState> for State {
             status::PortState::Up => State::Up,
             status::PortState::Down => State::Down,
             status::PortState::Gone => State::Gone,
+            status::PortState::Failed => State::Failed,
         }
     }
 }
@@ -308,6 +311,9 @@ pub struct PortInfo {
     pub mtu: Option<u32>,
     /// Whether it can carry frames.
     pub state: State,
+    /// Why it cannot, where something was refused or is missing.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Receive queues.
     pub queues: usize,
     /// The VLANs it carries.
@@ -395,6 +401,7 @@ impl PortInfo {
             mac: status.mac.map(Mac),
             mtu: status.mtu,
             state: status.state.into(),
+            reason: status.reason,
             queues: status.queues,
             learning: spec.settings.learning,
             flood: spec.settings.flood,
@@ -572,6 +579,9 @@ pub struct StatusInfo {
     pub bridges: usize,
     /// Number of ports.
     pub ports: usize,
+    /// Names of the ports in state `failed`, in order of creation.
+    #[serde(default)]
+    pub failed_ports: Vec<String>,
     /// One entry a worker.
     pub workers: Vec<WorkerInfo>,
 }

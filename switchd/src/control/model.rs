@@ -40,12 +40,21 @@ pub struct Inner {
     pub interfaces: BTreeSet<String>,
     /// Ports without device.
     pub gone: BTreeSet<String>,
+    /// Names of ports that the "kernel" refuses.
+    pub refused: BTreeSet<String>,
+    /// Ports that it has refused.
+    pub failed: BTreeSet<String>,
     /// Changes that still succeed; then one is refused by the "kernel".
     pub fails_after: Option<usize>,
 }
 
 fn unaware_refusal(port: &str, bridge: &str) -> Error {
     Error::Invalid(format!("port '{port}' has VLAN options, but bridge '{bridge}' does not filter VLANs"))
+}
+
+fn kernel_refuses(port: &str) -> Error {
+    let what = format!("port '{port}': the kernel refuses it");
+    Error::System { what, source: io::Error::from_raw_os_error(13) }
 }
 
 /// Refuses a tunnel whose packets are those of another port.
@@ -100,6 +109,7 @@ impl Inner {
         self.layout.ports.retain(|port| port.name != name);
         self.layout.entries.retain(|entry| entry.port != name);
         self.learned.retain(|entry| entry.port != name);
+        self.failed.remove(name);
         self.devices_touched.push(name.to_owned());
     }
 }
@@ -219,10 +229,16 @@ impl Control for Model {
             )));
         }
         if let PortKind::Packet(packet) = &spec.kind
-            && missing != Missing::Wait
+            && !matches!(missing, Missing::Wait | Missing::Keep)
             && !inner.interfaces.contains(&packet.ifname)
         {
             return Err(Error::NotFound(format!("port '{}': no interface '{}'", spec.name, packet.ifname)));
+        }
+        if inner.refused.contains(&spec.name) {
+            if missing != Missing::Keep {
+                return Err(kernel_refuses(&spec.name));
+            }
+            inner.failed.insert(spec.name.clone());
         }
         inner.change("port")?;
         inner.devices_touched.push(spec.name.clone());
@@ -254,6 +270,16 @@ impl Control for Model {
         Ok(())
     }
 
+    fn retry_port(&self, name: &str) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.port(name)?;
+        if inner.failed.contains(name) && inner.refused.contains(name) {
+            return Err(kernel_refuses(name));
+        }
+        inner.failed.remove(name);
+        Ok(())
+    }
+
     fn del_port(&self, name: &str) -> Result<(), Error> {
         let mut inner = self.inner();
         inner.port(name)?;
@@ -277,7 +303,12 @@ impl Control for Model {
             ifindex: Some(7),
             mac: None,
             mtu: Some(1500),
-            state: if inner.gone.contains(&spec.name) { PortState::Gone } else { PortState::Up },
+            state: match (inner.failed.contains(&spec.name), inner.gone.contains(&spec.name)) {
+                (true, _) => PortState::Failed,
+                (_, true) => PortState::Gone,
+                _ => PortState::Up,
+            },
+            reason: inner.failed.contains(&spec.name).then(|| "the kernel refuses it".to_owned()),
             queues: 1,
             peer: None,
             remotes: spec.settings.tunnel.remotes.iter().map(remote_status).collect(),

@@ -27,6 +27,16 @@ pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
     let ifname = port.ifname.as_deref().unwrap_or("?");
     let place = port.netns.as_ref().map_or_else(String::new, |netns| format!(" in namespace '{netns}'"));
     let mut text = format!("Port '{}' of bridge '{}' is {} now.\n", port.name, port.bridge, state(port));
+    if let Some(reason) = &port.reason {
+        let _ = writeln!(text, "Reason: {reason}.");
+    }
+    if port.state == State::Failed {
+        let _ = writeln!(
+            text,
+            "vswitchd tries it again by itself, at most 30 s apart, and at each reload (SIGHUP); it carries no frames\n\
+             meanwhile, and its settings and static stations are kept."
+        );
+    }
     // Writing to a String cannot fail.
     let _ = match port.kind.as_str() {
         "tap" => writeln!(
@@ -170,6 +180,7 @@ fn stream(port: &PortInfo) -> &'static str {
 fn state(port: &PortInfo) -> &'static str {
     match port.state {
         State::Up => "up",
+        State::Failed => "failed (the kernel refused what it needs)",
         State::Down if port.kind == "vhost-user" => "down (no guest receives and sends by it)",
         State::Down if port.socket.is_some() => "down (its peer is not there)",
         State::Gone if port.socket.is_some() => "gone (its socket cannot be made)",

@@ -28,6 +28,7 @@ pub(super) fn status(status: &StatusInfo) -> String {
         ("poll", status.poll.clone()),
         ("bridges", status.bridges.to_string()),
         ("ports", status.ports.to_string()),
+        ("failed-ports", status.failed_ports.join(" ")),
     ]);
     let mut table = Table::new([
         ("WORKER", Right),
@@ -245,6 +246,9 @@ pub(super) fn port(port: &PortInfo) -> String {
     }
     let drops: Vec<String> = drops.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     pairs.push(("dropped", drops.join(", ")));
+    if let Some(reason) = &port.reason {
+        pairs.push(("reason", reason.clone()));
+    }
     if let Some(hint) = port.hint() {
         pairs.push(("hint", hint.to_owned()));
     }

@@ -3,11 +3,12 @@
 //! Objects of run time stay as they are. One that the file has as well is taken over if it is the same, else the reload is
 //! refused; so nothing is changed that somebody asked for by hand.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
 use vswitch::status::{FdbState, PortState, PortStatus};
-use vswitch::switch::{Error, FdbFilter, NeighSpec};
+use vswitch::switch::{Error, FdbFilter, Missing, NeighSpec};
 
 use super::stations::{carry_over, current, has, is_entry};
 use super::{Daemon, Record, neighbours};
@@ -34,7 +35,18 @@ impl Daemon {
             }
         };
         let config = Config::read(&path).map_err(Error::Invalid)?;
-        self.reconcile(&mut record, &config)
+        self.reconcile(&mut record, &config, Missing::Wait)
+    }
+
+    /// Tries those of `failed` again that are the same as before; says which were refused again.
+    fn retry(&self, failed: &[PortSpec], wanted: &Layout) -> Vec<String> {
+        let dead = BTreeSet::new();
+        let same = |old: &&PortSpec| {
+            wanted.ports.iter().any(|new| new.name == old.name && plan::keeps_device(old, new, &dead))
+        };
+        let again = |port: &PortSpec| self.switch.retry_port(&port.name).err();
+        let warning = |error| format!("{error}; the port has failed again, and is tried now and then");
+        failed.iter().filter(same).filter_map(again).map(warning).collect()
     }
 
     /// Every static station there is.
@@ -46,11 +58,22 @@ impl Daemon {
             .collect())
     }
 
-    /// Makes the configuration's objects what `config` says.
-    pub(super) fn reconcile(&self, record: &mut Record, config: &Config) -> Result<ReloadReport, Error> {
+    /// Makes the configuration's objects what `config` says. Of new ports that the kernel refuses `missing` says what becomes; those that had
+    /// failed before are tried again, and may fail again.
+    pub(super) fn reconcile(
+        &self,
+        record: &mut Record,
+        config: &Config,
+        missing: Missing,
+    ) -> Result<ReloadReport, Error> {
         let bridges: Vec<BridgeSpec> = self.switch.bridges().into_iter().map(|status| status.spec).collect();
         let ports = self.switch.ports();
         let dead = ports.iter().filter(|port| is_dead(port)).map(|port| port.spec.name.clone()).collect();
+        let failed: Vec<PortSpec> = ports
+            .iter()
+            .filter(|port| port.state == PortState::Failed)
+            .map(|port| port.spec.clone())
+            .collect();
         let ports: Vec<PortSpec> = ports.into_iter().map(|status| status.spec).collect();
         let wanted = crate::config::names(&config.layout);
         let mut adopted = Vec::new();
@@ -155,9 +178,10 @@ impl Daemon {
             .map_err(|error| Error::Invalid(format!("{}: {error}", config.path.display())))?;
 
         let steps = plan::plan(&now, &then, &dead);
-        plan::apply(&*self.switch, &steps).map_err(|refused| explain(config, refused))?;
+        plan::apply(&*self.switch, &steps, missing).map_err(|refused| explain(config, refused))?;
 
         let mut report = report(&steps);
+        report.warnings.extend(self.retry(&failed, &config.layout));
         for object in adopted {
             report
                 .warnings

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vswitch::addr::MacAddr;
 
 use super::*;
+use crate::api::State;
 use crate::config::DEFAULT_CONFIG;
 use crate::control::model::Model;
 
@@ -171,7 +172,7 @@ fn configured(text: &str) -> (Daemon, Arc<Model>, tempfile::NamedTempFile) {
     let (daemon, model) = daemon();
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), text).unwrap();
-    daemon.configure(&Config::read(file.path()).unwrap()).unwrap();
+    daemon.configure(&Config::read(file.path()).unwrap(), true).unwrap();
     model.inner().devices_touched.clear();
     (daemon, model, file)
 }
@@ -200,6 +201,42 @@ fn a_reload_touches_only_what_changed() {
         "p1 keeps its device, 'mine' is nobody's business"
     );
     assert!(daemon.port("p1").unwrap().hairpin && daemon.port("mine").is_ok());
+}
+
+#[test]
+fn a_port_that_the_kernel_refuses_keeps_no_other_from_starting() {
+    let (daemon, model) = daemon();
+    model.inner().refused.insert("p1".to_owned());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), TWO_PORTS).unwrap();
+    let config = Config::read(file.path()).unwrap();
+    let refused = daemon.configure(&config, true).unwrap_err().to_string();
+    assert!(refused.contains("port 'p1': the kernel refuses it"), "{refused}");
+    assert!(daemon.ports().is_empty() && daemon.bridges().is_empty());
+
+    daemon.configure(&config, false).unwrap();
+    assert_eq!((daemon.status().failed_ports, daemon.status().ports), (vec!["p1".to_owned()], 2));
+    let port = daemon.port("p1").unwrap();
+    assert_eq!((port.state, port.origin), (State::Failed, Origin::Configuration));
+    assert_eq!(daemon.fdb(&request!({"port": "p1"})).unwrap().len(), 1, "its station is configured");
+
+    let report = daemon.reload().unwrap();
+    assert!(
+        report.added.is_empty() && report.warnings[0].contains("port 'p1': the kernel refuses it"),
+        "{report:?}"
+    );
+    // A new one is refused, and nothing else is lost by that.
+    model.inner().refused.insert("p3".to_owned());
+    let other = "[[bridge]]\nname = \"br0\"\n[[port]]\nname = \"p3\"\nbridge = \"br0\"\ntype = \"tap\"\nifname = \"p1\"\n";
+    fs::write(file.path(), other).unwrap();
+    let refused = daemon.reload().unwrap_err().to_string();
+    assert!(refused.contains("port 'p3'"), "{refused}");
+    assert_eq!(daemon.status().failed_ports, ["p1"]);
+
+    model.inner().refused.clear();
+    fs::write(file.path(), TWO_PORTS).unwrap();
+    assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+    assert_eq!(daemon.port("p1").unwrap().state, State::Up);
 }
 
 #[test]
@@ -506,7 +543,7 @@ fn guests_attach_by_the_rules_of_the_configuration() {
     let (daemon, model) = daemon();
     let configure = |rules: &str| {
         let text = format!("[[bridge]]\nname = \"br0\"\n{rules}");
-        daemon.configure(&Config::parse(Path::new("/F"), &text).unwrap()).unwrap()
+        daemon.configure(&Config::parse(Path::new("/F"), &text).unwrap(), true).unwrap()
     };
     configure("");
     assert_eq!(attach(&daemon, &model, 0, "br0").unwrap(), "vtap0");
@@ -531,7 +568,7 @@ fn guests_attach_by_the_rules_of_the_configuration() {
     // Its name cannot become the configuration's meanwhile.
     let text =
         "[[bridge]]\nname = \"br0\"\n[[port]]\nname = \"vtap1\"\nbridge = \"br0\"\ntype = \"packet\"\n";
-    let refused = daemon.configure(&Config::parse(Path::new("/F"), text).unwrap()).unwrap_err();
+    let refused = daemon.configure(&Config::parse(Path::new("/F"), text).unwrap(), true).unwrap_err();
     assert_eq!(refused.to_string(), "/F:3: port 'vtap1' is a guest's: give this one another name");
 
     // It leaves by itself, and what then has its name is not a guest's.
@@ -549,7 +586,7 @@ fn guests_attach_by_the_rules_of_the_configuration() {
 fn a_user_has_so_many_guests_and_no_more() {
     let (daemon, model) = daemon();
     let text = "[[bridge]]\nname = \"br0\"\n[[attach]]\ngroup = 7\nbridge = \"br0\"\n";
-    daemon.configure(&Config::parse(Path::new("/F"), text).unwrap()).unwrap();
+    daemon.configure(&Config::parse(Path::new("/F"), text).unwrap(), true).unwrap();
     for number in 0..256 {
         assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), format!("vtap{number}"));
     }

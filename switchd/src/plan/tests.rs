@@ -142,7 +142,7 @@ fn sorted(layout: &Layout) -> String {
 
 fn built(layout: &Layout) -> Model {
     let model = Model::default();
-    apply(&model, &plan(&Layout::default(), layout, &BTreeSet::new())).unwrap();
+    apply(&model, &plan(&Layout::default(), layout, &BTreeSet::new()), Missing::Wait).unwrap();
     model.inner().devices_touched.clear();
     model
 }
@@ -152,7 +152,7 @@ proptest! {
     fn any_layout_becomes_any_other(a in layout(), b in layout()) {
         let model = built(&a);
         let steps = plan(&a, &b, &BTreeSet::new());
-        apply(&model, &steps).map_err(|refused| TestCaseError::fail(format!("{refused:?}\n{steps:#?}")))?;
+        apply(&model, &steps, Missing::Wait).map_err(|refused| TestCaseError::fail(format!("{refused:?}\n{steps:#?}")))?;
         prop_assert_eq!(sorted(&model.inner().layout), sorted(&b));
 
         for port in &a.ports {
@@ -168,7 +168,7 @@ proptest! {
         prop_assume!(!steps.is_empty());
         let model = built(&a);
         model.inner().fails_after = Some(at.index(steps.len()));
-        let refused = apply(&model, &steps).unwrap_err();
+        let refused = apply(&model, &steps, Missing::Wait).unwrap_err();
         prop_assert!(refused.left.is_empty(), "{:?}", refused);
         prop_assert_eq!(sorted(&model.inner().layout), sorted(&a));
         // A device is touched only when it had to make room before what was refused could be tried.

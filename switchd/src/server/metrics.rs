@@ -156,6 +156,11 @@ impl Page {
             let labels = [("bridge", port.bridge.as_str()), ("port", &port.name), ("type", &port.kind)];
             self.sample("vswitch_port_up", &labels, u64::from(port.state == State::Up));
         }
+        self.family("vswitch_port_failed", "gauge", "1 when the kernel refused what the port needs.");
+        for port in ports {
+            let labels = [("bridge", port.bridge.as_str()), ("port", &port.name), ("type", &port.kind)];
+            self.sample("vswitch_port_failed", &labels, u64::from(port.state == State::Failed));
+        }
         self.family("vswitch_port_mtu_bytes", "gauge", "MTU of the port's interface.");
         for port in ports {
             if let Some(mtu) = port.mtu {

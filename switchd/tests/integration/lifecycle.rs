@@ -148,7 +148,7 @@ pub fn check() -> Outcome {
 pub fn a_failed_start_leaves_nothing() -> Outcome {
     let (ns, wire) = (Ns::new("v"), Ns::new("w"));
     let config = format!("{BRIDGE}{}{}", tap("p1", &wire, ""), tap("p2", &wire, "ifname = \"lo\""));
-    let mut daemon = Start::new(&ns).config(&config).spawn();
+    let mut daemon = Start::new(&ns).config(&config).arguments("--strict").spawn();
     assert_eq!(daemon.wait().code(), Some(1));
     let log = daemon.log();
     let last = log.lines().last().unwrap_or_default();

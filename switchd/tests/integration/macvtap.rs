@@ -110,7 +110,7 @@ pub fn lower_comes_and_goes() -> Outcome {
     ns.veth("x0", &wire, "far", 1500);
     ns.ip("link add link x0 name other type macvlan mode bridge; link set x0 down; link set x0 name l0; link set l0 up");
     eventually("it is said why", || daemon.log().contains("port 'up' cannot come back yet"));
-    assert_eq!(daemon.port_state("up"), "gone");
+    assert_eq!(daemon.port_state("up"), "failed");
     ns.ip("link del other");
     daemon.wait_port_state("up", "up");
     // News of its going up may still come, and have the stations behind it forgotten.
@@ -337,7 +337,7 @@ pub fn one_wire() -> Outcome {
     daemon.ctl(&format!("port add two --bridge br0 {}", theirs(2)));
     ns.ip("link add link l0 name mv1 type macvtap mode bridge; link set mv1 up");
     eventually("it is said why", || daemon.log().contains("interface 'l0' is below port 'two'"));
-    assert_eq!(daemon.port_state("one"), "gone");
+    assert_eq!(daemon.port_state("one"), "failed");
     daemon.ctl("port del two");
     daemon.wait_port_state("one", "up");
     Ok(())

@@ -10,6 +10,7 @@
 mod attach;
 mod cli;
 mod explained;
+mod failed;
 mod faults;
 mod guests;
 mod harness;
@@ -84,6 +85,10 @@ const TESTS: &[(&str, Test)] = &[
     ("lifecycle::options", lifecycle::options),
     ("lifecycle::ends_under_a_flood", lifecycle::ends_under_a_flood),
     ("lifecycle::idle", lifecycle::idle),
+    ("failed::the_others_start", failed::the_others_start),
+    ("failed::comes_by_itself", failed::comes_by_itself),
+    ("failed::strict", failed::strict),
+    ("failed::reload_is_all_or_nothing", failed::reload_is_all_or_nothing),
     ("host::stays_silent", host::stays_silent),
     ("host::stays_silent_in_ipv6", host::stays_silent_in_ipv6),
     ("faults::interface_deleted", faults::interface_deleted),
