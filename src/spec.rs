@@ -202,9 +202,17 @@ pub struct VhostUserSpec {
     pub queues: Option<u16>,
     /// MTU in bytes; `None` is 1500.
     pub mtu: Option<u32>,
+    /// Bytes of memory that the guest may share; `None` is a part of what all guests may ([`crate::virtio::room`]).
+    pub memory_max: Option<u64>,
 }
 
 impl VhostUserSpec {
+    /// At this socket, with defaults for everything else.
+    #[must_use]
+    pub fn new(path: PathBuf, role: SocketRole) -> VhostUserSpec {
+        VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None }
+    }
+
     /// Its MTU in bytes.
     #[must_use]
     pub fn mtu(&self) -> u32 {

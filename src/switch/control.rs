@@ -39,6 +39,7 @@ use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
+use crate::virtio::room::Pool;
 use crate::worker::Applied;
 
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(super) struct Control {
     news: neighbours::News,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
+    /// What guests share with us.
+    guest_memory: Arc<Pool>,
 }
 
 #[derive(Debug)]
@@ -278,7 +281,13 @@ impl Control {
             tunnels: Tunnels::default(),
             news: neighbours::News::default(),
             retired: Vec::new(),
+            guest_memory: Arc::new(Pool::new(None)),
         }
+    }
+
+    /// Before there are ports.
+    pub(super) fn set_guest_memory_max(&mut self, bytes: Option<u64>) {
+        self.guest_memory = Arc::new(Pool::new(bytes));
     }
 
     // ---- bridges ----
@@ -520,7 +529,10 @@ impl Control {
         port.keep = opened.keep;
         if let Some(mut guest) = opened.link {
             let what = || format!("port '{}': cannot serve its front end", port.spec.name);
-            guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
+            let pool = Arc::clone(&self.guest_memory);
+            guest
+                .start(Arc::clone(&port.shared), pool)
+                .map_err(|source| Error::System { what: what(), source })?;
             port.guest = Some((guest, false));
         }
         port.opened();

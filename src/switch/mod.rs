@@ -46,6 +46,8 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// How workers wait.
     pub poll: PollMode,
+    /// Bytes of guests' memory that all ports together map at most ([`crate::virtio::room`]); `None` goes by the machine's memory.
+    pub guest_memory_max: Option<u64>,
 }
 
 /// Why a change was refused: one line that names the object and the remedy.
@@ -180,7 +182,9 @@ impl Switch {
         let registry = poll.registry().try_clone().map_err(system("cannot start: epoll"))?;
         let (events, inbox) = unbounded();
         let crew = Crew::start(options, &events, &bell).map_err(system("cannot start the workers"))?;
-        let control = Arc::new(Mutex::new(Control::new(crew, Namespaces::new(registry))));
+        let mut control = Control::new(crew, Namespaces::new(registry));
+        control.set_guest_memory_max(options.guest_memory_max);
+        let control = Arc::new(Mutex::new(control));
         let end = Arc::new(AtomicBool::new(false));
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
         let thread = sys::thread::spawn("caretaker", move || caretaker.run());

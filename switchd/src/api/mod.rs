@@ -19,6 +19,7 @@ mod macvtap;
 mod mode;
 mod neigh;
 mod port;
+pub mod size;
 pub mod socket;
 pub mod tunnel;
 pub mod values;

@@ -110,6 +110,8 @@ fn mistakes_are_told_with_their_line() {
         ("[daemon]\nworkers = 0\n", "F:2: '0' workers"),
         ("[daemon]\nworkers = \"many\"\n", "F:2: 'many' workers"),
         ("[daemon]\ncpus = [0, 0]\n", "F:2: '0,0' is not a list of CPUs"),
+        ("[daemon]\nguest_memory_max = 0\n", "F:2: '0' is not a number of bytes such as"),
+        ("[daemon]\nguest_memory_max = \"much\"\n", "F:2: 'much' is not a number of bytes such as"),
         ("[daemon]\npoll = \"never\"\n", "F:2: unknown variant `never`"),
         ("[daemon]\nlog = \"!!\"\n", "is not a log filter"),
         ("\n\n[[bridge]]\n", "F:3: missing field `name`"),

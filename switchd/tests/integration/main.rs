@@ -143,6 +143,7 @@ const TESTS: &[(&str, Test)] = &[
     ("neighbours::vlans", neighbours::vlans),
     ("neighbours::by_reload", neighbours::by_reload),
     ("vhost_user::options", vhost_user::options),
+    ("vhost_user::memory_is_bounded", vhost_user::memory_is_bounded),
     ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
     ("vhost_user::qemu_listens", vhost_user::qemu_listens),
     ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
