@@ -132,6 +132,7 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::many_ways_change_at_once", path_mtu::many_ways_change_at_once),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
     ("neighbours::suppressed", neighbours::suppressed),
+    ("neighbours::a_silent_newcomer", neighbours::a_silent_newcomer),
     ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
     ("neighbours::static_neighbours", neighbours::static_neighbours),
     ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
