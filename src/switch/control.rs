@@ -723,9 +723,7 @@ impl Control {
     ) -> Vec<Applied> {
         self.generation += 1;
         let topology = Arc::new(self.topology());
-        for (bridge, built) in self.bridges.iter().zip(&topology.bridges) {
-            bridge.fdb.set_ports(u32::try_from(built.members.len()).unwrap_or(u32::MAX).max(1));
-        }
+        self.share_out(&topology);
         let applied = self.crew.apply(&topology, remove, add);
         if self.crew.generation() < self.generation {
             // A port that only lost its device keeps its id.
@@ -733,6 +731,18 @@ impl Control {
             self.retired.extend(removed.map(|&id| (id, self.generation)));
         }
         applied
+    }
+
+    /// Has each bridge's stations shared out by device: the remotes of a tunnel, whoever named them, are one port's.
+    fn share_out(&self, topology: &Topology) {
+        let mut devices = vec![0_u32; self.bridges.len()];
+        for port in topology.ports.iter().flatten() {
+            self.bridges[port.bridge].fdb.set_device(port.id, port.device);
+            devices[port.bridge] += u32::from(port.id == port.device);
+        }
+        for (bridge, devices) in self.bridges.iter().zip(devices) {
+            bridge.fdb.set_ports(devices);
+        }
     }
 
     fn topology(&self) -> Topology {

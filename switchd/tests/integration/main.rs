@@ -102,6 +102,7 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::three_hosts", tunnels::three_hosts),
     ("tunnels::remotes_change", tunnels::remotes_change),
     ("tunnels::strange_datagrams", tunnels::strange_datagrams),
+    ("tunnels::made_up_senders", tunnels::made_up_senders),
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
