@@ -4,7 +4,7 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their neighbours. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod announce;
 mod neighbours;
 mod stations;
 mod streams;
@@ -23,6 +24,7 @@ use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
 
 use super::crew::Crew;
+use super::identity::Identity;
 use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
@@ -51,6 +53,9 @@ pub(super) struct Control {
     sequence: u64,
     tunnels: Tunnels,
     news: neighbours::News,
+    announcements: announce::Announcements,
+    /// What the addresses of interfaces are made of.
+    pub(super) identity: Identity,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
 }
@@ -234,6 +239,8 @@ impl Control {
             sequence: 0,
             tunnels: Tunnels::default(),
             news: neighbours::News::default(),
+            announcements: announce::Announcements::default(),
+            identity: Identity::default(),
             retired: Vec::new(),
         }
     }
@@ -402,8 +409,12 @@ impl Control {
         }
         self.check_wire(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
-        let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
-        Ok(vec![(id, self.attach(port, opened)?)])
+        let opened = port::open(&self.identity.dress(&port.spec), self.crew.len()).map_err(named)?;
+        let queues = self.attach(port, opened)?;
+        if port.is_tap() {
+            self.announcements.begin(id);
+        }
+        Ok(vec![(id, queues)])
     }
 
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a

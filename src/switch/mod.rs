@@ -19,10 +19,12 @@ use crate::worker::Event;
 
 mod control;
 mod crew;
+mod identity;
 mod namespaces;
 
 use control::Control;
 use crew::Crew;
+use identity::Identity;
 use namespaces::Namespaces;
 
 /// How workers wait for frames.
@@ -46,6 +48,9 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// How workers wait.
     pub poll: PollMode,
+    /// What tells this switch from others on the same machine, from one start to the next: the interfaces that it makes get
+    /// their addresses by it.
+    pub instance: String,
 }
 
 /// Why a change was refused: one line that names the object and the remedy.
@@ -171,7 +176,9 @@ impl Switch {
         let registry = poll.registry().try_clone().map_err(system("cannot start: epoll"))?;
         let (events, inbox) = unbounded();
         let crew = Crew::start(options, &events, &bell).map_err(system("cannot start the workers"))?;
-        let control = Arc::new(Mutex::new(Control::new(crew, Namespaces::new(registry))));
+        let mut control = Control::new(crew, Namespaces::new(registry));
+        control.identity = Identity::of(&options.instance);
+        let control = Arc::new(Mutex::new(control));
         let end = Arc::new(AtomicBool::new(false));
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
         let thread = std::thread::Builder::new().name("caretaker".into()).spawn(move || caretaker.run());
@@ -387,6 +394,7 @@ impl Caretaker {
             control.catch_up();
             wait = control.meet_peers().map_or(ROUND, |due| due.min(ROUND));
             control.publish_news();
+            control.announce();
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();

@@ -95,6 +95,18 @@ impl DaemonSection {
             },
             cpus: self.cpus.as_ref().map(|list| list.0.clone()).unwrap_or_default(),
             poll: self.poll.unwrap_or_default().into(),
+            instance: self.instance(),
+        }
+    }
+
+    /// The control socket's path, which no two daemons of a machine have in common; nothing where it is the default, wherever
+    /// that may be one day.
+    fn instance(&self) -> String {
+        let socket = std::path::absolute(self.socket()).unwrap_or_else(|_| self.socket().to_owned());
+        if socket == Path::new(DEFAULT_SOCKET) {
+            String::new()
+        } else {
+            socket.to_string_lossy().into_owned()
         }
     }
 

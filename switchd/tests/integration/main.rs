@@ -14,6 +14,7 @@ mod faults;
 mod guests;
 mod harness;
 mod host;
+mod identity;
 mod lifecycle;
 mod macvtap;
 mod migration;
@@ -132,6 +133,9 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
     ("path_mtu::many_ways_change_at_once", path_mtu::many_ways_change_at_once),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
+    ("identity::after_a_restart", identity::after_a_restart),
+    ("identity::by_bridge_port_and_daemon", identity::by_bridge_port_and_daemon),
+    ("identity::announcements", identity::announcements),
     ("neighbours::suppressed", neighbours::suppressed),
     ("neighbours::a_silent_newcomer", neighbours::a_silent_newcomer),
     ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),

@@ -74,7 +74,8 @@ pub fn suppressed() -> Outcome {
     let (near, far) = (suppressing(&underlay, 1), suppressing(&underlay, 2));
     let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
     let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, 1450, "");
-    let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Tap, 2, 1450, "");
+    // A tap would have been announced.
+    let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Packet, 2, 1450, "");
     let wire = Raw::open(&underlay.hosts[1], "wire");
     let asked = |wire: &Raw| {
         let inner =
