@@ -182,7 +182,7 @@ fn remotes_of_a_tunnel_have_one_budget_of_moves() {
     let fdb = Fdb::new(20_000);
     (0..10_000).for_each(|n| _ = fdb.hear(n, 1, 7));
     [3, 4].into_iter().for_each(|remote| fdb.set_device(PortId(remote), PortId(2)));
-    let thief = |n: u64| fdb.hear(n, if n % 2 == 0 { 3 } else { 4 }, 7);
+    let thief = |n: u64| fdb.hear(n, if n.is_multiple_of(2) { 3 } else { 4 }, 7);
     let moved = (0..10_000).filter(|&n| matches!(thief(n), Learned::Moved { .. })).count();
     assert_eq!(moved, fair::MOVES_PER_TICK as usize, "what the victim takes back in the same second");
 }
