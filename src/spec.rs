@@ -151,7 +151,7 @@ pub struct TapSpec {
     pub ifname: String,
     /// Network namespace the interface is moved to; `None` is the switch's own.
     pub netns: Option<Netns>,
-    /// Address of the interface; `None` lets the kernel choose.
+    /// Address of the interface; `None` is one that stays the same, made of machine, bridge and port.
     pub mac: Option<MacAddr>,
     /// MTU in bytes; `None` is the kernel's 1500.
     pub mtu: Option<u32>,

@@ -4,7 +4,7 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their neighbours. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod announce;
 mod neighbours;
 mod stations;
 mod streams;
@@ -24,6 +25,7 @@ use tunnels::{Changes, Queues, Tunnels};
 use world::{RETRY_FIRST, RETRY_MAX, RETRY_MIN};
 
 use super::crew::Crew;
+use super::identity::Identity;
 use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
@@ -53,6 +55,9 @@ pub(super) struct Control {
     sequence: u64,
     tunnels: Tunnels,
     news: neighbours::News,
+    announcements: announce::Announcements,
+    /// What the addresses of interfaces are made of.
+    pub(super) identity: Identity,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
     /// What guests share with us.
@@ -280,6 +285,8 @@ impl Control {
             sequence: 0,
             tunnels: Tunnels::default(),
             news: neighbours::News::default(),
+            announcements: announce::Announcements::default(),
+            identity: Identity::default(),
             retired: Vec::new(),
             guest_memory: Arc::new(Pool::new(None)),
         }
@@ -462,8 +469,12 @@ impl Control {
         }
         self.check_wire(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
-        let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
-        Ok(vec![(id, self.attach(port, opened)?)])
+        let opened = port::open(&self.identity.dress(&port.spec), self.crew.len()).map_err(named)?;
+        let queues = self.attach(port, opened)?;
+        if port.is_tap() {
+            self.announcements.begin(id);
+        }
+        Ok(vec![(id, queues)])
     }
 
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
@@ -785,9 +796,7 @@ impl Control {
     ) -> Vec<Applied> {
         self.generation += 1;
         let topology = Arc::new(self.topology());
-        for (bridge, built) in self.bridges.iter().zip(&topology.bridges) {
-            bridge.fdb.set_ports(u32::try_from(built.members.len()).unwrap_or(u32::MAX).max(1));
-        }
+        self.share_out(&topology);
         let applied = self.crew.apply(&topology, remove, add);
         if self.crew.generation() < self.generation {
             // A port that only lost its device keeps its id.
@@ -795,6 +804,18 @@ impl Control {
             self.retired.extend(removed.map(|&id| (id, self.generation)));
         }
         applied
+    }
+
+    /// Has each bridge's stations shared out by device: the remotes of a tunnel, whoever named them, are one port's.
+    fn share_out(&self, topology: &Topology) {
+        let mut devices = vec![0_u32; self.bridges.len()];
+        for port in topology.ports.iter().flatten() {
+            self.bridges[port.bridge].fdb.set_device(port.id, port.device);
+            devices[port.bridge] += u32::from(port.id == port.device);
+        }
+        for (bridge, devices) in self.bridges.iter().zip(devices) {
+            bridge.fdb.set_ports(devices);
+        }
     }
 
     fn topology(&self) -> Topology {

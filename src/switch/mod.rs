@@ -19,10 +19,12 @@ use crate::worker::Event;
 
 mod control;
 mod crew;
+mod identity;
 mod namespaces;
 
 use control::Control;
 use crew::Crew;
+use identity::Identity;
 use namespaces::Namespaces;
 
 /// How workers wait for frames.
@@ -48,6 +50,9 @@ pub struct Options {
     pub poll: PollMode,
     /// Bytes of guests' memory that all ports together map at most ([`crate::virtio::room`]); `None` goes by the machine's memory.
     pub guest_memory_max: Option<u64>,
+    /// What tells this switch from others on the same machine, from one start to the next: the interfaces that it makes get
+    /// their addresses by it.
+    pub instance: String,
 }
 
 /// Why a change was refused: one line that names the object and the remedy.
@@ -184,6 +189,7 @@ impl Switch {
         let crew = Crew::start(options, &events, &bell).map_err(system("cannot start the workers"))?;
         let mut control = Control::new(crew, Namespaces::new(registry));
         control.set_guest_memory_max(options.guest_memory_max);
+        control.identity = Identity::of(&options.instance);
         let control = Arc::new(Mutex::new(control));
         let end = Arc::new(AtomicBool::new(false));
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
@@ -408,6 +414,7 @@ impl Caretaker {
             control.catch_up();
             wait = control.meet_peers().map_or(ROUND, |due| due.min(ROUND));
             control.publish_news();
+            control.announce();
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();

@@ -14,12 +14,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 mod error;
 
+pub mod announce;
 mod assembler;
 pub(crate) mod bells;
 pub mod bpf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
+pub mod machine;
 pub mod macvtap;
 pub(crate) mod mem;
 pub mod netlink;

@@ -96,6 +96,21 @@ pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize
     Ok((sockets, receiving))
 }
 
+/// Sends one frame by an interface.
+pub(super) fn send_by(socket: &Socket, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: sockaddr_ll is plain data for which zeros are valid.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = ifindex.cast_signed();
+    let (data, len) = (frame.as_ptr().cast(), frame.len());
+    let to = (&raw const address).cast();
+    // SAFETY: the pointers and lengths are those of a live buffer and a live address.
+    let sent = unsafe {
+        libc::sendto(socket.as_raw_fd(), data, len, 0, to, size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Has an interface of the calling thread's namespace take every frame, for as long as what is returned is open. It receives nothing itself.
 ///
 /// # Errors

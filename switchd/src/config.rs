@@ -111,6 +111,18 @@ impl DaemonSection {
                 Some(GuestMemory::Bytes(Size(bytes))) => Some(bytes),
                 Some(GuestMemory::Auto) | None => None,
             },
+            instance: self.instance(),
+        }
+    }
+
+    /// The control socket's path, which no two daemons of a machine have in common; nothing where it is the default, wherever
+    /// that may be one day.
+    fn instance(&self) -> String {
+        let socket = std::path::absolute(self.socket()).unwrap_or_else(|_| self.socket().to_owned());
+        if socket == Path::new(DEFAULT_SOCKET) {
+            String::new()
+        } else {
+            socket.to_string_lossy().into_owned()
         }
     }
 

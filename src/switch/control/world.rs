@@ -133,6 +133,9 @@ impl Control {
         if was_up != (state == PortState::Up) {
             tracing::info!("port '{name}' is {}", if was_up { "down" } else { "up" });
         }
+        if port.is_tap() && (readdressed || !was_up && state == PortState::Up) {
+            self.announcements.begin(id);
+        }
         let bridge = port.spec.bridge.clone();
         if was_up && state != PortState::Up {
             self.forget_stations(id);

@@ -258,7 +258,7 @@ with_port_settings! {
         #[arg(long, value_name = "NS")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub netns: Option<String>,
-        /// Address of the created interface [default: the kernel's choice]
+        /// Address of the created interface [default: one that stays the same, made of machine, bridge and port]
         #[arg(long, value_name = "MAC")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,

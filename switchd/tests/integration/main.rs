@@ -15,6 +15,7 @@ mod faults;
 mod guests;
 mod harness;
 mod host;
+mod identity;
 mod lifecycle;
 mod macvtap;
 mod migration;
@@ -107,6 +108,7 @@ const TESTS: &[(&str, Test)] = &[
     ("tunnels::three_hosts", tunnels::three_hosts),
     ("tunnels::remotes_change", tunnels::remotes_change),
     ("tunnels::strange_datagrams", tunnels::strange_datagrams),
+    ("tunnels::made_up_senders", tunnels::made_up_senders),
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
@@ -136,7 +138,11 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
     ("path_mtu::many_ways_change_at_once", path_mtu::many_ways_change_at_once),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
+    ("identity::after_a_restart", identity::after_a_restart),
+    ("identity::by_bridge_port_and_daemon", identity::by_bridge_port_and_daemon),
+    ("identity::announcements", identity::announcements),
     ("neighbours::suppressed", neighbours::suppressed),
+    ("neighbours::a_silent_newcomer", neighbours::a_silent_newcomer),
     ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
     ("neighbours::static_neighbours", neighbours::static_neighbours),
     ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
