@@ -8,12 +8,14 @@ use std::path::PathBuf;
 
 use crate::addr::{MacAddr, VlanId, VlanSet};
 
+mod interface;
 mod macvtap;
 mod socket;
 mod tunnel;
 
+pub use interface::Shared;
 pub use macvtap::{MacvtapLower, MacvtapMode, MacvtapSpec};
-pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec, VdeSpec};
+pub use socket::{DgramSpec, Meeting, SocketRole, StreamAddress, StreamSpec, VdeSpec};
 pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};
 
 /// One learning domain (or, with VLAN filtering, one per VLAN).
@@ -139,6 +141,7 @@ impl PortKind {
             PortKind::Stream(spec) => spec.socket_path(),
             PortKind::Dgram(spec) => Some(&spec.path),
             PortKind::Vde(spec) => spec.folder(),
+            PortKind::VhostUser(spec) => (spec.role == SocketRole::Server).then_some(&*spec.path),
             _ => None,
         }
     }

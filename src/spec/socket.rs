@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::PortKind;
+
 /// Frames in a byte stream, each with its length before it, as QEMU's `-netdev stream` has them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StreamSpec {
@@ -57,6 +59,45 @@ impl StreamSpec {
     #[must_use]
     pub fn listens_at(&self) -> Option<&StreamAddress> {
         (self.role == SocketRole::Server).then_some(&self.address)
+    }
+}
+
+/// Where two ports on sockets would both be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Meeting<'a> {
+    /// The file of a socket, or a folder of sockets.
+    File(&'a Path),
+    /// Where the other port listens by TCP.
+    Tcp(SocketAddr),
+}
+
+impl PortKind {
+    /// The socket that a port of this kind and one of `other` cannot both make.
+    ///
+    /// One file is one socket's, and what is in a folder of vde sockets is that port's. By TCP a port that listens at all
+    /// addresses of a family takes the number from every other of that family.
+    #[must_use]
+    pub fn shares_socket<'a>(&'a self, other: &'a PortKind) -> Option<Meeting<'a>> {
+        let folder = |kind: &'a PortKind| match kind {
+            PortKind::Vde(spec) => spec.folder(),
+            _ => None,
+        };
+        let is_in = |path: &Path, kind| folder(kind).is_some_and(|folder| path.parent() == Some(folder));
+        if let (Some(ours), Some(theirs)) = (self.socket_path(), other.socket_path())
+            && (ours == theirs || is_in(ours, other) || is_in(theirs, self))
+        {
+            return Some(Meeting::File(ours));
+        }
+        let tcp = |kind: &PortKind| match kind {
+            PortKind::Stream(spec) => spec.listens_at().and_then(StreamAddress::tcp),
+            _ => None,
+        };
+        let (ours, theirs) = (tcp(self)?, tcp(other)?);
+        let any = ours.ip().is_unspecified() || theirs.ip().is_unspecified();
+        let same = ours.port() == theirs.port()
+            && ours.is_ipv4() == theirs.is_ipv4()
+            && (any || ours.ip() == theirs.ip());
+        same.then_some(Meeting::Tcp(theirs))
     }
 }
 

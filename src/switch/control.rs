@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,7 +34,7 @@ use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::backoff::Backoff;
 use crate::port::{self, OpenPort};
-use crate::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, StreamAddress, TunnelSettings, VlanMode};
+use crate::spec::{BridgeSpec, Meeting, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
 use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
@@ -480,41 +479,23 @@ impl Control {
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
     /// packet port of another; on the same bridge its frames would go round for ever.
     fn check_interface(&self, spec: &PortSpec) -> Result<(), Error> {
-        let path = spec.kind.socket_path();
-        let holder = self.ports.values().find(|port| path.is_some() && port.spec.kind.socket_path() == path);
-        if let (Some(path), Some(port)) = (path, holder) {
+        if let Some((port, shared)) =
+            self.ports.values().find_map(|port| Some((port, spec.kind.shares_socket(&port.spec.kind)?)))
+        {
+            let holder = &port.spec.name;
+            let what = match shared {
+                Meeting::File(path) => format!("socket {} is port '{holder}' already", path.display()),
+                Meeting::Tcp(address) => format!("{address} is where port '{holder}' listens already"),
+            };
+            let instead = if matches!(shared, Meeting::File(_)) { "--path" } else { "--listen" };
             return Err(Error::Exists(format!(
-                "socket {1} is port '{0}' already; remove that first with: vswitchctl port del {0}",
-                port.spec.name,
-                path.display()
-            )));
-        }
-        if let Some((holder, address)) = self.listener_beside(&spec.kind) {
-            return Err(Error::Exists(format!(
-                "{address} is where port '{0}' listens already; remove that first with: vswitchctl port del {0}",
-                holder.spec.name
+                "{what}; choose another {instead}, or remove that first with: vswitchctl port del {holder}"
             )));
         }
         match self.ports.values().find_map(|port| Some((port, clash(port, spec)?))) {
             None => Ok(()),
             Some((port, clash)) => Err(taken(clash.ifname, clash.below, port)),
         }
-    }
-
-    /// The port that listens by TCP where this one is to, or at all addresses of its port.
-    fn listener_beside(&self, kind: &PortKind) -> Option<(&Port, SocketAddr)> {
-        let tcp = |kind: &PortKind| match kind {
-            PortKind::Stream(spec) => spec.listens_at().and_then(StreamAddress::tcp),
-            _ => None,
-        };
-        let wanted = tcp(kind)?;
-        let clashes = |there: &SocketAddr| {
-            let any = there.ip().is_unspecified() || wanted.ip().is_unspecified();
-            there.port() == wanted.port()
-                && there.is_ipv4() == wanted.is_ipv4()
-                && (any || there.ip() == wanted.ip())
-        };
-        self.ports.values().find_map(|port| Some((port, tcp(&port.spec.kind).filter(clashes)?)))
     }
 
     /// Takes over what was opened for a port; returns the workers' queues.

@@ -8,7 +8,7 @@
 //!
 //! Interfaces of `packet` ports need not exist (they may be a guest's that starts later): such a port waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,13 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use vswitch::bridge::neighbours::NEIGHBOURS_MAX;
-use vswitch::spec::{PortKind, PortSpec};
+use vswitch::spec::{Meeting, PortSpec};
 use vswitch::switch::{Options, PollMode};
 
 use crate::api::size::Size;
 use crate::api::{AttachRule, BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
 use crate::attach;
-use crate::plan::{Entry, Layout, entry_vlan};
+use crate::plan::{Entry, Layout, collide, entry_vlan, same_netns};
 
 /// Where the configuration is looked for.
 pub const DEFAULT_CONFIG: &str = "/etc/vswitchd/vswitchd.toml";
@@ -367,10 +367,7 @@ impl Config {
             let message = error.message().trim().replace('\n', "; ");
             format!("{}:{line} {message}", path.display())
         })?;
-        let mut checker = Checker {
-            config: Config { path: path.to_owned(), ..Config::default() },
-            interfaces: BTreeMap::new(),
-        };
+        let mut checker = Checker { config: Config { path: path.to_owned(), ..Config::default() } };
         checker.config.daemon = file.daemon;
         if let Some(log) = &checker.config.daemon.log {
             crate::log::filter(log).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -411,8 +408,6 @@ impl Config {
 /// Takes objects in the order of the file.
 struct Checker {
     config: Config,
-    /// Ports by the interface they use.
-    interfaces: BTreeMap<(PathBuf, String), String>,
 }
 
 impl Checker {
@@ -452,24 +447,8 @@ impl Checker {
                 bridge.name
             ));
         }
-        if let Some((netns, ifname)) = interface(&spec)
-            && let Some(other) = self.interfaces.insert((netns, ifname.clone()), spec.name.clone())
-            && other != spec.name
-        {
-            return Err(format!(
-                "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
-            ));
-        }
-        let same = |other: &&PortSpec| other.kind.socket_path() == spec.kind.socket_path();
-        if let Some(path) = spec.kind.socket_path()
-            && let Some(other) = self.config.layout.ports.iter().find(same)
-            && other.name != spec.name
-        {
-            return Err(format!(
-                "{owner}: socket {} is that of port '{}' already: give another path",
-                path.display(),
-                other.name
-            ));
+        for other in self.config.layout.ports.iter().filter(|other| other.name != spec.name) {
+            check_beside(&spec, other)?;
         }
         self.place(owner, line)?;
         self.config.layout.ports.push(spec);
@@ -526,15 +505,43 @@ impl Checker {
     }
 }
 
+/// Refuses a port that the switch would refuse because another of the file is there.
+fn check_beside(spec: &PortSpec, other: &PortSpec) -> Result<(), String> {
+    let (owner, holder) = (&spec.name, &other.name);
+    if let Some(shared) = other.shares(spec, same_netns) {
+        let below = if shared.below { "below" } else { "that of" };
+        return Err(format!(
+            "port '{owner}': interface '{}' is {below} port '{holder}' already: give another ifname",
+            shared.ifname
+        ));
+    }
+    match spec.kind.shares_socket(&other.kind) {
+        Some(Meeting::File(path)) => {
+            return Err(format!(
+                "port '{owner}': socket {} is that of port '{holder}' already: give another path",
+                path.display()
+            ));
+        }
+        Some(Meeting::Tcp(address)) => {
+            return Err(format!(
+                "port '{owner}': {address} is where port '{holder}' listens already: give another address"
+            ));
+        }
+        None => {}
+    }
+    if collide(spec, other) {
+        return Err(format!(
+            "port '{owner}': its packets are those of port '{holder}': give another number, local address or UDP port, or both \
+             'strict_remotes = true' and remotes of their own"
+        ));
+    }
+    Ok(())
+}
+
 /// The interface of a port: its namespace's file (empty: vswitchd's own) and its name.
 pub(crate) fn interface(spec: &PortSpec) -> Option<(PathBuf, String)> {
-    let (netns, ifname) = match &spec.kind {
-        PortKind::Tap(tap) | PortKind::Internal(tap) => (&tap.netns, &tap.ifname),
-        PortKind::Packet(packet) => (&packet.netns, &packet.ifname),
-        PortKind::Macvtap(macvtap) => (&macvtap.netns, &macvtap.ifname),
-        _ => return None,
-    };
-    Some((netns.as_ref().map(vswitch::spec::Netns::path).unwrap_or_default(), ifname.clone()))
+    let (netns, ifname) = spec.kind.interface()?;
+    Some((netns.as_ref().map(vswitch::spec::Netns::path).unwrap_or_default(), ifname.to_owned()))
 }
 
 /// Names in a layout, for origins.

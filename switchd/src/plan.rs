@@ -13,17 +13,21 @@
 //! 3. bridges change, and come;
 //! 4. the other ports change (their bridge filters by now), and neighbours come, and ports come whose name, interface and tunnel are free,
 //!    and static stations behind ports that are there;
-//! 5. ports go: first those in whose place others come, and these come, and the stations behind them; then the rest;
+//! 5. ports go: first those in whose place others come (`places.rs`), and these come, and the stations behind them; then the rest;
 //! 6. bridges go.
 //!
 //! A tunnel port that is given what another has now (see `tunnels.rs`) changes in two steps: in 2 or 4 it loses what it is to lose,
 //! and in 5, when others have lost theirs or are gone, it gets the rest. So two ports can swap their remotes.
 //!
+//! What only the kernel knows to be one (two names of an interface, two paths of a socket) shows when a port that comes is refused because
+//! something is there already. Then [`apply`] has the ports of its sort that are to go anyway go first, and tries it again.
+//!
 //! Rejected: tearing everything down and building it anew (loses frames on ports that did not change), and
 //! a transaction inside the switch (every step would need a second form there that only this uses).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 
 use vswitch::addr::MacAddr;
@@ -31,14 +35,14 @@ use vswitch::bridge::vlan::{Leaves, VlanPolicy};
 use vswitch::spec::{BridgeSpec, PortKind, PortSettings, PortSpec, VlanMode};
 use vswitch::status::PortState;
 use vswitch::switch::{Error, Missing, NeighSpec};
+use vswitch::topology::PORTS_MAX;
 
-use crate::config::interface;
 use crate::control::Control;
 
+mod places;
 mod tunnels;
 
-#[cfg(any(test, feature = "model"))]
-pub(crate) use tunnels::collide;
+pub(crate) use places::{collide, same_netns};
 
 /// Bridges, ports, static stations and neighbours as plain values, in the order of their creation.
 #[derive(Clone, Debug, Default)]
@@ -297,21 +301,12 @@ pub fn plan(now: &Layout, then: &Layout, dead: &BTreeSet<String>) -> Vec<Step> {
     let come = then.neighbours.iter().filter(|known| !neighbour_stays(known));
     steps.extend(come.cloned().map(Step::AddNeighbour));
 
-    let come = then.ports.iter().filter(|port| !stays_by_name(&port.name));
-    let replaces = |new: &PortSpec, old: &PortSpec| {
-        let socket = new.kind.socket_path();
-        let listens_at = |port: &PortSpec| match &port.kind {
-            PortKind::Stream(stream) => stream.listens_at().cloned(),
-            _ => None,
-        };
-        new.name == old.name
-            || interface(new).is_some_and(|new| interface(old) == Some(new))
-            || socket.is_some() && old.kind.socket_path() == socket
-            || listens_at(new).is_some_and(|place| listens_at(old) == Some(place))
-            || tunnels::is_in_the_way(old, new)
-    };
+    let come: Vec<&PortSpec> = then.ports.iter().filter(|port| !stays_by_name(&port.name)).collect();
+    // All cannot be there at once, if the old ones and the new ones are more than the switch has room for.
+    let crowded = now.ports.len() + come.len() > PORTS_MAX;
+    let replaces = |new: &PortSpec, old: &PortSpec| crowded || places::is_in_the_way(old, new);
     let (in_place, free): (Vec<_>, Vec<_>) =
-        come.partition(|new| go_ports.iter().any(|old| replaces(new, old)));
+        come.into_iter().partition(|new| go_ports.iter().any(|old| replaces(new, old)));
     let (replaced, rest): (Vec<_>, Vec<_>) =
         go_ports.into_iter().partition(|old| in_place.iter().chain(&grown).any(|new| replaces(new, old)));
     let new_entries = then.entries.iter().filter(|e| !entry_stays(e)).cloned();
@@ -349,10 +344,21 @@ pub struct Refused {
 /// The first refusal; what had been done by then is undone.
 pub fn apply(switch: &dyn Control, steps: &[Step], missing: Missing) -> Result<(), Refused> {
     let failed_before = failures(switch);
-    for (taken, step) in steps.iter().enumerate() {
-        let Err(error) = step.take(switch, missing) else { continue };
+    let mut todo: VecDeque<Step> = steps.iter().cloned().collect();
+    let mut done: Vec<Step> = Vec::new();
+    while let Some(step) = todo.pop_front() {
+        let Err(error) = step.take(switch, missing) else {
+            done.push(step);
+            continue;
+        };
+        let room = room_for(&step, &error, &mut todo);
+        if !room.is_empty() {
+            todo.push_front(step);
+            room.into_iter().rev().for_each(|goes| todo.push_front(goes));
+            continue;
+        }
         let (mut left, mut rebuilt) = (Vec::new(), Vec::new());
-        for done in steps[..taken].iter().rev() {
+        for done in done.iter().rev() {
             // A port that the kernel refuses now, although it had it before, is better failed than gone: it is tried again.
             if let Err(error) = done.inverse().take(switch, Missing::Keep) {
                 left.push(format!("{done}: {error}"));
@@ -370,6 +376,24 @@ pub fn apply(switch: &dyn Control, steps: &[Step], missing: Missing) -> Result<(
         return Err(Refused { object: step.to_string(), error, left, rebuilt });
     }
     Ok(())
+}
+
+/// Takes the steps out of `todo` by which ports go that may have what `step` was refused for. They are to go in any case, and may
+/// go at any time.
+fn room_for(step: &Step, error: &Error, todo: &mut VecDeque<Step>) -> Vec<Step> {
+    let Step::AddPort(new) = step else { return Vec::new() };
+    let is_taken = match error {
+        Error::Exists(_) => true,
+        Error::System { source, .. } => {
+            matches!(source.kind(), ErrorKind::AlreadyExists | ErrorKind::AddrInUse | ErrorKind::ResourceBusy)
+        }
+        Error::NotFound(_) | Error::Invalid(_) => false,
+    };
+    let goes =
+        |step: &Step| matches!(step, Step::DelPort(old) if is_taken && places::may_be_in_the_way(old, new));
+    let (room, rest): (Vec<Step>, Vec<Step>) = std::mem::take(todo).into_iter().partition(goes);
+    *todo = rest.into();
+    room
 }
 
 /// The ports that have failed, and why.

@@ -203,6 +203,27 @@ fn one_interface_cannot_have_two_ports() {
 }
 
 #[test]
+fn one_place_cannot_have_two_ports() {
+    let both = |first: &str, second: &str| {
+        let port = |name: &str, rest: &str| format!("[[port]]\nname = \"{name}\"\nbridge = \"b\"\n{rest}\n");
+        parse(&format!("[[bridge]]\nname = \"b\"\n{}{}", port("p", first), port("q", second)))
+    };
+    let vhost = "type = \"vhost-user\"\npath = \"/s\"";
+    let told = both(vhost, vhost).unwrap_err();
+    assert!(told.contains("port 'q': socket /s is that of port 'p' already: give another path"), "{told}");
+    assert!(both(vhost, "type = \"vde\"\npath = \"/s\"").is_err());
+    assert!(both(vhost, &vhost.replace("/s", "/t")).is_ok());
+    let stream = |at: &str| format!("type = \"stream\"\nlisten = \"{at}\"");
+    let told = both(&stream("0.0.0.0:7"), &stream("127.0.0.1:7")).unwrap_err();
+    assert!(told.contains("port 'q': 0.0.0.0:7 is where port 'p' listens already"), "{told}");
+    assert!(both(&stream("0.0.0.0:7"), &stream("[::1]:7")).is_ok());
+    let vxlan = "type = \"vxlan\"\nvni = 7\nlocal = \"10.0.0.1\"";
+    let told = both(vxlan, vxlan).unwrap_err();
+    assert!(told.contains("port 'q': its packets are those of port 'p'"), "{told}");
+    assert!(both(vxlan, &vxlan.replace('7', "8")).is_ok());
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vswitchd.toml");

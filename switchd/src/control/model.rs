@@ -20,7 +20,6 @@ use vswitch::switch::{Error, FdbFilter, Missing, NeighFilter, NeighSpec};
 
 use super::Control;
 use crate::api::none_such;
-use crate::config::interface;
 use crate::plan::{Entry, Layout, collide};
 
 /// A switch without devices.
@@ -44,6 +43,8 @@ pub struct Inner {
     pub refused: BTreeSet<String>,
     /// Ports that it has refused.
     pub failed: BTreeSet<String>,
+    /// Two ports that the "kernel" knows to have one thing, whatever they call it.
+    pub one_and_the_same: Option<(String, String)>,
     /// Changes that still succeed; then one is refused by the "kernel".
     pub fails_after: Option<usize>,
 }
@@ -57,13 +58,13 @@ fn kernel_refuses(port: &str) -> Error {
     Error::System { what, source: io::Error::from_raw_os_error(13) }
 }
 
-/// Refuses a tunnel whose packets are those of another port.
+/// Refuses what another port has.
 fn check_taken(ports: &[PortSpec], asked: &PortSpec) -> Result<(), Error> {
     let taken = |other: &&PortSpec| other.name != asked.name && collide(asked, other);
     match ports.iter().find(taken) {
         None => Ok(()),
         Some(other) => {
-            Err(Error::Exists(format!("port '{}': its network is that of '{}'", asked.name, other.name)))
+            Err(Error::Exists(format!("port '{}': '{}' has what it needs", asked.name, other.name)))
         }
     }
 }
@@ -217,16 +218,11 @@ impl Control for Model {
             return Err(unaware_refusal(&spec.name, &spec.bridge));
         }
         check_taken(&inner.layout.ports, &spec)?;
-        if let Some(other) = inner
-            .layout
-            .ports
-            .iter()
-            .find(|other| interface(other).is_some() && interface(other) == interface(&spec))
+        if let Some((holder, other)) = &inner.one_and_the_same
+            && *other == spec.name
+            && inner.layout.ports.iter().any(|port| port.name == *holder)
         {
-            return Err(Error::Exists(format!(
-                "port '{}': interface is that of '{}'",
-                spec.name, other.name
-            )));
+            return Err(Error::Exists(format!("port '{other}': '{holder}' has that under another name")));
         }
         if let PortKind::Packet(packet) = &spec.kind
             && !matches!(missing, Missing::Wait | Missing::Keep)
@@ -299,7 +295,7 @@ impl Control for Model {
         let inner = self.inner();
         let status = |spec: &PortSpec| PortStatus {
             spec: spec.clone(),
-            ifname: interface(spec).map(|(_, ifname)| ifname),
+            ifname: spec.kind.interface().map(|(_, ifname)| ifname.to_owned()),
             ifindex: Some(7),
             mac: None,
             mtu: Some(1500),

@@ -7,10 +7,14 @@
 use vswitch::spec::{Netns, PortKind, PortSettings, PortSpec, TunnelSettings, TunnelSpec};
 
 /// Whether the switch refuses one of them while the other is there.
-pub(crate) fn collide(one: &PortSpec, other: &PortSpec) -> bool {
-    tunnels(one, other).is_some_and(|(here, there)| {
-        here.clash(&one.settings.tunnel, there, &other.settings.tunnel).is_some()
-    })
+pub(super) fn collide(one: &PortSpec, other: &PortSpec) -> bool {
+    tunnels(one, other).is_some() && collide_in_one_namespace(one, other)
+}
+
+/// The same, if their namespaces are one, whatever they are called.
+pub(super) fn collide_in_one_namespace(one: &PortSpec, other: &PortSpec) -> bool {
+    let (PortKind::Tunnel(here), PortKind::Tunnel(there)) = (&one.kind, &other.kind) else { return false };
+    here.clash(&one.settings.tunnel, there, &other.settings.tunnel).is_some()
 }
 
 /// Whether an old one has to go before a new one can come.
@@ -22,7 +26,7 @@ pub(super) fn is_in_the_way(old: &PortSpec, new: &PortSpec) -> bool {
 fn tunnels<'a>(one: &'a PortSpec, other: &'a PortSpec) -> Option<(&'a TunnelSpec, &'a TunnelSpec)> {
     let (PortKind::Tunnel(here), PortKind::Tunnel(there)) = (&one.kind, &other.kind) else { return None };
     let netns = |spec: &TunnelSpec| spec.netns.as_ref().map(Netns::path);
-    (netns(here) == netns(there)).then_some((here, there))
+    (here.netns == there.netns || netns(here) == netns(there)).then_some((here, there))
 }
 
 /// Between `from` and `to`: everything as in `to`, but only the remotes that both have. It gets into nobody's way whom `from`

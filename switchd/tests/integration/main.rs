@@ -23,6 +23,7 @@ mod neighbours;
 mod oracle;
 mod overlays;
 mod path_mtu;
+mod places;
 mod ports;
 mod scenarios;
 mod settings;
@@ -60,6 +61,8 @@ const TESTS: &[(&str, Test)] = &[
     ("settings::bridges_are_separate", settings::bridges_are_separate),
     ("settings::counters", settings::counters),
     ("settings::static_entries_follow", settings::static_entries_follow),
+    ("places::check_and_adding_agree", places::check_and_adding_agree),
+    ("places::a_reload_passes_them_on", places::a_reload_passes_them_on),
     ("ports::not_every_interface", ports::not_every_interface),
     ("ports::one_interface_one_port", ports::one_interface_one_port),
     ("cli::bridges", cli::bridges),
