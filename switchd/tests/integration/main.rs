@@ -24,6 +24,7 @@ mod path_mtu;
 mod ports;
 mod scenarios;
 mod settings;
+mod shortage;
 mod sockets;
 mod traffic;
 mod tunnels;
@@ -97,6 +98,7 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::a_million_addresses", faults::a_million_addresses),
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("shortage::no_thread_to_be_had", shortage::no_thread_to_be_had),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),
