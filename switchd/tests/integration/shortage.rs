@@ -1,8 +1,12 @@
-//! What vswitchd does where the kernel gives no more: no thread, no descriptor. It runs on, says so, and goes back to work by itself.
+//! What vswitchd does where the kernel gives no more, or somebody else has it: no thread, no descriptor, no lock. It runs on (or starts),
+//! says so, and goes back to work by itself.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -64,5 +68,36 @@ pub fn no_thread_to_be_had() -> Outcome {
     assert_eq!(daemon.port("guest")["type"], "vhost-user");
     daemon.signal(libc::SIGTERM);
     assert!(daemon.wait().success(), "{}", daemon.log());
+    Ok(())
+}
+
+/// Ends with the test.
+struct Waiting(Child);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn locks_of_others() -> Outcome {
+    has_users()?;
+    let ns = Ns::new("locks");
+    let daemon = Daemon::start(&ns);
+    fs::set_permissions(daemon.path(""), fs::Permissions::from_mode(0o755)).expect("ours");
+    // Whoever waits for the lock has it as soon as vswitchd has gone.
+    let waits = |file: PathBuf| {
+        let mut command = Command::new("flock");
+        command.arg(file).args(["sleep", "30"]).uid(LONELY).gid(LONELY);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Waiting(command.spawn().expect("flock runs"))
+    };
+    let _waiting = ["ctl.sock.lock", "attach.sock.lock"].map(|name| waits(daemon.path(name)));
+    std::thread::sleep(Duration::from_millis(300));
+    let folder = daemon.kill();
+    let daemon = Start::new(&ns).folder(folder).ready();
+    assert!(daemon.path("attach.sock").exists());
+    daemon.terminate();
     Ok(())
 }
