@@ -27,6 +27,7 @@ mod places;
 mod ports;
 mod scenarios;
 mod settings;
+mod shortage;
 mod sockets;
 mod traffic;
 mod tunnels;
@@ -106,6 +107,8 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::a_million_addresses", faults::a_million_addresses),
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("shortage::no_thread_to_be_had", shortage::no_thread_to_be_had),
+    ("shortage::locks_of_others", shortage::locks_of_others),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),

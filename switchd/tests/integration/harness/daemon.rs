@@ -33,6 +33,7 @@ pub struct Start<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     unprivileged: bool,
+    user: Option<u32>,
     in_user_namespace: bool,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Start<'a> {
             arguments: Vec::new(),
             environment: Vec::new(),
             unprivileged: false,
+            user: None,
             in_user_namespace: false,
         }
     }
@@ -75,6 +77,12 @@ impl<'a> Start<'a> {
     /// Without any capability.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// As a user without capabilities, whose the folder is.
+    pub fn as_user(mut self, uid: u32) -> Self {
+        self.user = Some(uid);
         self
     }
 
@@ -110,6 +118,12 @@ impl<'a> Start<'a> {
             let mut command = Command::new("unshare");
             command.args(["--user", "--map-root-user", VSWITCHD]);
             command
+        } else if let Some(uid) = self.user {
+            // Where others than root can reach it.
+            let program = folder.path().join("vswitchd");
+            fs::copy(VSWITCHD, &program).expect("copied");
+            std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).expect("root may");
+            Command::new(program)
         } else {
             Command::new(VSWITCHD)
         };
@@ -118,7 +132,7 @@ impl<'a> Start<'a> {
             fs::write(&config, text).expect("written");
             command.arg("--config").arg(config);
         }
-        let (hide_config, unprivileged) = (self.config.is_none(), self.unprivileged);
+        let (hide_config, unprivileged, user) = (self.config.is_none(), self.unprivileged, self.user);
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -147,6 +161,13 @@ impl<'a> Start<'a> {
                 // What is not in the bounding set is not gained by exec; it ends at the first that the kernel does not know.
                 let mut drop = (0..64).take_while(|_| unprivileged);
                 drop.all(|capability| libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0);
+                if let Some(uid) = user
+                    && (libc::setgroups(0, std::ptr::null()) != 0
+                        || libc::setgid(uid) != 0
+                        || libc::setuid(uid) != 0)
+                {
+                    return Err(std::io::Error::last_os_error());
+                }
                 // A test run that is killed takes its daemons along.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())
