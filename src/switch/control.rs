@@ -69,6 +69,8 @@ struct Port {
     shared: Arc<PortShared>,
     capabilities: Capabilities,
     queues: usize,
+    /// Kernel memory of its rings, which is never swapped out.
+    ring_bytes: u64,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
     /// The connection to a guest, and whether it was up when it was looked at last.
@@ -351,6 +353,7 @@ impl Control {
             sequence,
             capabilities: Capabilities::default(),
             queues: 0,
+            ring_bytes: 0,
             keep: Vec::new(),
             guest: None,
             open: false,
@@ -446,9 +449,14 @@ impl Control {
         self.ports.values().find_map(|port| Some((port, tcp(&port.spec.kind).filter(clashes)?)))
     }
 
-    /// Takes over what was opened for a port; returns the workers' queues.
-    fn attach(&mut self, port: &mut Port, opened: OpenPort) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
-        port.link = match (interface(&port.spec.kind), opened.ifindex) {
+    /// Takes over what was opened for a port; returns the workers' queues. Whatever can fail comes first: a port that is refused here is as it
+    /// was, and what was opened for it goes.
+    fn attach(
+        &mut self,
+        port: &mut Port,
+        mut opened: OpenPort,
+    ) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
+        let link = match (interface(&port.spec.kind), opened.ifindex) {
             (Some((place, _)), Some(index)) => {
                 let named = |error| Error::port(&port.spec.name, error);
                 let netlink = self.namespaces.enter(&place).map_err(named)?;
@@ -459,18 +467,25 @@ impl Control {
             }
             _ => None,
         };
-        let mtu = port.link.as_ref().map_or(opened.mtu, |link| link.mtu);
+        let mtu = link.as_ref().map_or(opened.mtu, |link| link.mtu);
         // A new device is a new port to the workers, but it goes on counting where the old one ended.
-        let shared = PortShared::new(self.crew.len(), mtu, opened.strict_mtu);
+        let shared = Arc::new(PortShared::new(self.crew.len(), mtu, opened.strict_mtu));
+        if let Some(guest) = &mut opened.link {
+            let what = || format!("port '{}': cannot start a thread", port.spec.name);
+            guest.start(Arc::clone(&shared)).map_err(|source| Error::System { what: what(), source })?;
+        }
         shared.continue_from(&port.shared);
-        port.shared = Arc::new(shared);
+        port.link = link;
+        port.shared = shared;
         port.capabilities = opened.capabilities;
         port.queues = opened.receiving;
+        port.ring_bytes = opened.queues.iter().map(|queue| queue.ring_bytes()).sum();
         port.keep = opened.keep;
-        if let Some(mut guest) = opened.link {
-            let what = || format!("port '{}': cannot start a thread", port.spec.name);
-            guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
+        if let Some(guest) = opened.link {
             port.guest = Some((guest, false));
+        }
+        if let Some(made) = opened.made {
+            made.keep();
         }
         port.open = true;
         port.missed_seen = port.dropped(&self.namespaces).unwrap_or(0);
@@ -617,6 +632,7 @@ impl Control {
             mtu: link.map(|link| link.mtu).or_else(|| port.spec.kind.mtu()).or_else(|| self.tunnels.mtu(id)),
             state: port.state(),
             queues: port.queues,
+            ring_bytes: if port.open { port.ring_bytes } else { 0 },
             peer,
             remotes: self.tunnels.status(id),
             peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),

@@ -38,6 +38,8 @@ pub struct Inner {
     pub devices_touched: Vec<String>,
     /// Interfaces for packet ports.
     pub interfaces: BTreeSet<String>,
+    /// Memory of the rings of each packet port.
+    pub ring_bytes: u64,
     /// Ports without device.
     pub gone: BTreeSet<String>,
     /// Changes that still succeed; then one is refused by the "kernel".
@@ -279,6 +281,7 @@ impl Control for Model {
             mtu: Some(1500),
             state: if inner.gone.contains(&spec.name) { PortState::Gone } else { PortState::Up },
             queues: 1,
+            ring_bytes: if matches!(spec.kind, PortKind::Packet(_)) { inner.ring_bytes } else { 0 },
             peer: None,
             remotes: spec.settings.tunnel.remotes.iter().map(remote_status).collect(),
             peers: None,

@@ -22,6 +22,7 @@ mod oracle;
 mod overlays;
 mod path_mtu;
 mod ports;
+mod remains;
 mod scenarios;
 mod settings;
 mod sockets;
@@ -163,6 +164,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::persistent_devices", attach::persistent_devices),
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
+    ("remains::of_ports_without_descriptors", remains::of_ports_without_descriptors),
     ("guests::behind_a_tap", guests::behind_a_tap),
     ("scenarios::everybody_reaches_everybody", scenarios::everybody_reaches_everybody),
     ("scenarios::guests_in_vlans", scenarios::guests_in_vlans),
