@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Trial};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use vswitch::addr::MacAddr;
-use vswitch::spec::Netns;
+use vswitch::spec::{MacvtapLower, MacvtapMode, MacvtapSpec, Netns, PortKind, TapSpec};
 use vswitch::status::Peer;
 use vswitch::sys::netlink::{Link, LinkChange, LinkEvent, Monitor, Netlink, VethEnd};
 use vswitch::sys::{bpf, netns};
@@ -54,6 +54,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "a_kernel_bridge_letting_go_of_an_interface_is_not_its_removal",
         Test::Always(a_kernel_bridge_letting_go_of_an_interface_is_not_its_removal),
+    ),
+    (
+        "a_device_goes_with_the_port_it_was_made_for",
+        Test::Always(a_device_goes_with_the_port_it_was_made_for),
     ),
     ("a_monitor_that_is_too_slow_is_told_so", Test::Always(a_monitor_that_is_too_slow_is_told_so)),
     (
@@ -214,6 +218,22 @@ fn a_name_that_is_deleted_or_made_anew_is_noticed() {
     assert!(ip(&["netns", "add", &name.0]).0);
     assert!(netns::identity(&name).is_some_and(|second| second != first));
     netns::del(&name.0).expect("deleted");
+}
+
+/// A port that was opened and then not taken over, for whatever reason, leaves no device: not even a macvtap, which the kernel keeps.
+fn a_device_goes_with_the_port_it_was_made_for() {
+    let (a, _b, ..) = pair();
+    let lower = MacvtapLower { ifname: "va".into(), mode: MacvtapMode::Passthru, mac: None, mtu: None };
+    let netns = Some(a.name.clone());
+    let macvtap = MacvtapSpec { ifname: "up".into(), netns: netns.clone(), queues: None, lower: Some(lower) };
+    let tap = TapSpec { netns, ..TapSpec::new("up") };
+    for kind in [PortKind::Macvtap(macvtap), PortKind::Tap(tap.clone()), PortKind::Internal(tap)] {
+        let opened = vswitch::port::open(&kind, 2).expect("opened");
+        assert!(a.netlink().link("up").expect("asked").is_some(), "{kind:?}");
+        drop(opened);
+        assert!(a.netlink().link("up").expect("asked").is_none(), "{kind:?} left its device");
+    }
+    assert!(a.netlink().link("va").expect("asked").is_some());
 }
 
 fn callers_never_move_and_may_be_many() {

@@ -99,6 +99,7 @@ impl MemPort {
             strict_mtu: false,
             keep: Vec::new(),
             link: None,
+            made: None,
         }
     }
 }

@@ -73,6 +73,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         strict_mtu: true,
         keep,
         link: None,
+        made: None,
     })
 }
 
@@ -141,5 +142,9 @@ impl PortQueue for PacketQueue {
 
     fn take_missed(&mut self) -> u64 {
         self.socket.take_kernel_drops()
+    }
+
+    fn ring_bytes(&self) -> u64 {
+        self.socket.ring_bytes()
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
         strict_mtu: false,
         keep: Vec::new(),
         link: None,
+        made: None,
     })
 }
 

@@ -77,6 +77,8 @@ struct Port {
     shared: Arc<PortShared>,
     capabilities: Capabilities,
     queues: usize,
+    /// Kernel memory of its rings, which is never swapped out.
+    ring_bytes: u64,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
     /// The connection to a guest, and whether it was up when it was looked at last.
@@ -411,6 +413,7 @@ impl Control {
             sequence,
             capabilities: Capabilities::default(),
             queues: 0,
+            ring_bytes: 0,
             keep: Vec::new(),
             guest: None,
             open: false,
@@ -498,9 +501,14 @@ impl Control {
         }
     }
 
-    /// Takes over what was opened for a port; returns the workers' queues.
-    fn attach(&mut self, port: &mut Port, opened: OpenPort) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
-        port.link = match (interface(&port.spec.kind), opened.ifindex) {
+    /// Takes over what was opened for a port; returns the workers' queues. Whatever can fail comes first: a port that is refused here is as it
+    /// was, and what was opened for it goes.
+    fn attach(
+        &mut self,
+        port: &mut Port,
+        mut opened: OpenPort,
+    ) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
+        let link = match (interface(&port.spec.kind), opened.ifindex) {
             (Some((place, _)), Some(index)) => {
                 let named = |error| Error::port(&port.spec.name, error);
                 let netlink = self.namespaces.enter(&place).map_err(named)?;
@@ -511,21 +519,26 @@ impl Control {
             }
             _ => None,
         };
-        let mtu = port.link.as_ref().map_or(opened.mtu, |link| link.mtu);
+        let mtu = link.as_ref().map_or(opened.mtu, |link| link.mtu);
         // A new device is a new port to the workers, but it goes on counting where the old one ended.
-        let shared = PortShared::new(self.crew.len(), mtu, opened.strict_mtu);
-        shared.continue_from(&port.shared);
-        port.shared = Arc::new(shared);
-        port.capabilities = opened.capabilities;
-        port.queues = opened.receiving;
-        port.keep = opened.keep;
-        if let Some(mut guest) = opened.link {
+        let shared = Arc::new(PortShared::new(self.crew.len(), mtu, opened.strict_mtu));
+        if let Some(guest) = &mut opened.link {
             let what = || format!("port '{}': cannot serve its front end", port.spec.name);
             let pool = Arc::clone(&self.guest_memory);
-            guest
-                .start(Arc::clone(&port.shared), pool)
-                .map_err(|source| Error::System { what: what(), source })?;
+            guest.start(Arc::clone(&shared), pool).map_err(|source| Error::System { what: what(), source })?;
+        }
+        shared.continue_from(&port.shared);
+        port.link = link;
+        port.shared = shared;
+        port.capabilities = opened.capabilities;
+        port.queues = opened.receiving;
+        port.ring_bytes = opened.queues.iter().map(|queue| queue.ring_bytes()).sum();
+        port.keep = opened.keep;
+        if let Some(guest) = opened.link {
             port.guest = Some((guest, false));
+        }
+        if let Some(made) = opened.made {
+            made.keep();
         }
         port.opened();
         port.missed_seen = port.dropped(&self.namespaces).unwrap_or(0);
@@ -671,6 +684,7 @@ impl Control {
             state: port.state(),
             reason: port.reason(),
             queues: port.queues,
+            ring_bytes: if port.open { port.ring_bytes } else { 0 },
             peer,
             remotes: self.tunnels.status(id),
             peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),

@@ -269,6 +269,12 @@ impl PacketSocket {
         Ok(Received::Frame { len: n.cast_unsigned() - VNET_HDR_LEN, tag })
     }
 
+    /// Memory of its ring: the kernel's, mapped here, never swapped out.
+    #[must_use]
+    pub fn ring_bytes(&self) -> u64 {
+        Ring::BYTES as u64
+    }
+
     /// Frames that the kernel dropped for want of room since the last call.
     #[must_use]
     pub fn take_kernel_drops(&self) -> u64 {

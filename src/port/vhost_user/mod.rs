@@ -75,6 +75,7 @@ pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys
         strict_mtu: false,
         keep: Vec::new(),
         link: Some(Link::open(spec, rings)?),
+        made: None,
     })
 }
 

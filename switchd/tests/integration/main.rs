@@ -25,6 +25,7 @@ mod overlays;
 mod path_mtu;
 mod places;
 mod ports;
+mod remains;
 mod scenarios;
 mod settings;
 mod shortage;
@@ -181,6 +182,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::persistent_devices", attach::persistent_devices),
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
+    ("remains::of_ports_without_descriptors", remains::of_ports_without_descriptors),
     ("guests::behind_a_tap", guests::behind_a_tap),
     ("scenarios::everybody_reaches_everybody", scenarios::everybody_reaches_everybody),
     ("scenarios::guests_in_vlans", scenarios::guests_in_vlans),
