@@ -59,6 +59,12 @@ pub trait PortQueue: Send + Debug {
     fn take_missed(&mut self) -> u64 {
         0
     }
+
+    /// Gives up a ring that it shares with the kernel, if the kernel has stopped filling it;
+    /// whether it did. Not on the fast path.
+    fn leave_ring(&mut self) -> bool {
+        false
+    }
 }
 
 /// What receiving needs to know.
@@ -109,6 +115,8 @@ pub struct OpenPort {
     pub strict_mtu: bool,
     /// Undone when closed.
     pub keep: Vec<OwnedFd>,
+    /// Rings that the kernel may stop filling.
+    pub watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, to be started when the port is known.
     pub link: Option<vhost_user::Link>,
 }
@@ -124,6 +132,7 @@ impl OpenPort {
             mtu,
             strict_mtu: false,
             keep: Vec::new(),
+            watches: Vec::new(),
             link: None,
         }
     }

@@ -4,7 +4,9 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which
+//! address. `streams.rs`: peers of ports on sockets. `rings.rs`: rings that the kernel stops
+//! filling. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 mod neighbours;
+mod rings;
 mod stations;
 mod streams;
 mod tunnels;
@@ -23,6 +26,7 @@ use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
 
 use super::crew::Crew;
+use super::disposal;
 use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
@@ -71,6 +75,8 @@ struct Port {
     queues: usize,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
+    /// Its rings that the kernel may stop filling.
+    watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, and whether it was up when it was looked at last.
     guest: Option<(port::vhost_user::Link, bool)>,
     /// Whether workers hold queues of it.
@@ -352,6 +358,7 @@ impl Control {
             capabilities: Capabilities::default(),
             queues: 0,
             keep: Vec::new(),
+            watches: Vec::new(),
             guest: None,
             open: false,
             leaves: missing == Missing::Leave,
@@ -467,6 +474,7 @@ impl Control {
         port.capabilities = opened.capabilities;
         port.queues = opened.receiving;
         port.keep = opened.keep;
+        port.watches = opened.watches;
         if let Some(mut guest) = opened.link {
             let what = || format!("port '{}': cannot start a thread", port.spec.name);
             guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
@@ -530,14 +538,16 @@ impl Control {
 
     /// Removes ports, and the stations behind them.
     fn close(&mut self, ids: &[PortId]) {
-        let ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
+        let mut ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
         let remotes = ids.iter().flat_map(|&id| self.forget_tunnel(id)).collect::<Vec<_>>();
         let leaving: HashSet<PortId> = ids.iter().copied().chain(remotes).collect();
         let all: Vec<PortId> = leaving.iter().copied().collect();
         let released = self.publish(&all, Vec::new());
         self.forget_ids(&leaving);
         self.delete_devices(&ports);
-        drop((released, ports));
+        let keep = ports.iter_mut().map(|port| std::mem::take(&mut port.keep)).collect();
+        release(released, keep);
+        drop(ports);
         self.release_namespaces();
     }
 
@@ -624,7 +634,8 @@ impl Control {
                 .tunnels
                 .hint(id, port)
                 .or_else(|| port.guest.as_ref()?.0.hint())
-                .or_else(|| port.hint()),
+                .or_else(|| port.hint())
+                .or_else(|| port.ring_hint()),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
@@ -780,6 +791,21 @@ impl Bridge {
             members: Vec::new(),
         }
     }
+}
+
+/// Closes what workers have given up and what ports kept, as much as possible at the same time. The
+/// former are parts of a socket each; the latter the kernel undoes under a lock of its own, so one
+/// thread will do.
+fn release(released: Vec<Applied>, keep: Vec<Vec<std::os::fd::OwnedFd>>) {
+    let mut things: Vec<Box<dyn Send>> = Vec::new();
+    if keep.iter().any(|keep| !keep.is_empty()) {
+        things.push(Box::new(keep));
+    }
+    for Applied { released, before } in released {
+        things.extend(released.into_iter().map(|queue| Box::new(queue) as Box<dyn Send>));
+        drop(before);
+    }
+    disposal::dispose(things);
 }
 
 /// Whether VLANs are networks to it.

@@ -22,6 +22,7 @@ mod oracle;
 mod overlays;
 mod path_mtu;
 mod ports;
+mod rings;
 mod scenarios;
 mod settings;
 mod sockets;
@@ -97,6 +98,8 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::a_million_addresses", faults::a_million_addresses),
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("rings::a_frame_stops_one", rings::a_frame_stops_one),
+    ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),

@@ -33,6 +33,7 @@ pub struct Start<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     unprivileged: bool,
+    without: Vec<libc::c_ulong>,
     in_user_namespace: bool,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Start<'a> {
             arguments: Vec::new(),
             environment: Vec::new(),
             unprivileged: false,
+            without: Vec::new(),
             in_user_namespace: false,
         }
     }
@@ -75,6 +77,12 @@ impl<'a> Start<'a> {
     /// Without any capability.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// Without these capabilities, by their numbers.
+    pub fn without(mut self, capabilities: &[libc::c_ulong]) -> Self {
+        self.without.extend(capabilities);
         self
     }
 
@@ -119,6 +127,7 @@ impl<'a> Start<'a> {
             command.arg("--config").arg(config);
         }
         let (hide_config, unprivileged) = (self.config.is_none(), self.unprivileged);
+        let without = self.without;
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -147,6 +156,9 @@ impl<'a> Start<'a> {
                 // What is not in the bounding set is not gained by exec; it ends at the first that the kernel does not know.
                 let mut drop = (0..64).take_while(|_| unprivileged);
                 drop.all(|capability| libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0);
+                if !without.iter().all(|&number| libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) == 0) {
+                    return Err(std::io::Error::last_os_error());
+                }
                 // A test run that is killed takes its daemons along.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())
