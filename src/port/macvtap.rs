@@ -145,6 +145,7 @@ fn take(
         mtu: link.mtu,
         strict_mtu: false,
         keep: vec![promiscuous],
+        watches: Vec::new(),
         link: None,
         made: None,
     })

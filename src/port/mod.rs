@@ -67,6 +67,12 @@ pub trait PortQueue: Send + Debug {
     fn ring_bytes(&self) -> u64 {
         0
     }
+
+    /// Gives up a ring that it shares with the kernel, if the kernel has stopped filling it;
+    /// whether it did. Not on the fast path.
+    fn leave_ring(&mut self) -> bool {
+        false
+    }
 }
 
 /// What receiving needs to know.
@@ -117,6 +123,8 @@ pub struct OpenPort {
     pub strict_mtu: bool,
     /// Undone when closed.
     pub keep: Vec<OwnedFd>,
+    /// Rings that the kernel may stop filling.
+    pub watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, to be started when the port is known.
     pub link: Option<vhost_user::Link>,
     /// The device that was made for it and would stay when its descriptors are closed. Dropping it removes the device, so a port that
@@ -135,6 +143,7 @@ impl OpenPort {
             mtu,
             strict_mtu: false,
             keep: Vec::new(),
+            watches: Vec::new(),
             link: None,
             made: None,
         }

@@ -4,7 +4,10 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their neighbours. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which
+//! address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their
+//! neighbours. `rings.rs`: rings that the kernel stops filling. `world.rs`: what happens to
+//! interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -13,6 +16,7 @@ use std::time::Instant;
 
 mod announce;
 mod neighbours;
+mod rings;
 mod stations;
 mod streams;
 mod tunnels;
@@ -24,6 +28,7 @@ use tunnels::{Changes, Queues, Tunnels};
 use world::{RETRY_FIRST, RETRY_MAX, RETRY_MIN};
 
 use super::crew::Crew;
+use super::disposal;
 use super::identity::Identity;
 use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
@@ -81,6 +86,8 @@ struct Port {
     ring_bytes: u64,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
+    /// Its rings that the kernel may stop filling.
+    watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, and whether it was up when it was looked at last.
     guest: Option<(port::vhost_user::Link, bool)>,
     /// Whether workers hold queues of it.
@@ -415,6 +422,7 @@ impl Control {
             queues: 0,
             ring_bytes: 0,
             keep: Vec::new(),
+            watches: Vec::new(),
             guest: None,
             open: false,
             leaves: missing == Missing::Leave,
@@ -525,7 +533,9 @@ impl Control {
         if let Some(guest) = &mut opened.link {
             let what = || format!("port '{}': cannot serve its front end", port.spec.name);
             let pool = Arc::clone(&self.guest_memory);
-            guest.start(Arc::clone(&shared), pool).map_err(|source| Error::System { what: what(), source })?;
+            guest
+                .start(Arc::clone(&shared), pool)
+                .map_err(|source| Error::System { what: what(), source })?;
         }
         shared.continue_from(&port.shared);
         port.link = link;
@@ -534,6 +544,7 @@ impl Control {
         port.queues = opened.receiving;
         port.ring_bytes = opened.queues.iter().map(|queue| queue.ring_bytes()).sum();
         port.keep = opened.keep;
+        port.watches = opened.watches;
         if let Some(guest) = opened.link {
             port.guest = Some((guest, false));
         }
@@ -596,14 +607,16 @@ impl Control {
 
     /// Removes ports, and the stations behind them.
     fn close(&mut self, ids: &[PortId]) {
-        let ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
+        let mut ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
         let remotes = ids.iter().flat_map(|&id| self.forget_tunnel(id)).collect::<Vec<_>>();
         let leaving: HashSet<PortId> = ids.iter().copied().chain(remotes).collect();
         let all: Vec<PortId> = leaving.iter().copied().collect();
         let released = self.publish(&all, Vec::new());
         self.forget_ids(&leaving);
         self.delete_devices(&ports);
-        drop((released, ports));
+        let keep = ports.iter_mut().map(|port| std::mem::take(&mut port.keep)).collect();
+        release(released, keep);
+        drop(ports);
         self.release_namespaces();
     }
 
@@ -692,7 +705,8 @@ impl Control {
                 .tunnels
                 .hint(id, port)
                 .or_else(|| port.guest.as_ref()?.0.hint())
-                .or_else(|| port.hint()),
+                .or_else(|| port.hint())
+                .or_else(|| port.ring_hint()),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
@@ -858,6 +872,21 @@ impl Bridge {
             members: Vec::new(),
         }
     }
+}
+
+/// Closes what workers have given up and what ports kept, as much as possible at the same time. The
+/// former are parts of a socket each; the latter the kernel undoes under a lock of its own, so one
+/// thread will do.
+fn release(released: Vec<Applied>, keep: Vec<Vec<std::os::fd::OwnedFd>>) {
+    let mut things: Vec<Box<dyn Send>> = Vec::new();
+    if keep.iter().any(|keep| !keep.is_empty()) {
+        things.push(Box::new(keep));
+    }
+    for Applied { released, before } in released {
+        things.extend(released.into_iter().map(|queue| Box::new(queue) as Box<dyn Send>));
+        drop(before);
+    }
+    disposal::dispose(things);
 }
 
 /// Whether VLANs are networks to it.

@@ -133,6 +133,14 @@ impl Crew {
         self.await_all(&answers, "count missed frames");
     }
 
+    /// Has one worker leave the ring of a port that the kernel has stopped filling; whether it did.
+    pub(super) fn leave_ring(&self, worker: usize, port: PortId) -> bool {
+        let Some(member) = self.members.get(worker) else { return false };
+        let (done, answer) = unbounded();
+        member.tell(Command::LeaveRing { port, done });
+        answer.recv_timeout(PATIENCE).unwrap_or(false)
+    }
+
     fn await_all<T>(&self, answers: &Receiver<T>, what: &str) -> Vec<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut answered = Vec::with_capacity(self.len());

@@ -19,6 +19,7 @@ use crate::worker::Event;
 
 mod control;
 mod crew;
+mod disposal;
 mod identity;
 mod namespaces;
 
@@ -393,6 +394,7 @@ impl Caretaker {
     fn run(mut self) {
         let mut events = Events::with_capacity(64);
         let mut expired = Instant::now();
+        let mut looked = expired;
         let mut wait = ROUND;
         while !self.end.load(Ordering::Relaxed) {
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
@@ -415,6 +417,12 @@ impl Caretaker {
             wait = control.meet_peers().map_or(ROUND, |due| due.min(ROUND));
             control.publish_news();
             control.announce();
+            // Not at each event, of which there may be thousands a second: a ring is looked at for
+            // what happened between two looks.
+            if looked.elapsed() >= ROUND {
+                looked = Instant::now();
+                control.look_after_rings();
+            }
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();

@@ -20,6 +20,26 @@ pub fn pin_to(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
+/// Runs both at the same time, `second` on another thread; one after the other when there is no
+/// thread to be had.
+pub fn both<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + Send) -> (A, B) {
+    let job = std::sync::Mutex::new(Some(second));
+    let take = || job.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    std::thread::scope(|scope| {
+        let run = || take().map(|second| second());
+        let thread = std::thread::Builder::new().name("both".into()).spawn_scoped(scope, run);
+        let first = first();
+        let second = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => take().map(|second| second()),
+        };
+        match second {
+            Some(second) => (first, second),
+            None => unreachable!("it runs once, here or there"),
+        }
+    })
+}
+
 /// CPUs this process may run on.
 #[must_use]
 pub fn available_cpus() -> usize {

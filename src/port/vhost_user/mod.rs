@@ -74,6 +74,7 @@ pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys
         mtu: spec.mtu(),
         strict_mtu: false,
         keep: Vec::new(),
+        watches: Vec::new(),
         link: Some(Link::open(spec, rings)?),
         made: None,
     })

@@ -26,6 +26,7 @@ mod path_mtu;
 mod places;
 mod ports;
 mod remains;
+mod rings;
 mod scenarios;
 mod settings;
 mod shortage;
@@ -110,6 +111,8 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::nothing_piles_up", faults::nothing_piles_up),
     ("shortage::no_thread_to_be_had", shortage::no_thread_to_be_had),
     ("shortage::locks_of_others", shortage::locks_of_others),
+    ("rings::a_frame_stops_one", rings::a_frame_stops_one),
+    ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),

@@ -34,6 +34,7 @@ pub struct Start<'a> {
     environment: Vec<(String, String)>,
     unprivileged: bool,
     user: Option<u32>,
+    without: Vec<libc::c_ulong>,
     in_user_namespace: bool,
 }
 
@@ -47,6 +48,7 @@ impl<'a> Start<'a> {
             environment: Vec::new(),
             unprivileged: false,
             user: None,
+            without: Vec::new(),
             in_user_namespace: false,
         }
     }
@@ -83,6 +85,12 @@ impl<'a> Start<'a> {
     /// As a user without capabilities, whose the folder is.
     pub fn as_user(mut self, uid: u32) -> Self {
         self.user = Some(uid);
+        self
+    }
+
+    /// Without these capabilities, by their numbers.
+    pub fn without(mut self, capabilities: &[libc::c_ulong]) -> Self {
+        self.without.extend(capabilities);
         self
     }
 
@@ -133,6 +141,7 @@ impl<'a> Start<'a> {
             command.arg("--config").arg(config);
         }
         let (hide_config, unprivileged, user) = (self.config.is_none(), self.unprivileged, self.user);
+        let without = self.without;
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -161,6 +170,9 @@ impl<'a> Start<'a> {
                 // What is not in the bounding set is not gained by exec; it ends at the first that the kernel does not know.
                 let mut drop = (0..64).take_while(|_| unprivileged);
                 drop.all(|capability| libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0);
+                if !without.iter().all(|&number| libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) == 0) {
+                    return Err(std::io::Error::last_os_error());
+                }
                 if let Some(uid) = user
                     && (libc::setgroups(0, std::ptr::null()) != 0
                         || libc::setgid(uid) != 0
