@@ -572,6 +572,12 @@ pub struct StatusInfo {
     pub bridges: usize,
     /// Number of ports.
     pub ports: usize,
+    /// Ports of these that guests attached.
+    #[serde(default)]
+    pub attached_ports: usize,
+    /// Ports that guests of users other than root may have attached.
+    #[serde(default)]
+    pub attached_ports_max: u32,
     /// One entry a worker.
     pub workers: Vec<WorkerInfo>,
 }
