@@ -431,6 +431,8 @@ pub fn by_limits() -> Outcome {
         "{shown}"
     );
     assert_eq!(names(&daemon).len(), held.len() + 1, "what is refused leaves no port");
+    let devices = || switch.links().iter().filter(|name| name.starts_with("vtap")).count();
+    eventually("and no device", || devices() == held.len() + 1);
     Ok(())
 }
 
