@@ -109,7 +109,7 @@ fn run(options: Options) -> Result<(), String> {
     }
     if let Some(socket) = settings.attach_socket() {
         match attach::device::left(&socket) {
-            Ok(left) => daemon.take_over(left),
+            Ok(left) => daemon.take_over(left, &attach::device::remove),
             Err(error) => tracing::warn!("cannot look for guests that run: {error}"),
         }
     }

@@ -587,6 +587,12 @@ pub struct StatusInfo {
     /// Names of the ports in state `failed`, in order of creation.
     #[serde(default)]
     pub failed_ports: Vec<String>,
+    /// Ports of these that guests attached.
+    #[serde(default)]
+    pub attached_ports: usize,
+    /// Ports that guests of users other than root may have attached.
+    #[serde(default)]
+    pub attached_ports_max: u32,
     /// One entry a worker.
     pub workers: Vec<WorkerInfo>,
 }

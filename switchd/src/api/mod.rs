@@ -29,7 +29,7 @@ pub use answers::{
     PortInfo, ReloadReport, RemoteInfo, RemoteStats, Role, State, Stats, StatusInfo, VlanInfo, VlanModeName,
     WorkerInfo,
 };
-pub use attach::{ALL_BRIDGES, Account, AttachRule};
+pub use attach::{ALL_BRIDGES, ATTACHED_MAX, Account, AttachInfo, AttachRule};
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub use macvtap::MacvtapInfo;

@@ -19,7 +19,7 @@ use vswitch::switch::Error;
 
 use super::{BODY_MAX_BYTES, READ_TIMEOUT, metrics};
 use crate::api::{
-    AttachRule, BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed,
+    AttachInfo, BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed,
     NeighAdd, NeighInfo, NeighKey, NeighSelect, PortAdd, PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
 };
 use crate::calls::{Calls, Failed};
@@ -444,9 +444,9 @@ async fn neigh_flush(State(calls): Shared, Query(select): Query<NeighSelect>) ->
     call(calls, StatusCode::OK, work).await
 }
 
-/// Who may attach guests over the attach socket, beside root.
-#[utoipa::path(get, path = "/v1/attach", responses((status = OK, body = Vec<AttachRule>)))]
-async fn attach(State(calls): Shared) -> Reply<Vec<AttachRule>> {
+/// Who may attach guests over the attach socket, beside root, and how many are.
+#[utoipa::path(get, path = "/v1/attach", responses((status = OK, body = Vec<AttachInfo>)))]
+async fn attach(State(calls): Shared) -> Reply<Vec<AttachInfo>> {
     call(calls, StatusCode::OK, |daemon| Ok(daemon.attach_rules())).await
 }
 

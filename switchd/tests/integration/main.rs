@@ -177,6 +177,8 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::a_guest_comes_and_goes", attach::a_guest_comes_and_goes),
     ("attach::superframes_between_guests", attach::superframes_between_guests),
     ("attach::by_rules", attach::by_rules),
+    ("attach::by_limits", attach::by_limits),
+    ("attach::rules_after_a_crash", attach::rules_after_a_crash),
     ("attach::users_without_a_number", attach::users_without_a_number),
     ("attach::many_at_once", attach::many_at_once),
     ("attach::hostile_clients", attach::hostile_clients),
