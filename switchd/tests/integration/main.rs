@@ -100,6 +100,8 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::nothing_piles_up", faults::nothing_piles_up),
     ("shortage::no_thread_to_be_had", shortage::no_thread_to_be_had),
     ("shortage::locks_of_others", shortage::locks_of_others),
+    ("shortage::no_descriptor_to_be_had", shortage::no_descriptor_to_be_had),
+    ("shortage::names_that_a_terminal_would_obey", shortage::names_that_a_terminal_would_obey),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),
