@@ -24,6 +24,7 @@ use crate::attach;
 use crate::calls::{Calls, Failed, Threads};
 use crate::config::{Config, CpuList, DEFAULT_CONFIG, DaemonSection};
 use crate::daemon::Daemon;
+use crate::log::Log;
 use crate::server;
 use crate::socket::{CONTROL_MODE, DaemonSocket};
 
@@ -74,12 +75,18 @@ fn run(options: Options) -> Result<(), String> {
         None => None,
     };
     let from_file = config.as_ref().map(|config| config.daemon.clone()).unwrap_or_default();
-    let mut settings = options.daemon.or(from_file);
+    let settings = options.daemon.or(from_file);
     let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
     if options.check {
         return check(config.as_ref(), &settings);
     }
-    crate::log::start(filter);
+    let log = crate::log::start(filter);
+    let outcome = run_with_log(config.as_ref(), settings, &log);
+    log.flush();
+    outcome
+}
+
+fn run_with_log(config: Option<&Config>, mut settings: DaemonSection, log: &Log) -> Result<(), String> {
     tell_missing_capabilities();
     check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
@@ -98,7 +105,7 @@ fn run(options: Options) -> Result<(), String> {
     };
     let switch = Switch::start(&settings.options()).map_err(|error| error.to_string())?;
     let daemon = Daemon::new(Arc::new(switch), &settings);
-    if let Some(config) = &config {
+    if let Some(config) = config {
         match daemon.configure(config, settings.strict.unwrap_or_default()) {
             Ok(report) => log_report("configured", &report),
             Err(error) => {
@@ -113,7 +120,7 @@ fn run(options: Options) -> Result<(), String> {
             Err(error) => tracing::warn!("cannot look for guests that run: {error}"),
         }
     }
-    serve(runtime, Arc::new(daemon), sockets, signals, &settings)
+    serve(runtime, Arc::new(daemon), sockets, signals, &settings, log)
 }
 
 fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String> {
@@ -240,6 +247,7 @@ fn serve(
     mut sockets: Sockets,
     signals: Signals,
     settings: &DaemonSection,
+    log: &Log,
 ) -> Result<(), String> {
     let (calls, threads) = match Threads::start(&daemon) {
         Ok(started) => started,
@@ -257,6 +265,7 @@ fn serve(
             let listener = tokio::net::UnixListener::from_std(socket.take_listener()?)?;
             tokio::spawn(attach::server::serve(listener, Arc::clone(&daemon), calls.clone()));
         }
+        tokio::spawn(log.clone().tell());
         tokio::spawn(reload_at(signals.hangup, calls));
         notify(&[NotifyState::Ready, NotifyState::Status(&standing(&daemon))]);
         tracing::info!(socket = %settings.socket().display(), "ready");

@@ -113,6 +113,8 @@ const TESTS: &[(&str, Test)] = &[
     ("shortage::locks_of_others", shortage::locks_of_others),
     ("rings::a_frame_stops_one", rings::a_frame_stops_one),
     ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
+    ("shortage::no_descriptor_to_be_had", shortage::no_descriptor_to_be_had),
+    ("shortage::names_that_a_terminal_would_obey", shortage::names_that_a_terminal_would_obey),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),

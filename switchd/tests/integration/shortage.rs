@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,12 +18,15 @@ use crate::harness::{Outcome, eventually, has_users};
 /// A user whom nobody else is, so that his processes are the daemon's threads alone.
 const LONELY: u32 = 61_203;
 
-/// Sets a soft limit of a daemon that this user runs: `nproc=1`.
-fn limit(daemon: &Daemon, user: u32, what: &str) {
-    // As that user, because root may lack CAP_SYS_RESOURCE.
+/// Sets a soft limit of a daemon that root or this user runs: `nproc=1`.
+fn limit(daemon: &Daemon, user: Option<u32>, what: &str) {
     let pid = daemon.pid().to_string();
     let mut command = Command::new("prlimit");
-    let done = command.args(["--pid", &pid, &format!("--{what}:")]).uid(user).gid(user).status();
+    if let Some(user) = user {
+        // Root may lack CAP_SYS_RESOURCE.
+        command.uid(user).gid(user);
+    }
+    let done = command.args(["--pid", &pid, &format!("--{what}:")]).status();
     assert!(done.expect("prlimit runs").success());
 }
 
@@ -35,7 +39,7 @@ pub fn no_thread_to_be_had() -> Outcome {
         Start::new(&ns).config(BRIDGE).arguments("--workers 1 --attach-socket none").as_user(LONELY).spawn();
     // Not by asking it: a thread that answered would stay for a while.
     eventually("it is ready", || daemon.log().contains("ready"));
-    limit(&daemon, LONELY, "nproc=1");
+    limit(&daemon, Some(LONELY), "nproc=1");
     let path = |name: &str| daemon.path(name).display().to_string();
     let port = format!(
         "{BRIDGE}[[port]]\nname = 'guest'\nbridge = 'br0'\ntype = 'vhost-user'\npath = '{}'\n",
@@ -63,7 +67,7 @@ pub fn no_thread_to_be_had() -> Outcome {
     assert_eq!(daemon.json("port show"), Value::Array(Vec::new()), "nothing is left of either");
     assert!(fs::metadata(path("other.sock")).is_err());
     // It needs no SIGHUP to go on.
-    limit(&daemon, LONELY, "nproc=4096");
+    limit(&daemon, Some(LONELY), "nproc=4096");
     eventually("the reload is done", || daemon.log().contains("reloaded"));
     assert_eq!(daemon.port("guest")["type"], "vhost-user");
     daemon.signal(libc::SIGTERM);
@@ -99,5 +103,81 @@ pub fn locks_of_others() -> Outcome {
     let daemon = Start::new(&ns).folder(folder).ready();
     assert!(daemon.path("attach.sock").exists());
     daemon.terminate();
+    Ok(())
+}
+
+pub fn no_descriptor_to_be_had() -> Outcome {
+    let (ns, far) = (Ns::new("descriptors"), Ns::new("far"));
+    ns.veth("va", &far, "vb", 1500);
+    let daemon = Daemon::start(&ns);
+    daemon.ctl("bridge add br0");
+    daemon.ctl("port add va --bridge br0 --type packet");
+    let few = daemon.open_files() + 6;
+    limit(&daemon, None, &format!("nofile={few}"));
+    let idle: Vec<_> = (0..30).map(|_| UnixStream::connect(&daemon.socket).expect("it listens")).collect();
+    eventually("it is told", || daemon.log().contains("cannot accept a control connection"));
+    let told = |what: &str| {
+        let log = daemon.log();
+        let lines: Vec<String> = log.lines().filter(|line| line.contains(what)).map(str::to_owned).collect();
+        lines
+    };
+    // Meanwhile a link flaps, slowly enough for each time to be seen.
+    let flap = || {
+        for state in ["down", "up"] {
+            ns.ip(&format!("link set va {state}"));
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        told("port 'va' is").len()
+    };
+    eventually("the first of the link's lines", || flap() >= 10);
+    (flap(), flap());
+    let lines = told("cannot accept");
+    assert_eq!(lines.iter().filter(|line| !line.contains("left out)")).count(), 1, "{lines:#?}");
+    assert_eq!(told("port 'va' is").len(), 10, "{:#?}", told("port 'va' is"));
+    drop(idle);
+    // It goes on by itself, and the count is told although nothing more happens.
+    eventually("it answers", || daemon.try_ctl(&["status"]).status.success());
+    eventually("the count is told", || {
+        told("cannot accept").last().is_some_and(|line| line.contains("left out)"))
+    });
+    eventually("of the link, too", || {
+        told("port 'va' is").last().is_some_and(|line| line.contains("left out)"))
+    });
+    assert!(told("cannot accept").len() <= 4, "{:#?}", told("cannot accept"));
+    Ok(())
+}
+
+pub fn names_that_a_terminal_would_obey() -> Outcome {
+    let (ns, far) = (Ns::new("names"), Ns::new("far"));
+    ns.veth("va", &far, "vb", 1500);
+    let daemon = Daemon::start(&ns);
+    daemon.ctl("bridge add br0");
+    daemon.ctl("port add va --bridge br0 --type packet");
+    let evil = "\u{1b}[31mx\u{202e}";
+    far.run("ip", &["link", "set", "vb", "down"]);
+    far.run("ip", &["link", "set", "vb", "name", evil]);
+    far.run("ip", &["link", "set", evil, "up"]);
+    daemon.wait_port_state("va", "up");
+    for line in ["port show", "port show va", "port explain va"] {
+        let text = daemon.ctl(line);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{line}: {text:?}");
+    }
+    for line in ["port show va", "port explain va"] {
+        let text = daemon.ctl(line);
+        assert!(text.contains("\\u{1b}[31mx\\u{202e}"), "{line}: {text:?}");
+    }
+    assert_eq!(daemon.port("va")["peer"]["ifname"], evil, "JSON has the name itself");
+    // One of the switch's own namespace, in an error that lists what there is, and in the log.
+    ns.run("ip", &["link", "add", evil, "type", "veth", "peer", "name", "other"]);
+    let refused = daemon.refused("port add none --bridge br0 --type packet");
+    assert!(refused.contains("\\u{1b}[31mx") && !refused.contains(['\u{1b}', '\u{202e}']), "{refused:?}");
+    let body =
+        serde_json::json!({"name": "odd", "bridge": "br0", "type": "packet", "ifname": evil}).to_string();
+    let (status, ..) = daemon.http("POST", "/v1/ports", &body);
+    if status == 201 {
+        ns.run("ip", &["link", "del", evil]);
+        daemon.wait_port_state("odd", "gone");
+    }
+    assert!(!daemon.log().contains(['\u{1b}', '\u{202e}']), "{:?}", daemon.log());
     Ok(())
 }
