@@ -34,7 +34,8 @@ pub mod underlay;
 pub mod unix;
 pub mod users;
 
-pub use error::{Error, Result, check_ifname};
+pub(crate) use error::IFNAME_MAX_BYTES;
+pub use error::{Error, Result, check_ifname, check_known_ifname};
 
 /// O_NONBLOCK on.
 pub(crate) fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {

@@ -14,6 +14,7 @@ mod faults;
 mod guests;
 mod harness;
 mod host;
+mod interfaces;
 mod lifecycle;
 mod macvtap;
 mod migration;
@@ -60,6 +61,7 @@ const TESTS: &[(&str, Test)] = &[
     ("settings::static_entries_follow", settings::static_entries_follow),
     ("ports::not_every_interface", ports::not_every_interface),
     ("ports::one_interface_one_port", ports::one_interface_one_port),
+    ("interfaces::addresses_and_mtu", interfaces::addresses_and_mtu),
     ("cli::bridges", cli::bridges),
     ("cli::tap_ports", cli::tap_ports),
     ("cli::packet_ports", cli::packet_ports),
