@@ -8,10 +8,12 @@ use std::path::PathBuf;
 
 use crate::addr::{MacAddr, VlanId, VlanSet};
 
+mod interface;
 mod macvtap;
 mod socket;
 mod tunnel;
 
+pub use interface::Shared;
 pub use macvtap::{MacvtapLower, MacvtapMode, MacvtapSpec};
 pub use socket::{DgramSpec, SocketRole, StreamAddress, StreamSpec, VdeSpec};
 pub use tunnel::{Clash, Df, Networks, Tos, TunnelSettings, TunnelSpec, UdpSpec};

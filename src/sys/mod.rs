@@ -17,6 +17,7 @@ mod error;
 mod assembler;
 pub(crate) mod bells;
 pub mod bpf;
+mod btf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
@@ -32,6 +33,7 @@ pub mod thread;
 pub mod tun;
 pub mod underlay;
 pub mod unix;
+pub mod uppers;
 pub mod users;
 
 pub(crate) use error::IFNAME_MAX_BYTES;

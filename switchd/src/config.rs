@@ -19,7 +19,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use vswitch::bridge::neighbours::NEIGHBOURS_MAX;
-use vswitch::spec::{PortKind, PortSpec};
+use vswitch::spec::{Netns, PortKind, PortSpec, Shared};
 use vswitch::switch::{Options, PollMode};
 
 use crate::api::{AttachRule, BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
@@ -355,8 +355,8 @@ impl Config {
 /// Takes objects in the order of the file.
 struct Checker {
     config: Config,
-    /// Ports by the interface they use.
-    interfaces: BTreeMap<(PathBuf, String), String>,
+    /// Ports, by their place in the layout, that use an interface of this namespace's file and name.
+    interfaces: BTreeMap<(Option<PathBuf>, String), Vec<usize>>,
 }
 
 impl Checker {
@@ -396,14 +396,7 @@ impl Checker {
                 bridge.name
             ));
         }
-        if let Some((netns, ifname)) = interface(&spec)
-            && let Some(other) = self.interfaces.insert((netns, ifname.clone()), spec.name.clone())
-            && other != spec.name
-        {
-            return Err(format!(
-                "{owner}: interface '{ifname}' is that of port '{other}' already: give another ifname"
-            ));
-        }
+        self.interfaces(&spec)?;
         let same = |other: &&PortSpec| other.kind.socket_path() == spec.kind.socket_path();
         if let Some(path) = spec.kind.socket_path()
             && let Some(other) = self.config.layout.ports.iter().find(same)
@@ -417,6 +410,31 @@ impl Checker {
         }
         self.place(owner, line)?;
         self.config.layout.ports.push(spec);
+        Ok(())
+    }
+
+    /// Refuses interfaces that two ports cannot both have, by the rule that holds at run time.
+    fn interfaces(&mut self, spec: &PortSpec) -> Result<(), String> {
+        let place = |netns: &Option<Netns>| netns.as_ref().map(Netns::path);
+        let Some((netns, ifname)) = spec.kind.interface() else { return Ok(()) };
+        for name in std::iter::once(ifname).chain(spec.kind.lower()) {
+            let users = self.interfaces.entry((place(netns), name.to_owned())).or_default();
+            for other in users.iter().map(|&index| &self.config.layout.ports[index]) {
+                // One of the same name is told of as that.
+                if let Some(Shared { ifname, below }) =
+                    other.shares(spec, |one, two| place(one) == place(two))
+                    && other.name != spec.name
+                {
+                    return Err(format!(
+                        "port '{}': interface '{ifname}' is {} port '{}' already: give another ifname",
+                        spec.name,
+                        if below { "below" } else { "that of" },
+                        other.name
+                    ));
+                }
+            }
+            users.push(self.config.layout.ports.len());
+        }
         Ok(())
     }
 

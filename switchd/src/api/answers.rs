@@ -330,6 +330,9 @@ pub struct PortInfo {
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
+    /// Of a port with an interface: one line of what would be better.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
@@ -346,7 +349,8 @@ impl PortInfo {
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         let of_tunnel = || self.tunnel.as_ref()?.hint.as_deref();
-        of_tunnel().or_else(|| self.socket.as_ref()?.hint.as_deref())
+        let of_socket = || self.socket.as_ref()?.hint.as_deref();
+        of_tunnel().or_else(of_socket).or(self.hint.as_deref())
     }
 
     /// From the data plane's account; `bridge` is the port's own.
@@ -368,7 +372,9 @@ impl PortInfo {
             }
             _ => None,
         };
-        let socket = SocketInfo::new(&spec.kind, status.peers).map(|socket| SocketInfo { hint, ..socket });
+        let socket = SocketInfo::new(&spec.kind, status.peers)
+            .map(|socket| SocketInfo { hint: hint.clone(), ..socket });
+        let hint = hint.filter(|_| tunnel.is_none() && socket.is_none());
         let macvtap = match &spec.kind {
             PortKind::Macvtap(spec) => MacvtapInfo::new(spec),
             _ => None,
@@ -408,6 +414,7 @@ impl PortInfo {
             tunnel,
             macvtap,
             socket,
+            hint,
             address: address.into_iter().map(|(address, prefix_len)| Cidr { address, prefix_len }).collect(),
             origin,
             attached: None,
