@@ -185,10 +185,42 @@ impl TapSpec {
     }
 }
 
+impl TapSpec {
+    /// Least MTU in bytes of an interface with IPv6 (RFC 8200 section 5).
+    pub const IPV6_MTU_MIN: u32 = 1280;
+
+    /// Refuses addresses that no station has, and those that the kernel would refuse without saying why.
+    ///
+    /// # Errors
+    /// One line: what is wrong, and the remedy.
+    pub fn check(&self) -> Result<(), String> {
+        let addresses = self.addresses.iter().map(|(address, _)| address);
+        if let Some(address) = addresses.chain(&self.gateway).find(|address| !is_unicast(address)) {
+            return Err(format!(
+                "{address} is no address of a station: give a unicast one such as 10.0.0.1 or fd00::1"
+            ));
+        }
+        let ipv6 = self.addresses.iter().find(|(address, _)| address.is_ipv6());
+        match (self.mtu.filter(|mtu| *mtu < Self::IPV6_MTU_MIN), ipv6) {
+            (Some(mtu), Some((address, _))) => Err(format!(
+                "MTU {mtu} is too small for the IPv6 address {address}: IPv6 needs {} bytes at least; give that, or \
+                 leave the address out",
+                Self::IPV6_MTU_MIN
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_unicast(address: &IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(broadcast || address.is_multicast() || address.is_unspecified() || address.is_loopback())
+}
+
 /// An interface that exists already.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PacketSpec {
-    /// Interface name, at most 15 bytes.
+    /// A name of the interface: its own, or an alternative one of at most 127 bytes.
     pub ifname: String,
     /// Network namespace the interface is in; `None` is the switch's own.
     pub netns: Option<Netns>,

@@ -21,6 +21,7 @@ use vswitch::spec::{MacvtapLower, MacvtapMode, MacvtapSpec, Netns, PortKind, Tap
 use vswitch::status::Peer;
 use vswitch::sys::netlink::{Link, LinkChange, LinkEvent, Monitor, Netlink, VethEnd};
 use vswitch::sys::packet::{self, Kernel, PacketSocket, Received};
+use vswitch::sys::uppers::{Inspector, Uppers};
 use vswitch::sys::{bpf, netns};
 
 /// Environment variable that makes [`child`] do something: this binary runs itself where a test needs a process.
@@ -74,6 +75,7 @@ const TESTS: &[(&str, Test)] = &[
         Test::Maybe(what_the_host_sends_is_not_received_whatever_the_kernel),
     ),
     ("few_receive_and_all_send", Test::Maybe(few_receive_and_all_send)),
+    ("what_is_on_top_is_seen_in_every_namespace", Test::Maybe(what_is_on_top_is_seen_in_every_namespace)),
     ("exec_shows_the_namespaces_own_sys_and_etc", Test::Maybe(exec_shows_the_namespaces_own_sys_and_etc)),
 ];
 
@@ -697,6 +699,50 @@ fn few_receive_and_all_send() -> Outcome {
         assert_eq!(all, [7]);
     }
     assert!(used.len() > 2, "not always the same workers: {used:?}");
+    Ok(())
+}
+
+fn what_is_on_top_is_seen_in_every_namespace() -> Outcome {
+    let inspector = match Inspector::load() {
+        Err(error) if error.is_denied() => return Err(Skip("CAP_BPF outside of user namespaces")),
+        Err(error) if error.is_not_found() || error.source.kind() == io::ErrorKind::Unsupported => {
+            return Err(Skip("the kernel's types (BTF) and Linux 6.2"));
+        }
+        loaded => loaded.expect("the program fits this kernel"),
+    };
+    let (a, b, va, _) = pair();
+    let look = || {
+        let mut found = inspector.look(a.fd(), &[va.index]).expect("looked");
+        found.pop().expect("one answer").expect("the interface is there")
+    };
+    assert_eq!(look(), Uppers::default());
+    for number in 0..6 {
+        // Made at once in the other namespace.
+        let name = format!("mv{number}");
+        let made =
+            ip(&["-n", &a.name.0, "link", "add", &name, "link", "va", "netns", &b.name.0, "type", "macvlan"]);
+        assert!(made.0, "{}", made.1);
+        let found = look();
+        assert!(found.has_handler);
+        assert_eq!(found.more, number >= 4);
+        assert_eq!(found.devices.len(), (number + 1).min(4));
+        let last = found.devices.last().expect("one at least");
+        assert_eq!(last.name, format!("mv{}", number.min(3)));
+        assert_eq!(last.index, get(&b, &last.name).index);
+        let (_, inode) = netns::identity_of(b.fd.as_fd()).expect("known");
+        assert_eq!(u64::from(last.netns_inode), inode);
+        assert!(!last.is_vlan && !last.is_master);
+    }
+    for number in 0..6 {
+        let index = get(&b, &format!("mv{number}")).index;
+        b.netlink().del_link(index).expect("deleted");
+    }
+    assert_eq!(look(), Uppers::default());
+    assert!(ip(&["-n", &a.name.0, "link", "add", "kbr", "type", "bridge"]).0);
+    assert!(ip(&["-n", &a.name.0, "link", "set", "va", "master", "kbr"]).0);
+    let found = look();
+    assert!(found.has_handler && found.devices[0].is_master && found.devices[0].name == "kbr");
+    assert_eq!(inspector.look(a.fd(), &[4_000_000]).expect("looked"), [None]);
     Ok(())
 }
 

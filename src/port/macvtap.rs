@@ -28,7 +28,8 @@ pub(super) fn check(spec: &MacvtapSpec, workers: usize) -> Result<(), sys::Error
 }
 
 pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
-    sys::check_ifname(&spec.ifname)?;
+    let check = if spec.lower.is_some() { sys::check_ifname } else { sys::check_known_ifname };
+    check(&spec.ifname)?;
     let queues = tap::queues_of(&spec.ifname, spec.queues, workers)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let target = target.as_ref().map(AsFd::as_fd);
@@ -58,7 +59,7 @@ fn refused(what: String) -> sys::Error {
 /// Makes the device, without setting it up.
 fn make(spec: &MacvtapSpec, lower: &MacvtapLower, netlink: &Netlink) -> Result<(), sys::Error> {
     let MacvtapLower { ifname: below, mode, mac, mtu } = lower;
-    sys::check_ifname(below)?;
+    sys::check_known_ifname(below)?;
     let under = netlink.link(below)?.ok_or_else(|| absent(spec, below))?;
     if !under.ethernet {
         return Err(refused(format!(

@@ -22,7 +22,7 @@ use crate::sys::{self, bpf, netns};
 
 pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::Error> {
     let name = &spec.ifname;
-    sys::check_ifname(name)?;
+    sys::check_known_ifname(name)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let target = target.as_ref().map(AsFd::as_fd);
     let netlink = Netlink::open_in(target)?;

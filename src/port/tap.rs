@@ -108,6 +108,7 @@ fn index_of(netlink: &Netlink, name: &str) -> Result<u32, sys::Error> {
 
 /// Gives the interface what was asked for, and switches it on. Returns its index and MTU.
 fn set_up(spec: &TapSpec, netlink: &Netlink) -> Result<(u32, u32), sys::Error> {
+    spec.check().map_err(|what| sys::Error::refused(io::ErrorKind::InvalidInput, what))?;
     let index = index_of(netlink, &spec.ifname)?;
     let change =
         LinkChange { mac: spec.mac, mtu: spec.mtu, txqlen: Some(TX_QUEUE_FRAMES), ..LinkChange::default() };

@@ -6,14 +6,15 @@
 //!
 //! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which
 //! address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their
-//! neighbours. `rings.rs`: rings that the kernel stops filling. `world.rs`: what happens to
-//! interfaces by itself.
+//! neighbours. `rings.rs`: rings that the kernel stops filling. `wires.rs`, `above.rs`: interfaces
+//! that are one wire, or carry others. `world.rs`: what happens to interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod above;
 mod announce;
 mod neighbours;
 mod rings;
@@ -39,7 +40,7 @@ use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::backoff::Backoff;
 use crate::port::{self, OpenPort};
-use crate::spec::{BridgeSpec, Meeting, PortKind, PortSettings, PortSpec, TunnelSettings, VlanMode};
+use crate::spec::{BridgeSpec, Meeting, PortKind, PortSettings, PortSpec, Shared, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
 use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
@@ -52,6 +53,7 @@ use crate::worker::Applied;
 pub(super) struct Control {
     pub(super) crew: Crew,
     namespaces: Namespaces,
+    inspection: above::Inspection,
     generation: u64,
     bridges: Vec<Bridge>,
     ports: BTreeMap<PortId, Port>,
@@ -96,6 +98,8 @@ struct Port {
     leaves: bool,
     /// The interface, as last heard of.
     link: Option<Link>,
+    /// What is on top of the interface, and gets no frames.
+    above: above::Above,
     /// Frames that overflowed its queue towards us.
     missed: u64,
     /// What the kernel's own count of them said when it was read last.
@@ -211,71 +215,33 @@ impl Port {
 }
 
 fn interface(kind: &PortKind) -> Option<(Place, &str)> {
-    match kind {
-        PortKind::Tap(spec) | PortKind::Internal(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Packet(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Macvtap(spec) => Some((spec.netns.clone(), &spec.ifname)),
-        PortKind::Mem(_)
-        | PortKind::Tunnel(_)
-        | PortKind::Stream(_)
-        | PortKind::Dgram(_)
-        | PortKind::Vde(_)
-        | PortKind::VhostUser(_) => None,
-    }
+    kind.interface().map(|(place, name)| (place.clone(), name))
 }
 
 /// Name of the interface that was there before the port, and whose coming brings the port back.
 fn awaited(kind: &PortKind) -> Option<&str> {
-    match kind {
-        PortKind::Packet(spec) => Some(&spec.ifname),
-        PortKind::Macvtap(spec) => Some(spec.awaited()),
-        _ => None,
-    }
+    kind.awaited()
 }
 
-/// The interface below a macvtap device that the switch makes.
-fn lower(kind: &PortKind) -> Option<&str> {
-    match kind {
-        PortKind::Macvtap(spec) => spec.lower.as_ref().map(|lower| lower.ifname.as_str()),
-        _ => None,
-    }
-}
-
-/// An interface that two ports want.
-struct Clash<'a> {
-    ifname: &'a str,
-    /// It is the lower of the port that is there.
-    below: bool,
-}
-
-/// What a port would have of one that is there already.
-fn clash<'a>(port: &Port, spec: &'a PortSpec) -> Option<Clash<'a>> {
-    let ((there, name), (place, ifname)) = (port.interface()?, interface(&spec.kind)?);
-    if !same_place(&there, &place) {
-        return None;
-    }
-    let existing = |kind: &PortKind| awaited(kind).is_some();
-    let same_bridge = port.spec.bridge == spec.bridge;
-    let (ours, theirs) = (lower(&spec.kind), lower(&port.spec.kind));
-    // A macvtap and its lower are one wire: as two ports they would have every frame twice. So are two macvtaps on one lower, which may well be
-    // on two bridges.
-    if name == ifname && (existing(&port.spec.kind) == existing(&spec.kind) || same_bridge) {
-        Some(Clash { ifname, below: false })
-    } else if ours == Some(name) && (existing(&port.spec.kind) || same_bridge) {
-        ours.map(|ifname| Clash { ifname, below: false })
-    } else if theirs == Some(ifname) && (existing(&spec.kind) || same_bridge) {
-        Some(Clash { ifname, below: true })
-    } else if ours == theirs && same_bridge {
-        ours.map(|ifname| Clash { ifname, below: true })
-    } else {
-        None
-    }
+/// What a port would have of one that is there already, as far as names tell.
+///
+/// An interface may have several names, and others tomorrow. So a port that has its interface is asked only by whoever
+/// wants to make one of that name; who wants one that exists is compared by the kernel's index, when it is opened
+/// (`wires.rs`).
+fn clash<'a>(port: &Port, spec: &'a PortSpec) -> Option<Shared<'a>> {
+    let Some(link) = port.link.as_ref().filter(|_| port.open) else {
+        return port.spec.shares(spec, same_place);
+    };
+    let (place, ifname) = spec.kind.interface()?;
+    let made = spec.kind.lower().is_some() || spec.kind.awaited().is_none();
+    let same = made && link.name == ifname && same_place(port.spec.kind.interface()?.0, place);
+    same.then_some(Shared { ifname, below: false })
 }
 
 /// Says so of a port that has the interface, or one above it.
-fn taken(ifname: &str, below: bool, port: &Port) -> Error {
+fn taken(ifname: impl std::fmt::Display, below: bool, port: &Port) -> Error {
     Error::Exists(format!(
-        "interface '{ifname}' is {}port '{1}' of bridge '{2}' already; remove that first with: vswitchctl port del {1}",
+        "interface {ifname} is {}port '{1}' of bridge '{2}' already; remove that first with: vswitchctl port del {1}",
         if below { "below " } else { "" },
         port.spec.name,
         port.spec.bridge
@@ -287,6 +253,7 @@ impl Control {
         Control {
             crew,
             namespaces,
+            inspection: above::Inspection::default(),
             generation: 0,
             bridges: Vec::new(),
             ports: BTreeMap::new(),
@@ -427,6 +394,7 @@ impl Control {
             open: false,
             leaves: missing == Missing::Leave,
             link: None,
+            above: above::Above::default(),
             missed: 0,
             missed_seen: 0,
             complaint: None,
@@ -478,6 +446,7 @@ impl Control {
             return self.open_on_socket(id, port);
         }
         self.check_wire(&port.spec)?;
+        self.check_above(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
         let opened = port::open(&self.identity.dress(&port.spec), self.crew.len()).map_err(named)?;
         let queues = self.attach(port, opened)?;
@@ -505,7 +474,7 @@ impl Control {
         }
         match self.ports.values().find_map(|port| Some((port, clash(port, spec)?))) {
             None => Ok(()),
-            Some((port, clash)) => Err(taken(clash.ifname, clash.below, port)),
+            Some((port, clash)) => Err(taken(format_args!("'{}'", clash.ifname), clash.below, port)),
         }
     }
 
@@ -545,6 +514,7 @@ impl Control {
         port.ring_bytes = opened.queues.iter().map(|queue| queue.ring_bytes()).sum();
         port.keep = opened.keep;
         port.watches = opened.watches;
+        port.above = above::Above::default();
         if let Some(guest) = opened.link {
             port.guest = Some((guest, false));
         }
@@ -706,7 +676,8 @@ impl Control {
                 .hint(id, port)
                 .or_else(|| port.guest.as_ref()?.0.hint())
                 .or_else(|| port.hint())
-                .or_else(|| port.ring_hint()),
+                .or_else(|| port.ring_hint())
+                .or_else(|| self.interface_hint(port)),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);

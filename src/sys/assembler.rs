@@ -17,6 +17,18 @@ pub(super) mod op {
     pub(in crate::sys) const JUMP_NE: u8 = 0x55;
     pub(in crate::sys) const JUMP_SET: u8 = 0x45;
     pub(in crate::sys) const EXIT: u8 = 0x95;
+    pub(in crate::sys) const ADD_IMM: u8 = 0x07;
+    pub(in crate::sys) const JUMP_EQ_REG: u8 = 0x1d;
+    /// A register = memory at another, and the other way round.
+    pub(in crate::sys) const LOAD_BYTE: u8 = 0x71;
+    pub(in crate::sys) const LOAD_WORD: u8 = 0x61;
+    pub(in crate::sys) const LOAD_DOUBLE: u8 = 0x79;
+    pub(in crate::sys) const STORE_BYTE: u8 = 0x73;
+    pub(in crate::sys) const STORE_WORD: u8 = 0x63;
+    pub(in crate::sys) const STORE_DOUBLE: u8 = 0x7b;
+    /// Calls a helper, or with [`CALL_KERNEL`] as the source register a function of the kernel's by its BTF number.
+    pub(in crate::sys) const CALL: u8 = 0x85;
+    pub(in crate::sys) const CALL_KERNEL: u8 = 2;
     /// r0 = a word of the context.
     pub(in crate::sys) const LOAD_CONTEXT: u8 = 0x61;
     /// r0 = the frame's word, half word or byte, in host order; out of the frame ends the program with 0.

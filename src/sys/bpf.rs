@@ -20,6 +20,7 @@ use super::netns::run_in;
 use super::{Error, Result};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -78,6 +79,27 @@ struct LinkCreate {
     expected_revision: u64,
 }
 
+/// The part of `union bpf_attr` that BPF_PROG_TEST_RUN needs.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+}
+
+/// `struct __sk_buff` as far as its field `ifindex`: the one word of it that is not zero.
+const CONTEXT_WORDS: usize = 11;
+
 /// Drops everything that interface `ifindex` of namespace `ns` (`None`: the calling thread's) receives, after packet
 /// sockets have seen it, until the returned descriptor is closed.
 ///
@@ -110,7 +132,39 @@ pub(super) fn load_socket_filter(name: [u8; 16], program: &'static [Instruction]
     load(BPF_PROG_TYPE_SOCKET_FILTER, name, program)
 }
 
-fn load(prog_type: u32, prog_name: [u8; 16], program: &'static [Instruction]) -> io::Result<OwnedFd> {
+/// Loads a program for tc that is run by [`test_run`].
+pub(super) fn load_classifier(name: [u8; 16], program: &[Instruction]) -> io::Result<OwnedFd> {
+    load(BPF_PROG_TYPE_SCHED_CLS, name, program)
+}
+
+/// Runs a program for tc once, on the frame in `frame` (at least 64 bytes) as if it had come by interface `ifindex` of the
+/// calling thread's namespace, and puts the frame as the program leaves it in its place. The frame goes nowhere.
+///
+/// # Errors
+/// ENODEV when there is no such interface.
+pub(super) fn test_run(program: RawFd, ifindex: u32, frame: &mut [u8]) -> io::Result<()> {
+    let mut context = [0u32; CONTEXT_WORDS];
+    context[CONTEXT_WORDS - 1] = ifindex;
+    let len = u32::try_from(frame.len()).map_err(io::Error::other)?;
+    let mut attr = TestRun {
+        prog_fd: program.cast_unsigned(),
+        data_size_in: len,
+        data_size_out: len,
+        data_in: frame.as_ptr().addr() as u64,
+        data_out: frame.as_mut_ptr().addr() as u64,
+        repeat: 1,
+        ctx_size_in: u32::try_from(size_of_val(&context)).map_err(io::Error::other)?,
+        ctx_in: context.as_ptr().addr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: a TestRun is laid out as BPF_PROG_TEST_RUN expects; the kernel reads `frame` and `context`, which are live,
+    // and writes at most `len` bytes to `frame`, which is borrowed exclusively, and its answer to `attr`.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn load(prog_type: u32, prog_name: [u8; 16], program: &[Instruction]) -> io::Result<OwnedFd> {
     let attr = ProgLoad {
         prog_type,
         insn_cnt: u32::try_from(program.len()).map_err(io::Error::other)?,
@@ -119,7 +173,7 @@ fn load(prog_type: u32, prog_name: [u8; 16], program: &'static [Instruction]) ->
         prog_name,
         ..ProgLoad::default()
     };
-    // SAFETY: a ProgLoad is laid out as BPF_PROG_LOAD expects; instructions and licence are static; there is no log.
+    // SAFETY: a ProgLoad is laid out as BPF_PROG_LOAD expects; instructions and licence are live for the call; there is no log.
     unsafe { bpf(BPF_PROG_LOAD, &attr) }
 }
 
@@ -151,3 +205,4 @@ unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
 
 const _: () =
     assert!(size_of::<Instruction>() == 8 && size_of::<ProgLoad>() == 72 && size_of::<LinkCreate>() == 32);
+const _: () = assert!(size_of::<TestRun>() == 64);

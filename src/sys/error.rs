@@ -65,7 +65,9 @@ fn describe(what: &str, source: &io::Error) -> String {
 }
 
 /// Longest interface name in bytes: IFNAMSIZ less its NUL.
-const IFNAME_MAX_BYTES: usize = libc::IFNAMSIZ - 1;
+pub(crate) const IFNAME_MAX_BYTES: usize = libc::IFNAMSIZ - 1;
+/// Longest alternative name in bytes: ALTIFNAMSIZ less its NUL (linux/if.h).
+const ALTIFNAME_MAX_BYTES: usize = 127;
 
 /// Refuses what the kernel would refuse as an interface name (`dev_valid_name`), and `%`, which the kernel takes for
 /// a pattern ("eth%d" makes eth0). An ioctl would cut a name that is too long without a word, so this comes first.
@@ -73,13 +75,25 @@ const IFNAME_MAX_BYTES: usize = libc::IFNAMSIZ - 1;
 /// # Errors
 /// InvalidInput, with the rule that was broken.
 pub fn check_ifname(name: &str) -> Result<()> {
+    check_length(name, IFNAME_MAX_BYTES)
+}
+
+/// The same for the name of an interface that exists, which may be an alternative one (`ip link property add … altname`).
+///
+/// # Errors
+/// InvalidInput, with the rule that was broken.
+pub fn check_known_ifname(name: &str) -> Result<()> {
+    check_length(name, ALTIFNAME_MAX_BYTES)
+}
+
+fn check_length(name: &str, most: usize) -> Result<()> {
     let wrong = |why: &str| {
         Err(Error::refused(io::ErrorKind::InvalidInput, format!("{name:?} is not an interface name: {why}")))
     };
     if name.is_empty() {
         wrong("it is empty")
-    } else if name.len() > IFNAME_MAX_BYTES {
-        wrong("it is longer than 15 bytes")
+    } else if name.len() > most {
+        wrong(&format!("it is longer than {most} bytes"))
     } else if name == "." || name == ".." {
         wrong("it is reserved")
     } else if name.contains(|c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control()) {
@@ -104,6 +118,10 @@ mod tests {
             assert_eq!(error.source.kind(), io::ErrorKind::InvalidInput);
             assert!(error.to_string().contains("is not an interface name"), "{error}");
         }
+        let long = "x".repeat(127);
+        assert!(check_ifname(&long).is_err() && check_known_ifname(&long).is_ok());
+        let error = check_known_ifname(&format!("{long}x")).expect_err("too long");
+        assert!(error.to_string().contains("longer than 127 bytes"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod announce;
 mod assembler;
 pub(crate) mod bells;
 pub mod bpf;
+mod btf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
@@ -34,9 +35,11 @@ pub mod thread;
 pub mod tun;
 pub mod underlay;
 pub mod unix;
+pub mod uppers;
 pub mod users;
 
-pub use error::{Error, Result, check_ifname};
+pub(crate) use error::IFNAME_MAX_BYTES;
+pub use error::{Error, Result, check_ifname, check_known_ifname};
 
 /// O_NONBLOCK on.
 pub(crate) fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {

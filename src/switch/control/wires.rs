@@ -3,6 +3,9 @@
 //! A macvtap device has the wire of the interface below it. Which that is the kernel says (IFLA_LINK); names do not, of a device that somebody
 //! else made. So this is looked at whenever a port is opened, after the names were. Not seen are two devices in two namespaces on top of an
 //! interface in a third.
+//!
+//! Nor is an interface its name: it may have several (`ip link property add … altname`), and another tomorrow. One that exists is
+//! one port by its index and namespace.
 
 use super::{Control, Port, awaited, interface, taken};
 use crate::spec::{PortKind, PortSpec};
@@ -43,6 +46,17 @@ impl Control {
         let netlink = self.namespaces.enter(&place).map_err(named)?;
         // Where there is none, opening says so.
         let Some(link) = netlink.link(name).map_err(named)? else { return Ok(()) };
+        let device = |port: &&Port| {
+            spec.kind.lower().is_none()
+                && port.open
+                && port.link.as_ref().is_some_and(|its| its.index == link.index)
+                && (awaited(&port.spec.kind).is_some() || port.spec.bridge == spec.bridge)
+                && port.interface().is_some_and(|(there, _)| same_place(&there, &place))
+        };
+        if let Some(port) = self.ports.values().find(device) {
+            let also = (link.name != name).then(|| format!(" (which is '{}')", link.name.escape_debug()));
+            return Err(taken(format_args!("'{name}'{}", also.unwrap_or_default()), false, port));
+        }
         let wire = Wire::of(&link);
         let below = match wire {
             Wire { index, netns: None } if index != link.index => netlink.link_by_index(index).ok().flatten(),
@@ -64,7 +78,7 @@ impl Control {
             None => Ok(()),
             Some(port) => {
                 let ifname = below.map_or_else(|| name.to_owned(), |below| below.name);
-                Err(taken(&ifname, !port.link.as_ref().is_some_and(is_wire), port))
+                Err(taken(format_args!("'{ifname}'"), !port.link.as_ref().is_some_and(is_wire), port))
             }
         }
     }

@@ -38,6 +38,7 @@ impl Control {
         }
         self.follow_guests();
         self.regain();
+        self.look_above();
     }
 
     /// Stations of a guest that has gone are behind nothing.
@@ -112,13 +113,18 @@ impl Control {
         (0..self.bridges.len()).for_each(|bridge| self.refresh_locals(bridge));
     }
 
+    /// An interface may be two ports: a TAP of one bridge, and a packet port of another on its host end.
     fn link_changed(&mut self, place: &Place, link: Link) {
-        let index = link.index;
         let of = |port: &Port| {
             port.interface().is_some_and(|(there, _)| there == *place)
-                && port.link.as_ref().is_some_and(|known| known.index == index)
+                && port.link.as_ref().is_some_and(|known| known.index == link.index)
         };
-        let Some((&id, port)) = self.ports.iter_mut().find(|(_, port)| of(port)) else { return };
+        let ids: Vec<PortId> = self.ports.iter().filter(|(_, port)| of(port)).map(|(&id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.port_changed(id, link.clone()));
+    }
+
+    fn port_changed(&mut self, id: PortId, link: Link) {
+        let Some(port) = self.ports.get_mut(&id) else { return };
         port.shared.set_mtu(link.mtu);
         let was_up = port.state() == PortState::Up;
         if port.leaves && link.is_abandoned() {
@@ -127,6 +133,8 @@ impl Control {
             self.close(&[id]);
             return;
         }
+        // The kernel tells of an interface when something is put on top of it, wherever that is.
+        port.above.is_stale = true;
         let readdressed = port.link.as_ref().is_some_and(|known| known.mac != link.mac);
         port.link = Some(link);
         let (name, state) = (&port.spec.name, port.state());

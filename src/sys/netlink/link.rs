@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
@@ -14,7 +14,7 @@ use netlink_packet_route::link::{
 use super::{Expect, Netlink, Refusal, each_attribute, number, text};
 use crate::addr::MacAddr;
 use crate::spec::MacvtapMode;
-use crate::sys::{Result, check_ifname};
+use crate::sys::{IFNAME_MAX_BYTES, Result, check_ifname, check_known_ifname};
 
 /// Length of `struct ifinfomsg`.
 const IFINFO_BYTES: usize = 16;
@@ -27,7 +27,7 @@ const TUN_PERSIST: u16 = 6;
 pub struct Link {
     /// Its index in its namespace. It may change when the interface is moved to another one.
     pub index: u32,
-    /// Its name, at most 15 bytes.
+    /// Its own name, at most 15 bytes.
     pub name: String,
     /// Its address, if it has one of six octets.
     pub mac: Option<MacAddr>,
@@ -102,14 +102,20 @@ impl<'a> VethEnd<'a> {
 }
 
 impl Netlink {
-    /// The interface of that name, or `None`.
+    /// The interface of that name, its own or an alternative one, or `None`.
     ///
     /// # Errors
     /// The name is not one, or the kernel's answer.
     pub fn link(&self, name: &str) -> Result<Option<Link>> {
-        check_ifname(name)?;
+        check_known_ifname(name)?;
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        // The kernel looks for short ones among the alternative names, too, and takes longer ones only as such.
+        message.attributes.push(if name.len() <= IFNAME_MAX_BYTES {
+            LinkAttribute::IfName(name.to_owned())
+        } else {
+            let bytes = name.bytes().chain([0]).collect();
+            LinkAttribute::Other(DefaultNla::new(libc::IFLA_ALT_IFNAME, bytes))
+        });
         self.one_link(message).map_err(|refusal| refusal.on(format!("cannot read interface '{name}'")))
     }
 

@@ -336,12 +336,12 @@ pub struct PortInfo {
     /// The socket of a port on one.
     #[serde(default)]
     pub socket: Option<SocketInfo>,
+    /// Of a port with an interface: one line of what would be better.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
-    /// What an operator should know of it, if anything, and what to do about it.
-    #[serde(default)]
-    pub hint: Option<String>,
     /// Who asked for it.
     pub origin: Origin,
     /// Of an attached port, who that is.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vswitch::spec::{MacvtapLower, MacvtapMode, MacvtapSpec, Netns};
 
-use super::check_ifname;
+use super::check_known_ifname;
 use super::mode::ModeChoice;
 use super::port::PortAdd;
 
@@ -52,7 +52,7 @@ pub(super) fn spec(
         }
         return Ok(MacvtapSpec { ifname, netns, lower: None, queues: asked.queues });
     };
-    check_ifname(owner, below)?;
+    check_known_ifname(owner, below)?;
     if *below == ifname {
         return Err(format!(
             "{owner}: 'lower' is the interface below and 'ifname' the macvtap device's: give two names"

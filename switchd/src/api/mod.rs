@@ -44,6 +44,8 @@ pub use tunnel::TunnelInfo;
 pub const NAME_MAX: usize = 63;
 /// Longest interface name, in bytes (IFNAMSIZ - 1).
 pub const IFNAME_MAX: usize = 15;
+/// Longest alternative name of an interface, in bytes (ALTIFNAMSIZ - 1).
+pub const ALTIFNAME_MAX: usize = 127;
 
 /// Whether `name` may name a bridge or a port (`what`): it has to fit a table, a URL and a shell word.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
@@ -53,10 +55,9 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
         "is longer than 63 bytes"
     } else if name.starts_with('-') {
         "begins with '-'"
-    } else if name == "."
-        || name == ".."
-        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@+".contains(&b))
-    {
+    } else if name == "." || name == ".." {
+        "means a folder in a path"
+    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@+".contains(&b)) {
         "has characters other than letters, digits and -_.:@+"
     } else {
         return Ok(());
@@ -64,8 +65,17 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     Err(format!("'{}' cannot name a {what}: it {because}; choose another name", name.escape_debug()))
 }
 
-/// Whether the kernel would take `ifname` (`dev_valid_name` in `net/core/dev.c`; `%` is a pattern to TUNSETIFF).
+/// Whether the kernel would take `ifname` for a new interface (`dev_valid_name` in `net/core/dev.c`; `%` is a pattern to TUNSETIFF).
 pub(crate) fn check_ifname(owner: &str, ifname: &str) -> Result<(), String> {
+    check_ifname_of(owner, ifname, IFNAME_MAX)
+}
+
+/// Whether an interface that exists may be called that, if only by an alternative name.
+pub(crate) fn check_known_ifname(owner: &str, ifname: &str) -> Result<(), String> {
+    check_ifname_of(owner, ifname, ALTIFNAME_MAX)
+}
+
+fn check_ifname_of(owner: &str, ifname: &str, most: usize) -> Result<(), String> {
     let bad = |b: u8| b.is_ascii_whitespace() || b.is_ascii_control() || b"/:%".contains(&b);
     if ifname.is_empty() || ifname == "." || ifname == ".." || ifname.bytes().any(bad) {
         return Err(format!(
@@ -73,9 +83,9 @@ pub(crate) fn check_ifname(owner: &str, ifname: &str) -> Result<(), String> {
             ifname.escape_debug()
         ));
     }
-    if ifname.len() > IFNAME_MAX {
+    if ifname.len() > most {
         return Err(format!(
-            "{owner}: interface name '{ifname}' is longer than 15 bytes: give a shorter --ifname"
+            "{owner}: interface name '{ifname}' is longer than {most} bytes: give a shorter --ifname"
         ));
     }
     Ok(())

@@ -19,7 +19,7 @@ use super::size::Size;
 use super::socket;
 use super::tunnel::{self, ErspanDirection, PortRange, RemoteChoice, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
-use super::{check_ifname, check_name};
+use super::{check_ifname, check_known_ifname, check_name};
 
 /// What kind of port.
 #[derive(ValueEnum, Serialize, Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Debug)]
@@ -489,8 +489,11 @@ impl PortAdd {
         let has_no_interface = tunnel::ALL.contains(&self.kind)
             || socket::ALL.contains(&self.kind)
             || self.kind == PortType::VhostUser;
-        if !has_no_interface {
+        let is_made = matches!(self.kind, PortType::Tap | PortType::Internal) || self.lower.is_some();
+        if is_made && !has_no_interface {
             check_ifname(&owner, &ifname)?;
+        } else if !has_no_interface {
+            check_known_ifname(&owner, &ifname)?;
         }
         self.check_fitting(&owner)?;
         if let Some(mtu) = self.mtu.filter(|mtu| !(68..=65521).contains(mtu)) {
@@ -649,7 +652,7 @@ impl PortAdd {
         {
             return Err(format!("{owner}: address {} is given twice", twice.1));
         }
-        Ok(TapSpec {
+        let spec = TapSpec {
             ifname,
             netns,
             mac: self.mac.map(|mac| mac.0),
@@ -658,7 +661,9 @@ impl PortAdd {
             gateway: self.gateway,
             queues: self.queues,
             offload: !self.no_offload,
-        })
+        };
+        spec.check().map_err(|error| format!("{owner}: {error}"))?;
+        Ok(spec)
     }
 }
 

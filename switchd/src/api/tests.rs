@@ -100,8 +100,45 @@ fn names_must_fit_everywhere() {
     for good in ["p1", "veth0@if5", "eth0.100", "a_b-c:d+e", &"x".repeat(63)] {
         assert!(check_name("port", good).is_ok(), "{good}");
     }
-    let long = port(r#"{"name": "a-rather-long-name", "bridge": "br0", "type": "tap"}"#);
-    assert!(long.to_spec().unwrap_err().contains("--ifname"));
+    for dots in [".", ".."] {
+        let error = check_name("port", dots).unwrap_err();
+        assert!(error.contains("means a folder") && !error.contains("-_.:@+"), "{error}");
+    }
+    let long = r#""name": "a-rather-long-name", "bridge": "br0""#;
+    for made in ["\"tap\"", "\"internal\"", "\"macvtap\", \"lower\": \"eth0\""] {
+        let error = port(&format!("{{{long}, \"type\": {made}}}")).to_spec().unwrap_err();
+        assert!(error.contains("15 bytes") && error.contains("--ifname"), "{error}");
+    }
+    // What exists may have such a name beside its own.
+    let long = format!("{long}, \"ifname\": \"{}\"", "x".repeat(127));
+    for there in ["packet", "macvtap"] {
+        assert!(port(&format!("{{{long}, \"type\": \"{there}\"}}")).to_spec().is_ok(), "{there}");
+        let longer = long.replace("xx\"", "xxx\"");
+        let error = port(&format!("{{{longer}, \"type\": \"{there}\"}}")).to_spec().unwrap_err();
+        assert!(error.contains("127 bytes"), "{error}");
+    }
+}
+
+#[test]
+fn addresses_are_those_of_stations() {
+    let asked = |options: &str| {
+        port(&format!(r#"{{"name": "p", "bridge": "br0", "type": "internal", {options}}}"#)).to_spec()
+    };
+    for bad in
+        ["224.0.0.1/4", "ff02::1/64", "0.0.0.0/0", "::/0", "255.255.255.255/32", "127.0.0.1/8", "::1/128"]
+    {
+        let error = asked(&format!(r#""address": ["10.0.0.1/24", "{bad}"]"#)).unwrap_err();
+        assert!(error.contains("port 'p'") && error.contains("no address of a station"), "{bad}: {error}");
+    }
+    let error = asked(r#""address": ["fd00::1/64"], "mtu": 1279"#).unwrap_err();
+    assert!(error.contains("1279") && error.contains("1280"), "{error}");
+    for good in [
+        r#""address": ["fd00::1/64"], "mtu": 1280"#,
+        r#""address": ["10.0.0.1/24"], "mtu": 68"#,
+        r#""address": ["fe80::1/64", "169.254.1.1/16"]"#,
+    ] {
+        assert!(asked(good).is_ok(), "{good}");
+    }
 }
 
 #[test]

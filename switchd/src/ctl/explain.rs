@@ -60,8 +60,8 @@ pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
         "packet" => writeln!(
             text,
             "The interface '{ifname}'{place} exists on its own; vswitchd receives and sends its frames with\n\
-             packet sockets and keeps the host's stack from answering on it. When the interface goes, the port\n\
-             stays and waits."
+             packet sockets and keeps the host's stack from answering on it. What is on top of it (macvlans, VLAN\n\
+             devices) would get no frames. When the interface goes, the port stays and waits."
         ),
         "macvtap" => writeln!(
             text,

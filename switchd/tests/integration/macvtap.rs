@@ -303,19 +303,35 @@ pub fn one_wire() -> Outcome {
         daemon.ctl("port del one");
         daemon.ctl("port del two");
     }
+    // As a packet port the interface must carry nothing yet.
+    ns.ip("link del mv1; link del mv2");
+    let mv1 = "link add link l0 name mv1 type macvtap mode bridge; link set mv1 up";
     for first in [theirs(1), made(1)] {
+        if first == theirs(1) {
+            ns.ip(mv1);
+        }
         daemon.ctl(&format!("port add one --bridge br0 {first}"));
         for bridge in ["br0", "br1"] {
             let error = daemon.refused(&format!("port add two --bridge {bridge} --type packet --ifname l0"));
             assert!(error.contains("interface 'l0' is below port 'one'"), "{first}: {error}");
         }
         daemon.ctl("port del one");
+        if first == theirs(1) {
+            ns.ip("link del mv1");
+        }
         daemon.ctl("port add two --bridge br0 --type packet --ifname l0");
+        if first == theirs(1) {
+            ns.ip(mv1);
+        }
         for bridge in ["br0", "br1"] {
             let error = daemon.refused(&format!("port add one --bridge {bridge} {first}"));
             assert!(error.contains("interface 'l0' is port 'two'"), "{first}: {error}");
         }
         daemon.ctl("port del two");
+        let _ = ns.try_ip("link del mv1");
+    }
+    for number in 1..3 {
+        ns.ip(&format!("link add link l0 name mv{number} type macvtap mode bridge; link set mv{number} up"));
     }
     // A macvlan beside it has the same wire, and is not the wire.
     ns.ip("link add link l0 name mvl type macvlan mode bridge; link set mvl up");

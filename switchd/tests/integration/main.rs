@@ -16,6 +16,7 @@ mod guests;
 mod harness;
 mod host;
 mod identity;
+mod interfaces;
 mod lifecycle;
 mod macvtap;
 mod migration;
@@ -68,6 +69,10 @@ const TESTS: &[(&str, Test)] = &[
     ("places::a_reload_passes_them_on", places::a_reload_passes_them_on),
     ("ports::not_every_interface", ports::not_every_interface),
     ("ports::one_interface_one_port", ports::one_interface_one_port),
+    ("interfaces::carrying_others", interfaces::carrying_others),
+    ("interfaces::several_names", interfaces::several_names),
+    ("interfaces::both_ends_of_a_tap", interfaces::both_ends_of_a_tap),
+    ("interfaces::addresses_and_mtu", interfaces::addresses_and_mtu),
     ("cli::bridges", cli::bridges),
     ("cli::tap_ports", cli::tap_ports),
     ("cli::packet_ports", cli::packet_ports),

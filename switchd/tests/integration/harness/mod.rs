@@ -46,6 +46,8 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("host::stays_silent", BPF),
     ("host::stays_silent_in_ipv6", TCX),
     ("host::stays_silent_in_ipv6", BPF),
+    ("interfaces::carrying_others", TCX),
+    ("interfaces::carrying_others", BPF),
     ("traffic::one_worker_a_flow", BPF),
     ("attach::by_rules", USERS),
     ("attach::users_without_a_number", USERS),
