@@ -50,6 +50,8 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("interfaces::carrying_others", BPF),
     ("traffic::one_worker_a_flow", BPF),
     ("attach::by_rules", USERS),
+    ("attach::by_limits", USERS),
+    ("attach::rules_after_a_crash", USERS),
     ("attach::users_without_a_number", USERS),
     ("attach::hostile_clients", USERS),
     ("sockets::senders_without_a_number", USERS),
