@@ -6,7 +6,7 @@
 //! prefetched first as the pipeline does. hashbrown has no prefetch, and a lock or a shard around it would
 //! come on top.
 
-#![allow(missing_docs, reason = "a bench")]
+#![allow(missing_docs, clippy::disallowed_methods, reason = "a bench")]
 
 use std::hash::BuildHasher;
 use std::hint::black_box;

@@ -26,6 +26,8 @@
 //! hands the workers new pictures, follows interfaces that come and go, and reports ([`status`]). Nothing here knows of command lines,
 //! configuration files or sockets to be controlled by: that is the crate `switchd`.
 
+#![cfg_attr(any(test, loom), allow(clippy::disallowed_methods))]
+
 pub mod addr;
 pub mod batch;
 pub mod bridge;

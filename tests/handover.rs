@@ -16,7 +16,7 @@
 //! its id is taken again at once; nobody keeps the old topology; nobody sleeps through a command (a deadlock to shuttle).
 //! `src/pipeline/tests/switch.rs` does the same to the real thing, without control over the order.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 //!
 //! Every test makes its own namespaces and removes them; nothing touches the namespace the tests run in. What the
 //! kernel is too old for, or does not allow in a user namespace, is reported as ignored, by the name of what is missing.
-#![allow(clippy::expect_used, clippy::print_stdout, missing_docs)]
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};

@@ -128,7 +128,8 @@ pub struct NeighSpec {
 }
 
 impl Error {
-    /// Whether it failed because the kernel gave no thread ([`sys::thread::is_lacking`]): the same may do later.
+    /// Whether it failed because the kernel gave no thread ([`sys::thread::is_lacking`]): the same
+    /// may do later.
     #[must_use]
     pub fn lacks_thread(&self) -> bool {
         matches!(self, Error::System { source, .. } if sys::thread::is_lacking(source))

@@ -293,8 +293,9 @@ fn make_namespace_at(path: &Path) -> Result<()> {
 /// Makes `/run/netns` a mount point that shares its mounts with other mount namespaces, so that deleting a name here
 /// deletes it everywhere (a mount that lives on in some service's private copy would pin the namespace).
 ///
-/// Two programs that make it one at once would stack the mounts; iproute2 has a lock for that, and so have we, but any user
-/// can have it as long as he likes. So it is asked for only where there is no mount yet, and waited for [`RUN_DIR_LOCK`] at most.
+/// Two programs that make it one at once would stack the mounts; iproute2 has a lock for that, and
+/// so have we, but any user can have it as long as he likes. So it is asked for only where there is
+/// no mount yet, and waited for [`RUN_DIR_LOCK`] at most.
 fn prepare_run_dir() -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(RUN_DIR)?;
     let share =

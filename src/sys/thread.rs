@@ -1,8 +1,8 @@
 //! Threads: how they are had, where they run, and the machine's limits on this process.
 //!
-//! Every thread of this crate and of `vswitchd` is started by [`spawn`] or [`spawn_scoped`]. `std::thread::spawn` and
-//! `Scope::spawn` panic where the kernel has no thread to give; these two say so by an error that callers can tell from
-//! others ([`is_lacking`]).
+//! Every thread of this crate and of `vswitchd` is started by [`spawn`] or [`spawn_scoped`].
+//! `std::thread::spawn` and `Scope::spawn` panic where the kernel has no thread to give; these two
+//! say so by an error that callers can tell from others ([`is_lacking`]).
 
 use std::io;
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};

@@ -217,7 +217,8 @@ pub fn connect_to(path: &Path, descriptors: Descriptors) -> io::Result<OwnedFd> 
     Ok(fd)
 }
 
-/// Whether a program listens at the socket at `path`, or may: only a refused connection says that none does.
+/// Whether a program listens at the socket at `path`, or may: only a refused connection says that
+/// none does.
 #[must_use]
 pub fn has_listener(path: &Path) -> bool {
     match connect_to(path, Descriptors::Refused) {

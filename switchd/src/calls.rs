@@ -1,13 +1,14 @@
 //! Calls into the daemon, which may wait, from the control thread, which may not.
 //!
-//! A call may wait for the kernel, for workers or for another change, so it runs on one of [`THREADS`] threads. They are
-//! started with the program and kept: a call never needs a new one. (tokio's own threads for this end after ten idle
-//! seconds, and where the next cannot be had, because of `RLIMIT_NPROC` or `pids.max`, `spawn_blocking` panics.) More
-//! would be of no use: changes are serialised, and whatever reads waits for a change under way.
+//! A call may wait for the kernel, for workers or for another change, so it runs on one of
+//! [`THREADS`] threads. They are started with the program and kept: a call never needs a new one.
+//! (tokio's own threads for this end after ten idle seconds, and where the next cannot be had,
+//! because of `RLIMIT_NPROC` or `pids.max`, `spawn_blocking` panics.) More would be of no use:
+//! changes are serialised, and whatever reads waits for a change under way.
 //!
-//! Calls wait in a queue of [`WAITING_MAX`]. What finds it full is refused ([`Failed::Busy`]). A call that has begun ends,
-//! also when whoever asked has gone: half a change would be worse than all of it. Those that wait when the daemon
-//! [ends](Threads::end) are forgotten.
+//! Calls wait in a queue of [`WAITING_MAX`]. What finds it full is refused ([`Failed::Busy`]). A
+//! call that has begun ends, also when whoever asked has gone: half a change would be worse than
+//! all of it. Those that wait when the daemon [ends](Threads::end) are forgotten.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -25,7 +26,8 @@ use crate::daemon::Daemon;
 
 /// Threads that calls run on.
 pub const THREADS: usize = 8;
-/// Calls that wait for a thread, at most: more than connections of the control and attach sockets can make together.
+/// Calls that wait for a thread, at most: more than connections of the control and attach sockets
+/// can make together.
 pub const WAITING_MAX: usize = 256;
 
 type Call = Box<dyn FnOnce(&Daemon) + Send>;
@@ -175,7 +177,8 @@ impl Threads {
         Ok((Calls(Arc::clone(&queue)), Threads { queue, ended }))
     }
 
-    /// Begins no more calls, and waits for those under way. Whether they have ended within this time.
+    /// Begins no more calls, and waits for those under way. Whether they have ended within this
+    /// time.
     #[must_use]
     pub fn end(self, within: Duration) -> bool {
         self.queue.end();

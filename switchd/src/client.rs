@@ -77,7 +77,8 @@ impl Answer {
         })
     }
 
-    /// Whether a text in it may have more than letters, for nearly none has. JSON has control characters as escapes only.
+    /// Whether a text in it may have more than letters, for nearly none has. JSON has control
+    /// characters as escapes only.
     fn may_harm(&self) -> bool {
         !self.body.is_ascii() || self.body.contains(&b'\\')
     }

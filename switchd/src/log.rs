@@ -1,8 +1,9 @@
 //! Logging: to standard error, coloured on a terminal, filtered by level and module.
 //!
-//! Lines are written by a layer of our own, because two things have to hold for every line, whatever logs it: what is in it
-//! obeys no terminal and forges no other line ([`crate::plain`]), and nobody outside can fill the log ([`limit`]). Not limited
-//! are debug and trace, which are asked for, and what an operator causes by signals and at the start ([`OPERATOR`]).
+//! Lines are written by a layer of our own, because two things have to hold for every line,
+//! whatever logs it: what is in it obeys no terminal and forges no other line ([`crate::plain`]),
+//! and nobody outside can fill the log ([`limit`]). Not limited are debug and trace, which are
+//! asked for, and what an operator causes by signals and at the start ([`OPERATOR`]).
 
 mod limit;
 
@@ -148,7 +149,8 @@ impl Words {
         plain(format!("{}{space}{}", self.message, self.fields.trim_start()).trim_end()).into_owned()
     }
 
-    /// What it is about: a field that names an object, else the first text in quotes, else what comes before a colon.
+    /// What it is about: a field that names an object, else the first text in quotes, else what
+    /// comes before a colon.
     fn object(&self) -> String {
         if let Some(named) = &self.named {
             return named.clone();

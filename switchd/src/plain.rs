@@ -1,10 +1,12 @@
 //! Text from outside, made harmless for a terminal and a log.
 //!
-//! Names of interfaces, their aliases, descriptions that peers send and errors that quote them may hold anything: escape
-//! sequences that rewrite the screen, line ends that forge lines of a log, marks that turn a line's direction around. All of that
-//! is written out (`\u{1b}`), at the doors: the answer that vswitchctl shows ([`crate::client::Answer::parse`]), each table and each text
-//! before it is written, errors on standard error, and every line of the log. Always, not only on a terminal: what is in a file
-//! today is on a terminal tomorrow. JSON documents and metrics have rules of their own for that and stay as they are.
+//! Names of interfaces, their aliases, descriptions that peers send and errors that quote them may
+//! hold anything: escape sequences that rewrite the screen, line ends that forge lines of a log,
+//! marks that turn a line's direction around. All of that is written out (`\u{1b}`), at the doors:
+//! the answer that vswitchctl shows ([`crate::client::Answer::parse`]), each table and each text
+//! before it is written, errors on standard error, and every line of the log. Always, not only on a
+//! terminal: what is in a file today is on a terminal tomorrow. JSON documents and metrics have
+//! rules of their own for that and stay as they are.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -21,7 +23,8 @@ pub fn plain_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| c == '\n')
 }
 
-/// `text` fit for one line of a log, a terminal or an answer: as [`plain`], but a line's end, of which long errors have some, is a space.
+/// `text` fit for one line of a log, a terminal or an answer: as [`plain`], but a line's end, of
+/// which long errors have some, is a space.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     plain(&text.replace('\n', " ")).into_owned()
@@ -46,8 +49,9 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// Control characters (C0, DEL, C1), and what is not seen but changes what is: direction marks, joiners and spaces without width,
-/// separators of lines, variation selectors, tags, the characters of annotations.
+/// Control characters (C0, DEL, C1), and what is not seen but changes what is: direction marks,
+/// joiners and spaces without width, separators of lines, variation selectors, tags, the characters
+/// of annotations.
 fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -9,10 +9,11 @@
 //! be about to lock what has no name any more), so whoever gets the lock checks that the file is still the one of
 //! that name.
 //!
-//! Whoever can open a file can lock it, so nobody else may: its mode is 0600, and it is the daemon's own. A file that others can
-//! open, such as versions before left (0644) or another user put there, proves nothing and is replaced by a new one. Only
-//! where a program also listens at the socket does its lock count. (A name of an abstract socket in place of the
-//! file was rejected: everyone in the network namespace can take it.)
+//! Whoever can open a file can lock it, so nobody else may: its mode is 0600, and it is the
+//! daemon's own. A file that others can open, such as versions before left (0644) or another user
+//! put there, proves nothing and is replaced by a new one. Only where a program also listens at the
+//! socket does its lock count. (A name of an abstract socket in place of the file was rejected:
+//! everyone in the network namespace can take it.)
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -88,7 +89,8 @@ fn open_lock(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             options.create_new(true).mode(0o600).open(path)
         }
-        // Another user's, in a file system where even root may not write it: it is going to be replaced.
+        // Another user's, in a file system where even root may not write it: it is going to be
+        // replaced.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             OpenOptions::new().read(true).custom_flags(flags).open(path)
         }

@@ -52,7 +52,8 @@ pub struct Options {
 
 /// How long changes under way may take to finish at the end.
 const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between tries of a reload for which no thread could be had: the first pause, doubled each time, and the longest.
+/// Between tries of a reload for which no thread could be had: the first pause, doubled each time,
+/// and the longest.
 const RELOAD_AGAIN_MIN: Duration = Duration::from_secs(1);
 const RELOAD_AGAIN_MAX: Duration = Duration::from_secs(30);
 
@@ -187,8 +188,8 @@ impl End {
     }
 }
 
-/// Reloads at every SIGHUP. One that failed for want of a thread is tried again until it does not, because nobody waits
-/// for an answer who could ask again.
+/// Reloads at every SIGHUP. One that failed for want of a thread is tried again until it does not,
+/// because nobody waits for an answer who could ask again.
 async fn reload_at(mut hangup: Signal, calls: Calls) {
     let mut again = None;
     loop {

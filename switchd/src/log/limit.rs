@@ -1,13 +1,16 @@
 //! How often lines of one kind may be in the log.
 //!
-//! Links that flap, guests that come and go, tables that are full and callers that exhaust what there is can cause a line each
-//! time, for ever. So lines are counted by *subject*: the place in the code that logs, and the object that the line
-//! is about. A subject has [`BURST`] lines at once and gets one more every [`REFILL`]; a warning or an error that says the very
-//! same again within [`REPEAT`] has none. What is left out is counted, and the count is told: with the subject's next line, or by
-//! a line of its own after a pause, of [`PAUSE_MIN`] at first and twice as long each time.
+//! Links that flap, guests that come and go, tables that are full and callers that exhaust what
+//! there is can cause a line each time, for ever. So lines are counted by *subject*: the place in
+//! the code that logs, and the object that the line is about. A subject has [`BURST`] lines at once
+//! and gets one more every [`REFILL`]; a warning or an error that says the very same again within
+//! [`REPEAT`] has none. What is left out is counted, and the count is told: with the subject's next
+//! line, or by a line of its own after a pause, of [`PAUSE_MIN`] at first and twice as long each
+//! time.
 //!
-//! So the first lines about each of a thousand ports appear, and one port's link that flaps for a day leaves a line or two a
-//! minute. Memory is bounded by [`SUBJECTS_MAX`]; where outsiders cause more than that, those beyond share one subject a place.
+//! So the first lines about each of a thousand ports appear, and one port's link that flaps for a
+//! day leaves a line or two a minute. Memory is bounded by [`SUBJECTS_MAX`]; where outsiders cause
+//! more than that, those beyond share one subject a place.
 //!
 //! The time is an argument. Reading the clock and writing are the caller's.
 

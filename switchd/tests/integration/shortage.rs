@@ -1,5 +1,5 @@
-//! What vswitchd does where the kernel gives no more, or somebody else has it: no thread, no descriptor, no lock. It runs on (or starts),
-//! says so, and goes back to work by itself.
+//! What vswitchd does where the kernel gives no more, or somebody else has it: no thread, no
+//! descriptor, no lock. It runs on (or starts), says so, and goes back to work by itself.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -36,7 +36,7 @@ pub fn no_thread_to_be_had() -> Outcome {
     has_users()?;
     let ns = Ns::new("threads");
     let mut daemon =
-        Start::new(&ns).config(BRIDGE).arguments("--workers 1 --attach-socket none").as_user(LONELY).spawn();
+        Start::new(&ns).config(BRIDGE).arguments("--workers 1 --attach-socket none").by_user(LONELY).spawn();
     // Not by asking it: a thread that answered would stay for a while.
     eventually("it is ready", || daemon.log().contains("ready"));
     limit(&daemon, Some(LONELY), "nproc=1");
@@ -130,7 +130,8 @@ pub fn no_descriptor_to_be_had() -> Outcome {
         told("port 'va' is").len()
     };
     eventually("the first of the link's lines", || flap() >= 10);
-    (flap(), flap());
+    flap();
+    flap();
     let lines = told("cannot accept");
     assert_eq!(lines.iter().filter(|line| !line.contains("left out)")).count(), 1, "{lines:#?}");
     assert_eq!(told("port 'va' is").len(), 10, "{:#?}", told("port 'va' is"));

@@ -83,7 +83,7 @@ impl<'a> Start<'a> {
     }
 
     /// As a user without capabilities, whose the folder is.
-    pub fn as_user(mut self, uid: u32) -> Self {
+    pub fn by_user(mut self, uid: u32) -> Self {
         self.user = Some(uid);
         self
     }
