@@ -134,8 +134,9 @@ pub(crate) fn identity_now(ns: &Netns) -> io::Result<Option<(u64, u64)>> {
         let stat = std::fs::metadata(path).ok()?;
         Some((stat.dev(), stat.ino()))
     }
+    type Look = LookUp<Option<(u64, u64)>>;
     /// Paths that are being looked at. Only those are here that did not answer at once, or somebody asks for just now.
-    static ASKED: Mutex<BTreeMap<PathBuf, LookUp<Option<(u64, u64)>>>> = Mutex::new(BTreeMap::new());
+    static ASKED: Mutex<BTreeMap<PathBuf, Look>> = Mutex::new(BTreeMap::new());
     let path = ns.path();
     if is_at_hand(&path) {
         return Ok(at(&path));
