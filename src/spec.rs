@@ -154,7 +154,7 @@ pub struct TapSpec {
     pub ifname: String,
     /// Network namespace the interface is moved to; `None` is the switch's own.
     pub netns: Option<Netns>,
-    /// Address of the interface; `None` lets the kernel choose.
+    /// Address of the interface; `None` is one that stays the same, made of machine, bridge and port.
     pub mac: Option<MacAddr>,
     /// MTU in bytes; `None` is the kernel's 1500.
     pub mtu: Option<u32>,
@@ -205,9 +205,17 @@ pub struct VhostUserSpec {
     pub queues: Option<u16>,
     /// MTU in bytes; `None` is 1500.
     pub mtu: Option<u32>,
+    /// Bytes of memory that the guest may share; `None` is a part of what all guests may ([`crate::virtio::room`]).
+    pub memory_max: Option<u64>,
 }
 
 impl VhostUserSpec {
+    /// At this socket, with defaults for everything else.
+    #[must_use]
+    pub fn new(path: PathBuf, role: SocketRole) -> VhostUserSpec {
+        VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None }
+    }
+
     /// Its MTU in bytes.
     #[must_use]
     pub fn mtu(&self) -> u32 {

@@ -89,6 +89,8 @@ drop_reasons! {
     Unreachable = "unreachable",
     /// Dropped by the kernel before the switch could read it.
     RxMissed = "rx_missed",
+    /// Received as a kind of GSO frame for which the kernel has no description.
+    RxUndescribed = "rx_undescribed",
 }
 
 /// One worker's counters for one port.

@@ -38,6 +38,8 @@ pub struct PortStatus {
     pub reason: Option<String>,
     /// Receive queues.
     pub queues: usize,
+    /// Kernel memory that is mapped for its rings and never swapped out, in bytes.
+    pub ring_bytes: u64,
     /// The other end of a veth pair.
     pub peer: Option<Peer>,
     /// The other ends of a tunnel.

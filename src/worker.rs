@@ -78,6 +78,13 @@ pub enum Command {
         /// Where to say that it is done.
         done: Sender<()>,
     },
+    /// The kernel seems to have stopped filling the ring of this port's queue: leave it, if so.
+    LeaveRing {
+        /// The port.
+        port: PortId,
+        /// Where to say whether it did.
+        done: Sender<bool>,
+    },
     /// End.
     Stop,
 }
@@ -472,6 +479,10 @@ impl Worker {
                 Command::CountMissed { done } => {
                     self.count_missed();
                     let _ = done.send(());
+                }
+                Command::LeaveRing { port, done } => {
+                    let queue = self.queues.get_mut(port.index()).and_then(Option::as_mut);
+                    let _ = done.send(queue.is_some_and(|queue| queue.leave_ring()));
                 }
                 Command::Apply { topology, remove, add, done } => {
                     let before = Arc::clone(&self.topology);

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Trial};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use vswitch::addr::MacAddr;
-use vswitch::spec::Netns;
+use vswitch::spec::{MacvtapLower, MacvtapMode, MacvtapSpec, Netns, PortKind, TapSpec};
 use vswitch::status::Peer;
 use vswitch::sys::netlink::{Link, LinkChange, LinkEvent, Monitor, Netlink, VethEnd};
+use vswitch::sys::packet::{self, Kernel, PacketSocket, Received};
 use vswitch::sys::{bpf, netns};
 
 /// Environment variable that makes [`child`] do something: this binary runs itself where a test needs a process.
@@ -55,6 +56,10 @@ const TESTS: &[(&str, Test)] = &[
         "a_kernel_bridge_letting_go_of_an_interface_is_not_its_removal",
         Test::Always(a_kernel_bridge_letting_go_of_an_interface_is_not_its_removal),
     ),
+    (
+        "a_device_goes_with_the_port_it_was_made_for",
+        Test::Always(a_device_goes_with_the_port_it_was_made_for),
+    ),
     ("a_monitor_that_is_too_slow_is_told_so", Test::Always(a_monitor_that_is_too_slow_is_told_so)),
     (
         "the_host_falls_silent_while_packet_sockets_still_hear",
@@ -64,6 +69,11 @@ const TESTS: &[(&str, Test)] = &[
         "the_silence_ends_with_the_process_even_if_it_is_killed",
         Test::Maybe(the_silence_ends_with_the_process_even_if_it_is_killed),
     ),
+    (
+        "what_the_host_sends_is_not_received_whatever_the_kernel",
+        Test::Maybe(what_the_host_sends_is_not_received_whatever_the_kernel),
+    ),
+    ("few_receive_and_all_send", Test::Maybe(few_receive_and_all_send)),
     ("exec_shows_the_namespaces_own_sys_and_etc", Test::Maybe(exec_shows_the_namespaces_own_sys_and_etc)),
 ];
 
@@ -214,6 +224,22 @@ fn a_name_that_is_deleted_or_made_anew_is_noticed() {
     assert!(ip(&["netns", "add", &name.0]).0);
     assert!(netns::identity(&name).is_some_and(|second| second != first));
     netns::del(&name.0).expect("deleted");
+}
+
+/// A port that was opened and then not taken over, for whatever reason, leaves no device: not even a macvtap, which the kernel keeps.
+fn a_device_goes_with_the_port_it_was_made_for() {
+    let (a, _b, ..) = pair();
+    let lower = MacvtapLower { ifname: "va".into(), mode: MacvtapMode::Passthru, mac: None, mtu: None };
+    let netns = Some(a.name.clone());
+    let macvtap = MacvtapSpec { ifname: "up".into(), netns: netns.clone(), queues: None, lower: Some(lower) };
+    let tap = TapSpec { netns, ..TapSpec::new("up") };
+    for kind in [PortKind::Macvtap(macvtap), PortKind::Tap(tap.clone()), PortKind::Internal(tap)] {
+        let opened = vswitch::port::open(&kind, 2).expect("opened");
+        assert!(a.netlink().link("up").expect("asked").is_some(), "{kind:?}");
+        drop(opened);
+        assert!(a.netlink().link("up").expect("asked").is_none(), "{kind:?} left its device");
+    }
+    assert!(a.netlink().link("va").expect("asked").is_some());
 }
 
 fn callers_never_move_and_may_be_many() {
@@ -589,6 +615,88 @@ fn the_silence_ends_with_the_process_even_if_it_is_killed() -> Outcome {
     child.kill().and_then(|()| child.wait()).expect("killed");
     assert!(silenced && !answered);
     eventually("the host speaks again", || round_trip(&a, B4));
+    Ok(())
+}
+
+/// The last bytes of all frames of type 0x88b5 that the queues have, but not more than some
+/// hundred.
+fn heard(queues: &mut [PacketSocket]) -> Vec<u8> {
+    let mut buffer = vec![0; 70_000];
+    let mut all = Vec::new();
+    for queue in queues {
+        for _ in 0..500 {
+            match queue.receive(&mut buffer) {
+                // Behind ten bytes of header.
+                Ok(Received::Frame { len, .. }) if buffer[22..24] == [0x88, 0xb5] => {
+                    all.push(buffer[9 + len])
+                }
+                Ok(Received::Empty) => break,
+                _ => {}
+            }
+        }
+    }
+    all
+}
+
+fn numbered(number: u8) -> Vec<u8> {
+    let mut frame = vec![0xff; 12];
+    frame[6] = 2;
+    frame.extend([0x88, 0xb5]);
+    frame.resize(60, number);
+    frame
+}
+
+/// A group of sockets before Linux 6.2 hears what the host sends, unless it is kept away. The flag
+/// that asks for it is left out here.
+fn what_the_host_sends_is_not_received_whatever_the_kernel() -> Outcome {
+    for ignores_outgoing in [true, false] {
+        let (a, b, va, vb) = pair();
+        let open = || packet::open_on(Kernel { ignores_outgoing }, va.index, 2);
+        let mut sockets = netns::run_in(a.fd(), open).expect("entered").expect("packet sockets");
+        if sockets.receiving < 2 {
+            return Err(Skip("CAP_BPF outside of user namespaces"));
+        }
+        let (host, station) = (packet_socket(&a, va.index), packet_socket(&b, vb.index));
+        let mut all = Vec::new();
+        for number in 1..=20 {
+            host.send(&numbered(100 + number)).expect("sent");
+            station.send(&numbered(number)).expect("sent");
+        }
+        eventually("all frames of the station have come", || {
+            all.extend(heard(&mut sockets.queues));
+            all.len() >= 20
+        });
+        assert_eq!(all, (1..=20).collect::<Vec<u8>>(), "ignores_outgoing: {ignores_outgoing}");
+    }
+    Ok(())
+}
+
+/// Whatever the number of workers, one or two of them receive, each frame once, and every one can
+/// send.
+fn few_receive_and_all_send() -> Outcome {
+    let mut used = std::collections::BTreeSet::new();
+    for workers in [1, 2, 3, 5, 16] {
+        let (a, b, va, vb) = pair();
+        let open = || packet::open(va.index, workers);
+        let mut sockets = netns::run_in(a.fd(), open).expect("entered").expect("packet sockets");
+        let receivers = sockets.queues.iter().filter(|queue| queue.receives()).count();
+        assert_eq!((sockets.queues.len(), sockets.receiving), (workers, receivers));
+        assert_eq!(sockets.watches.len(), receivers);
+        if workers > 1 && receivers < 2 {
+            return Err(Skip("CAP_BPF outside of user namespaces"));
+        }
+        assert!(receivers <= packet::RECEIVERS);
+        used.extend(sockets.queues.iter().enumerate().filter(|(_, q)| q.receives()).map(|(at, _)| at));
+        let station = packet_socket(&b, vb.index);
+        station.send(&numbered(7)).expect("sent");
+        let mut all = Vec::new();
+        eventually("the frame has come", || {
+            all.extend(heard(&mut sockets.queues));
+            !all.is_empty()
+        });
+        assert_eq!(all, [7]);
+    }
+    assert!(used.len() > 2, "not always the same workers: {used:?}");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
+use switchd::calls::Threads;
 use switchd::config::DaemonSection;
 use switchd::control::model::Model;
 use switchd::daemon::Daemon;
@@ -84,6 +85,7 @@ struct Rig {
     runtime: Runtime,
     router: Router,
     model: Arc<Model>,
+    _threads: Threads,
     /// Paths and their methods, from the API's own description.
     routes: Vec<Route>,
 }
@@ -91,7 +93,8 @@ struct Rig {
 impl Rig {
     fn new() -> Rig {
         let model = Arc::new(Model::default());
-        let daemon = Daemon::new(model.clone(), &DaemonSection::default());
+        let daemon = Arc::new(Daemon::new(model.clone(), &DaemonSection::default()));
+        let (calls, threads) = Threads::start(&daemon).unwrap_or_else(|error| panic!("{error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let description = serde_json::to_value(openapi()).unwrap_or_default();
         let paths = description["paths"].as_object().unwrap_or_else(|| panic!("{description}"));
@@ -106,8 +109,9 @@ impl Rig {
         };
         Rig {
             runtime: runtime.unwrap_or_else(|error| panic!("{error}")),
-            router: router(Arc::new(daemon)),
+            router: router(calls),
             model,
+            _threads: threads,
             routes: paths.iter().map(|(path, known)| (path.clone(), methods(known))).collect(),
         }
     }

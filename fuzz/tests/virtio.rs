@@ -28,6 +28,7 @@ use vswitch::virtio::inflight::InflightFile;
 use vswitch::virtio::memory::{GuestMemory, RegionSpec, Share};
 use vswitch::virtio::net::NetRing;
 use vswitch::virtio::ring::{Budget, Records, Setup};
+use vswitch::virtio::room::Pool;
 
 const LEN: u64 = 256 << 10;
 const SIZE: u16 = 16;
@@ -173,10 +174,10 @@ fn records_are_not_believed() {
 #[test]
 fn front_ends_may_say_anything() {
     let path = std::env::temp_dir().join(format!("vswitch-fuzz-{}.sock", std::process::id()));
-    let spec = VhostUserSpec { path: path.clone(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let spec = VhostUserSpec { queues: Some(2), ..VhostUserSpec::new(path.clone(), SocketRole::Server) };
     let mut open = port::open(&PortKind::VhostUser(spec), 1).expect("a port");
     let link = open.link.as_mut().expect("a link");
-    link.start(Arc::new(PortShared::new(1, 1500, false))).expect("a thread");
+    link.start(Arc::new(PortShared::new(1, 1500, false)), Arc::new(Pool::new(None))).expect("a thread");
     // Few: after each the port waits for a tenth of a second.
     type Message = (u8, u8, Vec<u8>, Option<u32>);
     bolero::check!().with_type::<Vec<Message>>().with_iterations(40).for_each(|messages| {
@@ -269,10 +270,14 @@ fn answer(mut stream: &UnixStream) -> u64 {
 #[test]
 fn front_ends_may_ask_in_any_order() {
     let path = std::env::temp_dir().join(format!("vswitch-fuzz-order-{}.sock", std::process::id()));
-    let spec = VhostUserSpec { path: path.clone(), role: SocketRole::Server, queues: Some(2), mtu: None };
+    let spec = VhostUserSpec { queues: Some(2), ..VhostUserSpec::new(path.clone(), SocketRole::Server) };
     let mut open = port::open(&PortKind::VhostUser(spec), 1).expect("a port");
     let shared = Arc::new(PortShared::new(1, 1500, false));
-    open.link.as_mut().expect("a link").start(Arc::clone(&shared)).expect("a thread");
+    open.link
+        .as_mut()
+        .expect("a link")
+        .start(Arc::clone(&shared), Arc::new(Pool::new(None)))
+        .expect("a thread");
     let queue = std::sync::Mutex::new(open.queues.pop().expect("a worker's"));
     let memory = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
     memory.set_len(LEN).expect("that long");

@@ -368,12 +368,13 @@ impl Fdb {
         self.table.slots().filter_map(|slot| self.table.read(slot)).map(|(key, value)| (key, value.entry()))
     }
 
-    /// Copies every entry (and the number of ports, and what has happened so far) to another table; returns how
+    /// Copies every entry (and the number of ports, whose remotes they are, and what has happened so far) to another table; returns how
     /// many were refused. Fixed entries go first, then dynamic ones from the oldest to the newest, under the other table's fair shares:
     /// of what it evicts on the way nothing is said. What is learned here meanwhile may be missed.
     pub fn copy_to(&self, other: &Fdb) -> usize {
         other.ports.set_number(self.ports.number());
         let mut entries: Vec<_> = self.iter().collect();
+        entries.iter().for_each(|(_, entry)| other.set_device(entry.port, self.ports.device(entry.port)));
         let newest = entries.iter().map(|(_, entry)| entry.last_seen).reduce(later).unwrap_or_default();
         entries.sort_by_key(|(_, entry)| {
             (entry.kind == Kind::Dynamic, std::cmp::Reverse(newest.since(entry.last_seen)))
@@ -395,10 +396,16 @@ impl Fdb {
         refused
     }
 
-    /// Tells how many ports share the table: each may have `max / number` stations before it has to give when
-    /// the table is full. 1 in a new table: nobody is ever over their share.
+    /// Tells how many ports share the table, a tunnel with all its remotes being one: each may have `max / number` stations
+    /// before it has to give when the table is full. 1 in a new table: nobody is ever over their share.
     pub fn set_ports(&self, number: u32) {
         self.ports.set_number(number);
+    }
+
+    /// Tells that a port is a remote of `device`, with which it shares; itself in a new table. To be told before stations are
+    /// learned behind it.
+    pub fn set_device(&self, port: PortId, device: PortId) {
+        self.ports.set_device(port, device);
     }
 
     /// Entries of one port, of every kind.

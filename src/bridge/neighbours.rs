@@ -7,10 +7,23 @@
 //! a frame in a thousand.
 //!
 //! Nothing here says where a station is: that is the forwarding database's, and whom it does not know is not answered for.
+//!
+//! **What is known may be out of date.** An address may come back with another MAC address, at a station that does not
+//! announce it; then each answer sends the asker to a dead station again. So a learned neighbour is answered for only while
+//! two things hold ([`Neighbour::is_current`]):
+//! - it told its address itself, by ARP or neighbour discovery, in the last [`ANSWERED_SECS`] seconds. The next question
+//!   goes out; its answer counts for another [`ANSWERED_SECS`]. So each switch floods at most one question for an
+//!   address in that time, as long as the address is in use;
+//! - no unicast question to it is without an answer. Hosts ask that way whether a neighbour is alive before they ask
+//!   everybody again (RFC 4861, section 7.3; Linux does so for ARP, too).
+//!
+//! Rejected: to count any frame of the station as news of its address (an address that moves between two stations which
+//! both live would be answered for wrongly for the ageing time); probes of the switch's own (it has no address to send them
+//! from, and the hosts' are there); memory of whom the switch answered, a word an asker.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hashbrown::HashMap;
 
@@ -22,6 +35,9 @@ use crate::spec::BridgeSpec;
 pub const NEIGHBOURS_MAX: usize = 4096;
 /// Learned ones, at most. A port can have as many as are free then, so that no one takes all the room of the others.
 pub const LEARNED_MAX: usize = 8192;
+
+/// A learned neighbour is answered for as long after it told its address, in seconds. As Linux's hosts believe an answer.
+pub const ANSWERED_SECS: u32 = 30;
 
 /// VLAN (0 in a bridge that does not filter) and address.
 pub type Place = (u16, IpAddr);
@@ -37,13 +53,15 @@ pub struct Neighbour {
     pub router: Option<bool>,
     /// Second when it was last heard.
     seen: AtomicU32,
+    /// It was asked whether it is alive, and has not answered.
+    doubted: AtomicBool,
 }
 
 impl Neighbour {
     /// One heard now, or configured.
     #[must_use]
     pub fn new(mac: MacAddr, heard_by: Option<PortId>, router: Option<bool>, now: Tick) -> Neighbour {
-        Neighbour { mac, heard_by, router, seen: AtomicU32::new(now.0) }
+        Neighbour { mac, heard_by, router, seen: AtomicU32::new(now.0), doubted: AtomicBool::new(false) }
     }
 
     /// Whether it is configured.
@@ -59,6 +77,23 @@ impl Neighbour {
         if self.seen.load(Ordering::Relaxed) != now.0 {
             self.seen.store(now.0, Ordering::Relaxed);
         }
+        if self.doubted.load(Ordering::Relaxed) {
+            self.doubted.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// It was asked whether it is alive, or another station claims its address: until it is heard again, what is known
+    /// of it is not repeated.
+    #[inline]
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it may be answered for: it is configured, or told its address lately and is not in doubt.
+    #[inline]
+    #[must_use]
+    pub fn is_current(&self, now: Tick) -> bool {
+        self.is_fixed() || self.age_secs(now) < ANSWERED_SECS && !self.doubted.load(Ordering::Relaxed)
     }
 
     /// Seconds since it was last heard; 0 for a configured one.
@@ -196,6 +231,21 @@ mod tests {
         assert_eq!((age(1), age(2)), (Some(2), Some(0)));
         let moved = table.moved(|&(_, address)| (7, address));
         assert_eq!(moved.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [(7, place(2).1)]);
+    }
+
+    #[test]
+    fn what_is_old_or_in_doubt_is_not_repeated() {
+        let learned = neighbour(Some(1));
+        assert!(
+            learned.is_current(Tick(5 + ANSWERED_SECS - 1)) && !learned.is_current(Tick(5 + ANSWERED_SECS))
+        );
+        learned.doubt();
+        assert!(!learned.is_current(Tick(6)));
+        learned.refresh(Tick(6));
+        assert!(learned.is_current(Tick(6)));
+        let fixed = neighbour(None);
+        fixed.doubt();
+        assert!(fixed.is_current(Tick(1000)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! and enters a TAP device whole; for a port that cannot take it, [`Segmenter`](super::segment::Segmenter) cuts it again.
 //!
 //! What is merged is what Linux merges (`inet_gro_receive`, `ipv6_gro_receive`, `tcp_gro_receive`): segments in order, equal in
-//! every header field that a segmenter copies, equal in length but for the last, their IPv4 identification counting up or, with
+//! every header field that a segmenter copies, equal in length but for the last and not tiny, their IPv4 identification counting up or, with
 //! DF, constant. So cutting gives back the same segments byte for byte, with two exceptions. A constant identification counts up
 //! afterwards, as it does in Linux; with DF it means nothing (RFC 6864, section 4.1). And Ethernet padding is gone; Linux would
 //! not merge a padded frame.
@@ -24,7 +24,9 @@ use std::ops::Range;
 
 use super::checksum::Sum;
 use super::segment::pseudo_header;
-use super::{Gso, Layout, MAX_HEADERS_LEN, MAX_TCP_SEGMENTS, Offload, VNET_HDR_LEN, low16};
+use super::{
+    Gso, Layout, MAX_HEADERS_LEN, MAX_TCP_SEGMENTS, Offload, VNET_HDR_LEN, is_tcp_segment_size, low16,
+};
 use crate::wire::layers::{Layers, protocol};
 use crate::wire::{ethernet, ipv4, ipv6, tcp};
 
@@ -133,6 +135,10 @@ impl Flow {
             return None;
         }
         let size = first.frame.len() - first.payload;
+        // Nobody would take the merged frame, and so small ones do not come in long rows.
+        if !is_tcp_segment_size(size, first.payload - l4) {
+            return None;
+        }
         let layout = Layout { ipv4, l3, l4, payload: first.payload, extensions: false, outer: None };
         let offload = Offload {
             needs_csum: true,

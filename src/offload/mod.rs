@@ -91,7 +91,12 @@ pub struct Capabilities {
 /// Headers of a frame that needs segmentation are at most this long, in bytes. Four tags, IPv6 with a few extension
 /// headers and TCP with all its options make 150.
 pub const MAX_HEADERS_LEN: usize = 512;
-/// Most segments of one TCP frame; more is an attack (64 KiB in segments of 32 bytes).
+/// Least bytes of TCP options and payload together in each segment of a frame that is to be cut: Linux's `TCP_MIN_SND_MSS`.
+/// No Linux sender goes below, whatever its peer or the path asks for. Without a bound, one frame becomes thousands of
+/// packets, once for each port and remote it leaves by.
+pub const MIN_TCP_SEGMENT_BYTES: usize = 48;
+/// Most segments of one TCP frame: 64 KiB at [`MIN_TCP_SEGMENT_BYTES`] with the options that connections usually have (12 bytes)
+/// are 1,820.
 pub const MAX_TCP_SEGMENTS: usize = 2048;
 /// Most segments of one UDP frame: Linux's `UDP_MAX_SEGMENTS`, beyond which it refuses a frame.
 pub const MAX_UDP_SEGMENTS: usize = 128;
@@ -102,7 +107,7 @@ pub enum BadOffload {
     /// The kind of segmentation is unknown here, or ECN was asked for without TCP.
     #[error("unknown gso_type {0}")]
     UnknownGso(u8),
-    /// The segment size is 0 or 65535.
+    /// The segment size is 0 or 65535, or less than [`MIN_TCP_SEGMENT_BYTES`] allows.
     #[error("gso_size {0} is not a segment size")]
     GsoSize(u16),
     /// The checksum is not inside the frame, or inside its Ethernet and IP headers.
@@ -344,25 +349,27 @@ fn layout(head: &[u8], frame_len: usize, offload: &Offload) -> Result<Layout, Ba
         udp::Header::from_slice(transport).map_err(|_| BadOffload::Headers)?.slice().len()
     };
     let payload = layers.l4 + transport_len;
-    check_lengths(&layers, frame_len, frame_len - payload, offload)?;
+    check_ip_len(&layers, frame_len)?;
+    check_segments(transport_len, frame_len - payload, offload)?;
     let Layers { ipv4, l3, l4, extensions, .. } = layers;
     Ok(Layout { ipv4, l3, l4, payload, extensions, outer })
 }
 
-/// The IP length, the segment size and the number of segments, for a payload of so many bytes.
-fn check_lengths(
-    layers: &Layers,
-    frame_len: usize,
-    payload_len: usize,
-    offload: &Offload,
-) -> Result<(), BadOffload> {
-    check_ip_len(layers, frame_len)?;
+/// The segment size and the number of segments, for a payload of so many bytes behind a transport header of so many.
+fn check_segments(transport_len: usize, payload_len: usize, offload: &Offload) -> Result<(), BadOffload> {
     let size = usize::from(offload.gso_size);
-    if size == 0 {
-        return Err(BadOffload::GsoSize(0));
+    let cut = payload_len > size;
+    let tcp = offload.gso != Gso::Udp;
+    if size == 0 || tcp && cut && !is_tcp_segment_size(size, transport_len) {
+        return Err(BadOffload::GsoSize(offload.gso_size));
     }
-    let most = if offload.gso == Gso::Udp { MAX_UDP_SEGMENTS } else { MAX_TCP_SEGMENTS };
+    let most = if tcp { MAX_TCP_SEGMENTS } else { MAX_UDP_SEGMENTS };
     if payload_len > size * most { Err(BadOffload::Segments) } else { Ok(()) }
+}
+
+/// Whether TCP may be cut into segments of `size` bytes of payload behind a header of `tcp_header_len` bytes.
+pub(crate) const fn is_tcp_segment_size(size: usize, tcp_header_len: usize) -> bool {
+    size + tcp_header_len >= MIN_TCP_SEGMENT_BYTES + tcp::MIN_HEADER_LEN
 }
 
 /// Whether the packet's length fits its field, and is what is there if it is filled in.

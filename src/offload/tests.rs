@@ -270,7 +270,12 @@ pub(super) fn gso_models() -> impl Strategy<Value = (Model, u16)> {
         .prop_filter("two segments", |model| model.payload.len() >= 2)
         .prop_flat_map(|model| {
             let len = model.payload.len();
-            let least = if model.tcp { len / MAX_TCP_SEGMENTS } else { len / MAX_UDP_SEGMENTS } + 1;
+            let least = if model.tcp {
+                (len / MAX_TCP_SEGMENTS + 1)
+                    .max(MIN_TCP_SEGMENT_BYTES.saturating_sub(model.tcp_options.len()))
+            } else {
+                len / MAX_UDP_SEGMENTS + 1
+            };
             let sizes = least..(len.min(9000)).max(least + 1);
             (Just(model), sizes)
         })
@@ -671,7 +676,7 @@ fn bad_descriptions_have_reasons() {
     assert_eq!(check(|_| (), &frame), None);
     assert_eq!(check(|o| o.gso = Gso::Tcp6, &frame), Some(BadOffload::Protocol));
     assert_eq!(check(|o| o.gso = Gso::Udp, &frame), Some(BadOffload::Protocol));
-    assert_eq!(check(|o| o.gso_size = 2, &frame), Some(BadOffload::Segments));
+    assert_eq!(check(|o| o.gso_size = 2, &frame), Some(BadOffload::GsoSize(2)));
     assert_eq!(check(|o| o.csum_start += 4, &frame), Some(BadOffload::ChecksumField));
     assert_eq!(check(|o| o.csum_offset = 6, &frame), Some(BadOffload::ChecksumField));
     assert_eq!(check(|_| (), &frame[..4000]), Some(BadOffload::Length));
@@ -702,6 +707,41 @@ fn bad_descriptions_have_reasons() {
     assert_eq!(with(8, [0xff, 0xff]), Some(BadOffload::ChecksumRange));
     assert_eq!(with(8, [6, 0]), Some(BadOffload::ChecksumField));
     assert_eq!(Offload::from_virtio(&[0; VNET_HDR_LEN], 0), Ok(Offload::default()));
+}
+
+/// One frame of 64 KiB is not to become tens of thousands of packets at each port it leaves by.
+#[test]
+fn tiny_segments_are_refused() {
+    for ipv4 in [true, false] {
+        // TCP options count, as in Linux: with timestamps, 36 bytes of payload are a segment size of 48.
+        for (options_len, least) in [(0, 48), (12, 36), (40, 8)] {
+            let model = Model { tcp_options: vec![1; options_len], ..model(ipv4, true, 5000) };
+            let frame = model.build(Field::PseudoHeader);
+            let check = |size: u16| check_headers(&frame, &model.offload(size)).err();
+            for size in 1..least {
+                assert_eq!(check(size), Some(BadOffload::GsoSize(size)), "{options_len} bytes of options");
+            }
+            assert_eq!(check(least), None);
+            // At the port that brings it, too; and a frame that is one segment is cut by nobody.
+            let admit = |model: &Model, size: u16| {
+                let mut frame = model.build(Field::PseudoHeader);
+                let len = frame.len();
+                let mut offload = model.offload(size);
+                offload.admit(&mut frame, len).map(|()| offload.gso)
+            };
+            assert_eq!(admit(&model, 1), Err(BadOffload::GsoSize(1)));
+            let short = Model { payload: vec![7], ..model.clone() };
+            assert_eq!(admit(&short, 1), Ok(Gso::None));
+        }
+        // 64 KiB in the smallest segments that connections have.
+        let long = model(ipv4, true, 65_000);
+        assert_eq!(check_headers(&long.build(Field::PseudoHeader), &long.offload(36)).err(), None);
+        // UDP's datagrams are as small as a program wants, and few.
+        let udp = |payload| model(ipv4, false, payload);
+        let check = |model: &Model| check_headers(&model.build(Field::PseudoHeader), &model.offload(1)).err();
+        assert_eq!(check(&udp(MAX_UDP_SEGMENTS)), None);
+        assert_eq!(check(&udp(MAX_UDP_SEGMENTS + 1)), Some(BadOffload::Segments));
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! such a tunnel is answered for, if both the neighbour and where its station is are known, and the asker's frames may go there. The
 //! question still goes to the other ports.
 //!
-//! Unlike there, what only the others can know is never suppressed: gratuitous ARP, probes for an address that may be a duplicate
+//! Unlike there, a learned neighbour is answered for only while what is known of it is fresh
+//! ([`Neighbour::is_current`]); and what only the others can know is never suppressed: gratuitous ARP, probes for an address that may be a duplicate
 //! (RFC 5227, RFC 4862), and unicast requests, which ask whether a station is alive. So duplicates are found across tunnels, and
 //! news travel. In a bridge that does not filter VLANs tags are payload, and what is behind one is not looked at.
 
@@ -92,8 +93,13 @@ impl Look<'_> {
         let sender = frame.source.mac();
         match kind {
             Kind::Advertisement { router, overrides, target_mac } => {
-                if target_mac == Some(sender) {
-                    self.hear(frame, target.into(), Some(router), overrides);
+                match target_mac {
+                    Some(mac) if mac == sender => {
+                        self.hear(frame, target.into(), Some(router), overrides);
+                    }
+                    // The answer to a unicast question may leave the address out.
+                    None => self.confirm(frame, target.into()),
+                    Some(_) => {}
                 }
                 None
             }
@@ -128,7 +134,7 @@ impl Look<'_> {
             {
                 known.refresh(self.now);
             }
-            Some(known) if known.mac != mac && !overrides => {}
+            Some(known) if known.mac != mac && !overrides => known.doubt(),
             Some(known)
                 if known.mac != mac && self.from.guard_local && self.is_local(frame.vid, known.mac) => {}
             _ => {
@@ -136,6 +142,16 @@ impl Look<'_> {
                 let heard = Heard { port: self.from.id, vid: frame.vid, address, mac, router };
                 let _ = self.outbox.heard.try_push(heard);
             }
+        }
+    }
+
+    /// A station that is known to have an address says that it still has it.
+    fn confirm(&self, frame: &Frame, address: IpAddr) {
+        let known = self.neighbours.get(&(frame.vid, address)).filter(|_| self.learning);
+        if let Some(known) =
+            known.filter(|known| known.mac == frame.source.mac() && known.heard_by == Some(self.from.device))
+        {
+            known.refresh(self.now);
         }
     }
 
@@ -148,12 +164,20 @@ impl Look<'_> {
 
     /// Whom a frame asks for, if the asker may be answered.
     fn known(&self, frame: &Frame, target: IpAddr) -> Option<&Neighbour> {
-        // There is no way back to a tunnel's stranger.
-        let stranger = self.from.group != 0 && self.from.id == self.from.device;
-        if stranger || self.from.neigh_suppress || !frame.destination.mac().is_multicast() {
+        let neighbour = self.neighbours.get(&(frame.vid, target))?;
+        let destination = frame.destination.mac();
+        if !destination.is_multicast() {
+            // The asker wants to know whether it is alive.
+            if destination == neighbour.mac {
+                neighbour.doubt();
+            }
             return None;
         }
-        let neighbour = self.neighbours.get(&(frame.vid, target))?;
+        // There is no way back to a tunnel's stranger.
+        let stranger = self.from.group != 0 && self.from.id == self.from.device;
+        if stranger || self.from.neigh_suppress || !neighbour.is_current(self.now) {
+            return None;
+        }
         let key = Key::new(neighbour.mac, frame.vid);
         let station = self.bridge.fdb.lookup(key, self.bridge.fdb.hash(key))?;
         let to = self.topology.port(station.port).filter(|to| to.bridge == self.from.bridge)?;

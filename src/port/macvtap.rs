@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{OpenPort, tap};
+use super::{Made, OpenPort, tap};
 use crate::spec::{MacvtapLower, MacvtapMode, MacvtapSpec};
 use crate::sys::netlink::{LinkChange, Netlink};
 use crate::sys::{self, macvtap, netns, packet};
@@ -35,21 +35,15 @@ pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::
     let netlink = Netlink::open_in(target)?;
     let Some(lower) = &spec.lower else { return take(spec, &netlink, target, queues, workers) };
     let (alias, held) = macvtap::mark()?;
+    let to_remove_it = Netlink::open_in(target)?;
     make(spec, lower, &netlink)?;
-    let opened =
-        set_up(spec, lower, &alias, &netlink).and_then(|()| take(spec, &netlink, target, queues, workers));
-    match opened {
-        Ok(mut opened) => {
-            opened.keep.push(held);
-            Ok(opened)
-        }
-        Err(error) => {
-            if let Ok(Some(made)) = netlink.link(&spec.ifname) {
-                let _ = netlink.del_link(made.index);
-            }
-            Err(error)
-        }
-    }
+    // From here on the device goes with `made`, whatever fails, here or where the port is taken over.
+    let made = Made::new(to_remove_it, &spec.ifname)?;
+    set_up(spec, lower, &alias, &netlink)?;
+    let mut opened = take(spec, &netlink, target, queues, workers)?;
+    opened.keep.push(held);
+    opened.made = Some(made);
+    Ok(opened)
 }
 
 fn absent(spec: &MacvtapSpec, name: &str) -> sys::Error {
@@ -151,6 +145,8 @@ fn take(
         mtu: link.mtu,
         strict_mtu: false,
         keep: vec![promiscuous],
+        watches: Vec::new(),
         link: None,
+        made: None,
     })
 }

@@ -98,7 +98,9 @@ impl MemPort {
             mtu: self.0.mtu,
             strict_mtu: false,
             keep: Vec::new(),
+            watches: Vec::new(),
             link: None,
+            made: None,
         }
     }
 }

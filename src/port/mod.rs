@@ -19,6 +19,7 @@ use crate::tunnel::Demux;
 pub(crate) mod backoff;
 pub mod dgram;
 mod macvtap;
+mod made;
 pub mod mem;
 mod packet;
 pub mod stream;
@@ -26,6 +27,8 @@ mod tap;
 pub mod tunnel;
 pub mod vde;
 pub mod vhost_user;
+
+pub use made::Made;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -58,6 +61,17 @@ pub trait PortQueue: Send + Debug {
     /// Frames that the kernel dropped on their way to us since the last call. Not on the fast path.
     fn take_missed(&mut self) -> u64 {
         0
+    }
+
+    /// Kernel memory that is mapped for it and never swapped out, in bytes. Not on the fast path.
+    fn ring_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Gives up a ring that it shares with the kernel, if the kernel has stopped filling it;
+    /// whether it did. Not on the fast path.
+    fn leave_ring(&mut self) -> bool {
+        false
     }
 }
 
@@ -109,8 +123,13 @@ pub struct OpenPort {
     pub strict_mtu: bool,
     /// Undone when closed.
     pub keep: Vec<OwnedFd>,
+    /// Rings that the kernel may stop filling.
+    pub watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, to be started when the port is known.
     pub link: Option<vhost_user::Link>,
+    /// The device that was made for it and would stay when its descriptors are closed. Dropping it removes the device, so a port that
+    /// is not taken over after all leaves none.
+    pub made: Option<Made>,
 }
 
 impl OpenPort {
@@ -124,7 +143,9 @@ impl OpenPort {
             mtu,
             strict_mtu: false,
             keep: Vec::new(),
+            watches: Vec::new(),
             link: None,
+            made: None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `packet` ports: an interface that exists already (a veth end, a NIC, a VF, a tap whose fd QEMU holds).
 //!
-//! One AF_PACKET socket a worker; the kernel shares flows out among them (see [`crate::sys::packet`]). The interface is
-//! promiscuous for as long as the sockets are open.
+//! At most two workers receive, by an AF_PACKET socket each; the kernel shares flows out among
+//! them, and the other workers send by the same sockets (see [`crate::sys::packet`]). The interface
+//! is promiscuous for as long as the sockets are open.
 //!
 //! What a packet socket sees, the host's own stack sees too, and would answer: ARP for any local address, router
 //! solicitations, forwarding. So everything is dropped at the interface's ingress, behind the packet sockets
@@ -42,8 +43,12 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     }
     let cannot =
         |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
-    let sockets = netns::run_in(target, || packet::open(link.index, workers)).map_err(cannot)?;
-    let (sockets, receiving) = sockets.map_err(|source| match source.raw_os_error() {
+    // Each waits for the kernel, so both at once.
+    let (sockets, silence) = sys::thread::both(
+        || netns::run_in(target, || packet::open(link.index, workers)),
+        || bpf::silence_host(link.index, target),
+    );
+    let sockets = sockets.map_err(cannot)?.map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) if !link.up && workers > 1 => sys::Error::refused(
             std::io::ErrorKind::NotFound,
             format!(
@@ -54,13 +59,17 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         _ => cannot(source),
     })?;
     let mut keep = Vec::new();
-    match bpf::silence_host(link.index, target) {
+    match silence {
         Ok(silence) => keep.push(silence),
+        // That passes, and what is done now is for long.
+        Err(error) if sys::thread::is_lacking(&error.source) => return Err(error),
         Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
     }
     Ok(OpenPort {
-        receiving,
+        receiving: sockets.receiving,
+        watches: sockets.watches,
         queues: sockets
+            .queues
             .into_iter()
             .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)
             .collect(),
@@ -71,6 +80,7 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         strict_mtu: true,
         keep,
         link: None,
+        made: None,
     })
 }
 
@@ -103,7 +113,7 @@ struct PacketQueue {
 
 impl PortQueue for PacketQueue {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
+        self.socket.receives().then(|| self.socket.as_fd())
     }
 
     fn receive(&mut self, batch: &mut Batch, inbound: &Inbound<'_>) -> Received {
@@ -116,6 +126,7 @@ impl PortQueue for PacketQueue {
             match self.socket.receive(batch.spare()) {
                 Ok(packet::Received::Empty) => return Received::Drained,
                 Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),
+                Ok(packet::Received::Undescribed) => counters.drop_frame(DropReason::RxUndescribed),
                 Ok(packet::Received::Frame { len, tag }) => {
                     if batch.take(len, tag).is_err() {
                         counters.drop_frame(DropReason::BadOffload);
@@ -139,5 +150,13 @@ impl PortQueue for PacketQueue {
 
     fn take_missed(&mut self) -> u64 {
         self.socket.take_kernel_drops()
+    }
+
+    fn ring_bytes(&self) -> u64 {
+        self.socket.ring_bytes()
+    }
+
+    fn leave_ring(&mut self) -> bool {
+        self.socket.leave_ring()
     }
 }

@@ -70,7 +70,9 @@ pub(super) fn open(spec: &TapSpec, workers: usize) -> Result<OpenPort, sys::Erro
         mtu,
         strict_mtu: false,
         keep: Vec::new(),
+        watches: Vec::new(),
         link: None,
+        made: None,
     })
 }
 

@@ -23,7 +23,7 @@ pub struct MacvtapLower {
     pub ifname: String,
     /// Which frames are its own.
     pub mode: MacvtapMode,
-    /// Its address; `None` is the kernel's choice.
+    /// Its address; `None` is the lower's in the mode passthru, else one that stays the same.
     pub mac: Option<MacAddr>,
     /// MTU in bytes; `None` is the lower's.
     pub mtu: Option<u32>,

@@ -4,14 +4,19 @@
 //! opened, build the new topology, hand it to the workers, and only when all of them run on it, close and forget
 //! what is no longer used. Whatever fails before the hand-over changes nothing.
 //!
-//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which address. `streams.rs`: peers of ports on sockets. `world.rs`: what happens to interfaces by itself.
+//! Here: bridges and ports. `stations.rs`: the forwarding databases. `neighbours.rs`: who has which
+//! address. `streams.rs`: peers of ports on sockets. `announce.rs`: what interfaces tell their
+//! neighbours. `rings.rs`: rings that the kernel stops filling. `world.rs`: what happens to
+//! interfaces by itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+mod announce;
 mod neighbours;
+mod rings;
 mod stations;
 mod streams;
 mod tunnels;
@@ -23,6 +28,8 @@ use tunnels::{Changes, Queues, Tunnels};
 use world::{RETRY_FIRST, RETRY_MAX, RETRY_MIN};
 
 use super::crew::Crew;
+use super::disposal;
+use super::identity::Identity;
 use super::namespaces::{Namespaces, Place, same_place};
 use super::{Error, Missing};
 use crate::addr::PortId;
@@ -38,6 +45,7 @@ use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
 use crate::sys;
 use crate::sys::netlink::Link;
 use crate::topology::{self, PORTS_MAX, PortShared, Topology};
+use crate::virtio::room::Pool;
 use crate::worker::Applied;
 
 #[derive(Debug)]
@@ -51,8 +59,13 @@ pub(super) struct Control {
     sequence: u64,
     tunnels: Tunnels,
     news: neighbours::News,
+    announcements: announce::Announcements,
+    /// What the addresses of interfaces are made of.
+    pub(super) identity: Identity,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
+    /// What guests share with us.
+    guest_memory: Arc<Pool>,
 }
 
 #[derive(Debug)]
@@ -69,8 +82,12 @@ struct Port {
     shared: Arc<PortShared>,
     capabilities: Capabilities,
     queues: usize,
+    /// Kernel memory of its rings, which is never swapped out.
+    ring_bytes: u64,
     /// Undone when the port closes.
     keep: Vec<std::os::fd::OwnedFd>,
+    /// Its rings that the kernel may stop filling.
+    watches: Vec<sys::packet::Watch>,
     /// The connection to a guest, and whether it was up when it was looked at last.
     guest: Option<(port::vhost_user::Link, bool)>,
     /// Whether workers hold queues of it.
@@ -276,8 +293,16 @@ impl Control {
             sequence: 0,
             tunnels: Tunnels::default(),
             news: neighbours::News::default(),
+            announcements: announce::Announcements::default(),
+            identity: Identity::default(),
             retired: Vec::new(),
+            guest_memory: Arc::new(Pool::new(None)),
         }
+    }
+
+    /// Before there are ports.
+    pub(super) fn set_guest_memory_max(&mut self, bytes: Option<u64>) {
+        self.guest_memory = Arc::new(Pool::new(bytes));
     }
 
     // ---- bridges ----
@@ -395,7 +420,9 @@ impl Control {
             sequence,
             capabilities: Capabilities::default(),
             queues: 0,
+            ring_bytes: 0,
             keep: Vec::new(),
+            watches: Vec::new(),
             guest: None,
             open: false,
             leaves: missing == Missing::Leave,
@@ -452,8 +479,12 @@ impl Control {
         }
         self.check_wire(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
-        let opened = port::open(&port.spec.kind, self.crew.len()).map_err(named)?;
-        Ok(vec![(id, self.attach(port, opened)?)])
+        let opened = port::open(&self.identity.dress(&port.spec), self.crew.len()).map_err(named)?;
+        let queues = self.attach(port, opened)?;
+        if port.is_tap() {
+            self.announcements.begin(id);
+        }
+        Ok(vec![(id, queues)])
     }
 
     /// Refuses an interface that is a port already. The one pair that makes sense is a TAP of one bridge whose host end is a
@@ -478,9 +509,14 @@ impl Control {
         }
     }
 
-    /// Takes over what was opened for a port; returns the workers' queues.
-    fn attach(&mut self, port: &mut Port, opened: OpenPort) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
-        port.link = match (interface(&port.spec.kind), opened.ifindex) {
+    /// Takes over what was opened for a port; returns the workers' queues. Whatever can fail comes first: a port that is refused here is as it
+    /// was, and what was opened for it goes.
+    fn attach(
+        &mut self,
+        port: &mut Port,
+        mut opened: OpenPort,
+    ) -> Result<Vec<Box<dyn port::PortQueue>>, Error> {
+        let link = match (interface(&port.spec.kind), opened.ifindex) {
             (Some((place, _)), Some(index)) => {
                 let named = |error| Error::port(&port.spec.name, error);
                 let netlink = self.namespaces.enter(&place).map_err(named)?;
@@ -491,18 +527,29 @@ impl Control {
             }
             _ => None,
         };
-        let mtu = port.link.as_ref().map_or(opened.mtu, |link| link.mtu);
+        let mtu = link.as_ref().map_or(opened.mtu, |link| link.mtu);
         // A new device is a new port to the workers, but it goes on counting where the old one ended.
-        let shared = PortShared::new(self.crew.len(), mtu, opened.strict_mtu);
+        let shared = Arc::new(PortShared::new(self.crew.len(), mtu, opened.strict_mtu));
+        if let Some(guest) = &mut opened.link {
+            let what = || format!("port '{}': cannot serve its front end", port.spec.name);
+            let pool = Arc::clone(&self.guest_memory);
+            guest
+                .start(Arc::clone(&shared), pool)
+                .map_err(|source| Error::System { what: what(), source })?;
+        }
         shared.continue_from(&port.shared);
-        port.shared = Arc::new(shared);
+        port.link = link;
+        port.shared = shared;
         port.capabilities = opened.capabilities;
         port.queues = opened.receiving;
+        port.ring_bytes = opened.queues.iter().map(|queue| queue.ring_bytes()).sum();
         port.keep = opened.keep;
-        if let Some(mut guest) = opened.link {
-            let what = || format!("port '{}': cannot start a thread", port.spec.name);
-            guest.start(Arc::clone(&port.shared)).map_err(|source| Error::System { what: what(), source })?;
+        port.watches = opened.watches;
+        if let Some(guest) = opened.link {
             port.guest = Some((guest, false));
+        }
+        if let Some(made) = opened.made {
+            made.keep();
         }
         port.opened();
         port.missed_seen = port.dropped(&self.namespaces).unwrap_or(0);
@@ -560,14 +607,16 @@ impl Control {
 
     /// Removes ports, and the stations behind them.
     fn close(&mut self, ids: &[PortId]) {
-        let ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
+        let mut ports: Vec<Port> = ids.iter().filter_map(|id| self.ports.remove(id)).collect();
         let remotes = ids.iter().flat_map(|&id| self.forget_tunnel(id)).collect::<Vec<_>>();
         let leaving: HashSet<PortId> = ids.iter().copied().chain(remotes).collect();
         let all: Vec<PortId> = leaving.iter().copied().collect();
         let released = self.publish(&all, Vec::new());
         self.forget_ids(&leaving);
         self.delete_devices(&ports);
-        drop((released, ports));
+        let keep = ports.iter_mut().map(|port| std::mem::take(&mut port.keep)).collect();
+        release(released, keep);
+        drop(ports);
         self.release_namespaces();
     }
 
@@ -648,6 +697,7 @@ impl Control {
             state: port.state(),
             reason: port.reason(),
             queues: port.queues,
+            ring_bytes: if port.open { port.ring_bytes } else { 0 },
             peer,
             remotes: self.tunnels.status(id),
             peers: port.endpoint.as_ref().map(|endpoint| endpoint.status(Instant::now())),
@@ -655,7 +705,8 @@ impl Control {
                 .tunnels
                 .hint(id, port)
                 .or_else(|| port.guest.as_ref()?.0.hint())
-                .or_else(|| port.hint()),
+                .or_else(|| port.hint())
+                .or_else(|| port.ring_hint()),
             counters: {
                 let mut counters = counters(&port.shared);
                 count(&mut counters, DropReason::RxMissed, port.missed);
@@ -754,9 +805,7 @@ impl Control {
     ) -> Vec<Applied> {
         self.generation += 1;
         let topology = Arc::new(self.topology());
-        for (bridge, built) in self.bridges.iter().zip(&topology.bridges) {
-            bridge.fdb.set_ports(u32::try_from(built.members.len()).unwrap_or(u32::MAX).max(1));
-        }
+        self.share_out(&topology);
         let applied = self.crew.apply(&topology, remove, add);
         if self.crew.generation() < self.generation {
             // A port that only lost its device keeps its id.
@@ -764,6 +813,18 @@ impl Control {
             self.retired.extend(removed.map(|&id| (id, self.generation)));
         }
         applied
+    }
+
+    /// Has each bridge's stations shared out by device: the remotes of a tunnel, whoever named them, are one port's.
+    fn share_out(&self, topology: &Topology) {
+        let mut devices = vec![0_u32; self.bridges.len()];
+        for port in topology.ports.iter().flatten() {
+            self.bridges[port.bridge].fdb.set_device(port.id, port.device);
+            devices[port.bridge] += u32::from(port.id == port.device);
+        }
+        for (bridge, devices) in self.bridges.iter().zip(devices) {
+            bridge.fdb.set_ports(devices);
+        }
     }
 
     fn topology(&self) -> Topology {
@@ -811,6 +872,21 @@ impl Bridge {
             members: Vec::new(),
         }
     }
+}
+
+/// Closes what workers have given up and what ports kept, as much as possible at the same time. The
+/// former are parts of a socket each; the latter the kernel undoes under a lock of its own, so one
+/// thread will do.
+fn release(released: Vec<Applied>, keep: Vec<Vec<std::os::fd::OwnedFd>>) {
+    let mut things: Vec<Box<dyn Send>> = Vec::new();
+    if keep.iter().any(|keep| !keep.is_empty()) {
+        things.push(Box::new(keep));
+    }
+    for Applied { released, before } in released {
+        things.extend(released.into_iter().map(|queue| Box::new(queue) as Box<dyn Send>));
+        drop(before);
+    }
+    disposal::dispose(things);
 }
 
 /// Whether VLANs are networks to it.

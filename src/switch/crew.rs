@@ -74,7 +74,7 @@ impl Crew {
                 worker.run();
             }
         };
-        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
+        let thread = thread::spawn(&format!("worker-{index}"), run)?;
         outcome.recv().map_err(io::Error::other)??;
         Ok(Member { cpu, commands, waker, thread: Some(thread) })
     }
@@ -131,6 +131,14 @@ impl Crew {
         }
         drop(done);
         self.await_all(&answers, "count missed frames");
+    }
+
+    /// Has one worker leave the ring of a port that the kernel has stopped filling; whether it did.
+    pub(super) fn leave_ring(&self, worker: usize, port: PortId) -> bool {
+        let Some(member) = self.members.get(worker) else { return false };
+        let (done, answer) = unbounded();
+        member.tell(Command::LeaveRing { port, done });
+        answer.recv_timeout(PATIENCE).unwrap_or(false)
     }
 
     fn await_all<T>(&self, answers: &Receiver<T>, what: &str) -> Vec<T> {

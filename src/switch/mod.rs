@@ -19,10 +19,13 @@ use crate::worker::Event;
 
 mod control;
 mod crew;
+mod disposal;
+mod identity;
 mod namespaces;
 
 use control::Control;
 use crew::Crew;
+use identity::Identity;
 use namespaces::Namespaces;
 
 /// How workers wait for frames.
@@ -46,6 +49,11 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// How workers wait.
     pub poll: PollMode,
+    /// Bytes of guests' memory that all ports together map at most ([`crate::virtio::room`]); `None` goes by the machine's memory.
+    pub guest_memory_max: Option<u64>,
+    /// What tells this switch from others on the same machine, from one start to the next: the interfaces that it makes get
+    /// their addresses by it.
+    pub instance: String,
 }
 
 /// Why a change was refused: one line that names the object and the remedy.
@@ -120,6 +128,12 @@ pub struct NeighSpec {
 }
 
 impl Error {
+    /// Whether it failed because the kernel gave no thread ([`sys::thread::is_lacking`]): the same may do later.
+    #[must_use]
+    pub fn lacks_thread(&self) -> bool {
+        matches!(self, Error::System { source, .. } if sys::thread::is_lacking(source))
+    }
+
     fn not_found<'a>(what: &str, name: &str, existing: impl Iterator<Item = &'a str>) -> Error {
         let mut existing: Vec<_> = existing.collect();
         existing.sort_unstable();
@@ -174,10 +188,13 @@ impl Switch {
         let registry = poll.registry().try_clone().map_err(system("cannot start: epoll"))?;
         let (events, inbox) = unbounded();
         let crew = Crew::start(options, &events, &bell).map_err(system("cannot start the workers"))?;
-        let control = Arc::new(Mutex::new(Control::new(crew, Namespaces::new(registry))));
+        let mut control = Control::new(crew, Namespaces::new(registry));
+        control.set_guest_memory_max(options.guest_memory_max);
+        control.identity = Identity::of(&options.instance);
+        let control = Arc::new(Mutex::new(control));
         let end = Arc::new(AtomicBool::new(false));
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
-        let thread = std::thread::Builder::new().name("caretaker".into()).spawn(move || caretaker.run());
+        let thread = sys::thread::spawn("caretaker", move || caretaker.run());
         let caretaker = Some(thread.map_err(system("cannot start a thread"))?);
         Ok(Switch { control, bell, end, caretaker })
     }
@@ -377,6 +394,7 @@ impl Caretaker {
     fn run(mut self) {
         let mut events = Events::with_capacity(64);
         let mut expired = Instant::now();
+        let mut looked = expired;
         let mut wait = ROUND;
         while !self.end.load(Ordering::Relaxed) {
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
@@ -398,6 +416,13 @@ impl Caretaker {
             control.catch_up();
             wait = control.meet_peers().map_or(ROUND, |due| due.min(ROUND));
             control.publish_news();
+            control.announce();
+            // Not at each event, of which there may be thousands a second: a ring is looked at for
+            // what happened between two looks.
+            if looked.elapsed() >= ROUND {
+                looked = Instant::now();
+                control.look_after_rings();
+            }
             if expired.elapsed() >= Duration::from_secs(1) {
                 expired = Instant::now();
                 control.expire();

@@ -1,10 +1,15 @@
 //! Which frames a packet socket had better never see: those that no `virtio_net_hdr` can describe.
 //!
 //! When the kernel cannot write the header of a GSO frame into a ring's slot (SCTP; UDP before Linux 6.2) it drops the frame
-//! and never uses the slot again, so the socket receives nothing any more. A filter runs before the slot is
+//! and never uses the slot again, so the socket receives nothing any more (see
+//! [`packet`](super::packet)). A filter runs before the slot is
 //! taken: it refuses these frames. They are lost, uncounted, but only they; their senders do without where the
 //! interface's `tx-sctp-segmentation` or `tx-udp-segmentation` is switched off (`ethtool -K`). SCTP behind IPv6 extension headers, behind
-//! two tags or in a tunnel is not seen: nobody has been found who sends that.
+//! two tags or in a tunnel is not seen, and UDP fragmentation offload cannot be told from UDP
+//! segmentation here: these stop the ring.
+//!
+//! Before Linux 6.2 a filter also keeps away what the host itself sends: a group of sockets takes
+//! the flag that asks for that (`PACKET_FANOUT_FLAG_IGNORE_OUTGOING`), and ignores it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,6 +24,11 @@ const REJECT: usize = 20;
 const FRAME: u8 = 6;
 /// Where the transport header begins, behind the start of a plain IP header.
 const OFFSET: u8 = 8;
+
+/// Offset of `pkt_type` in `struct __sk_buff`.
+const PACKET_TYPE: i16 = 4;
+/// Of a frame that the host sends (linux/if_packet.h).
+const PACKET_OUTGOING: i32 = 4;
 
 const UDP: i32 = 17;
 const SCTP: i32 = 132;
@@ -52,20 +62,39 @@ const fn refuse(other: i32) -> [Instruction; 22] {
     ]
 }
 
-static REFUSE_SCTP: [Instruction; 22] = refuse(SCTP);
-static REFUSE_SCTP_AND_UDP: [Instruction; 22] = refuse(UDP);
+/// The same before Linux 6.2, where UDP cannot be described either, behind two instructions that
+/// refuse what the host sends.
+const fn refuse_outgoing_too() -> [Instruction; 24] {
+    let mut program = [const { op(op::EXIT, 0, 0, 0, 0) }; 24];
+    program[0] = op(op::LOAD_CONTEXT, 0, 1, PACKET_TYPE, 0);
+    program[1] = jump(op::JUMP_EQ, PACKET_OUTGOING, 1, REJECT + 2);
+    let rest = refuse(UDP);
+    let mut at = 0;
+    while at < rest.len() {
+        // Jumps are relative, so what follows stays as it is.
+        let Instruction { opcode, registers, offset, immediate } = rest[at];
+        program[at + 2] = Instruction { opcode, registers, offset, immediate };
+        at += 1;
+    }
+    program
+}
 
-/// The program for this kernel, loaded.
+static REFUSE_SCTP: [Instruction; 22] = refuse(SCTP);
+static REFUSE_SCTP_UDP_AND_OUTGOING: [Instruction; 24] = refuse_outgoing_too();
+
+/// The program for this kernel, loaded; `ignores_outgoing` is Linux 6.2.
 ///
 /// # Errors
 /// EPERM without CAP_BPF, where the kernel does not let everybody load filters.
-pub(super) fn by_what_a_header_can_say() -> io::Result<OwnedFd> {
-    let program = if knows_udp() { &REFUSE_SCTP } else { &REFUSE_SCTP_AND_UDP };
+pub(super) fn for_packet_sockets(ignores_outgoing: bool) -> io::Result<OwnedFd> {
+    let program: &'static [Instruction] =
+        if ignores_outgoing { &REFUSE_SCTP } else { &REFUSE_SCTP_UDP_AND_OUTGOING };
     load_socket_filter(*b"vswitch_gso\0\0\0\0\0", program)
 }
 
-/// Whether the kernel's header can describe a UDP GSO frame: Linux 6.2.
-fn knows_udp() -> bool {
+/// Whether this kernel's header can describe a UDP GSO frame, and its groups of packet sockets can
+/// leave out what the host sends.
+pub(super) fn at_least_linux_6_2() -> bool {
     nix::sys::utsname::uname().is_ok_and(|name| at_least_6_2(&name.release().to_string_lossy()))
 }
 
@@ -94,7 +123,7 @@ mod tests {
     /// Both programs load, and let through what is no GSO frame.
     #[test]
     fn the_kernel_accepts_the_programs() {
-        for program in [&REFUSE_SCTP, &REFUSE_SCTP_AND_UDP] {
+        for program in [&REFUSE_SCTP[..], &REFUSE_SCTP_UDP_AND_OUTGOING] {
             let program = match load_socket_filter(*b"vswitch_test\0\0\0\0", program) {
                 Ok(program) => program,
                 Err(error) => {

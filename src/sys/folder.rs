@@ -108,8 +108,13 @@ impl Folder {
         let there = fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(path)
-            .map_err(cannot)?;
+            .open(path);
+        let there = there.map_err(|error| {
+            if made {
+                let _ = fs::remove_dir(path);
+            }
+            cannot(error)
+        })?;
         let meta = there.metadata().map_err(cannot)?;
         if !meta.is_dir() {
             return refuse("exists and is not a folder");
@@ -155,7 +160,8 @@ fn inside(there: &fs::File) -> PathBuf {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.clear().unwrap_or(false) {
+        // One without our socket is not known again: where it cannot be looked into, for want of a descriptor, it goes if it is empty.
+        if !self.clear().unwrap_or(self.socket.is_none()) {
             // The socket stays as well, by which it is known again.
             self.socket.take().into_iter().for_each(SocketFile::leave);
             return;

@@ -6,10 +6,13 @@
 //! page.)
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
+use vm_memory::MmapRegion;
 use vm_memory::volatile_memory::VolatileSlice;
 
 /// Bytes of a cache line.
@@ -88,6 +91,67 @@ impl<T: Zeroable> Drop for Zeroed<T> {
 impl<T: Zeroable> fmt::Debug for Zeroed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Zeroed({} x {})", self.len, std::any::type_name::<T>())
+    }
+}
+
+/// Bytes of memory and swap that the machine has, huge pages included; 0 where the kernel does not tell.
+pub(crate) fn machine_bytes() -> u64 {
+    // SAFETY: sysinfo is plain data for which zeros are valid; the kernel writes it.
+    let about = unsafe {
+        let mut about = std::mem::zeroed::<libc::sysinfo>();
+        if libc::sysinfo(&raw mut about) != 0 {
+            return 0;
+        }
+        about
+    };
+    let unit = u64::from(about.mem_unit);
+    about.totalram.saturating_add(about.totalswap).saturating_mul(unit)
+}
+
+/// A part of a file of memory that others map, too. The library's own mappings of files keep the file open.
+#[derive(Debug)]
+pub(crate) struct SharedPages(MmapRegion);
+
+impl SharedPages {
+    /// `size` bytes of a file from `start` on, both in whole pages of whatever size it has.
+    ///
+    /// # Errors
+    /// The kernel does not map it.
+    pub(crate) fn new(file: &File, start: u64, size: usize) -> io::Result<SharedPages> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+        let start = libc::off_t::try_from(start).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping touches no memory that exists.
+        let pages = unsafe { libc::mmap(std::ptr::null_mut(), size, access, flags, file.as_raw_fd(), start) };
+        if pages == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: exactly the mapping made above, which lives as long as this value.
+        let region = unsafe { MmapRegion::build_raw(pages.cast(), size, access, flags) };
+        Ok(SharedPages(region.map_err(io::Error::other)?))
+    }
+
+    /// Of no file, for an interpreter that knows of none.
+    #[cfg(miri)]
+    pub(crate) fn of_nothing(size: usize) -> SharedPages {
+        SharedPages(MmapRegion::new(size).expect("mapped"))
+    }
+}
+
+impl Deref for SharedPages {
+    type Target = MmapRegion;
+
+    #[inline]
+    fn deref(&self) -> &MmapRegion {
+        &self.0
+    }
+}
+
+impl Drop for SharedPages {
+    fn drop(&mut self) {
+        if !self.0.owned() {
+            // SAFETY: the mapping made by `new`; nobody borrows from `self` any more.
+            unsafe { libc::munmap(self.0.as_ptr().cast(), self.0.size()) };
+        }
     }
 }
 

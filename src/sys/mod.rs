@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 mod error;
 
+pub mod announce;
 mod assembler;
 pub(crate) mod bells;
 pub mod bpf;
@@ -21,6 +22,7 @@ pub(crate) mod caller;
 mod filter;
 pub mod folder;
 pub(crate) mod lookups;
+pub mod machine;
 pub mod macvtap;
 pub(crate) mod mem;
 pub mod netlink;

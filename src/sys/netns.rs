@@ -20,7 +20,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -31,11 +31,13 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::lookups::{self, LookUp, PATIENCE};
 use super::netlink::{LinkChange, Netlink};
-use super::{Error, Result};
+use super::{Error, Result, thread};
 use crate::spec::Netns;
 
 /// Where names live.
 const RUN_DIR: &str = "/run/netns";
+/// Longest wait for the lock of that folder.
+const RUN_DIR_LOCK: Duration = Duration::from_secs(2);
 /// Per-namespace configuration files, bound over /etc by [`exec`].
 const ETC_DIR: &str = "/etc/netns";
 /// The loopback device is the first of every namespace.
@@ -209,7 +211,7 @@ pub(super) fn run_with_folder<T: Send>(f: impl FnOnce(&Path) -> io::Result<T> + 
 pub fn add(name: &str) -> Result<()> {
     check_name(name)?;
     let cannot = || format!("cannot add network namespace '{name}'");
-    let _lock = prepare_run_dir().map_err(Error::on(cannot))?;
+    prepare_run_dir().map_err(Error::on(cannot))?;
     let path = Path::new(RUN_DIR).join(name);
     let claimed = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
     claimed.map_err(|error| match error.kind() {
@@ -313,8 +315,8 @@ fn is_network_namespace(fd: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// Runs `f` on a thread of its own, whose namespaces `f` may change at will.
 fn scratch_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, f)?;
+    std::thread::scope(|scope| {
+        let thread = thread::spawn_scoped(scope, "netns", f)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -329,22 +331,42 @@ fn make_namespace_at(path: &Path) -> Result<()> {
 }
 
 /// Makes `/run/netns` a mount point that shares its mounts with other mount namespaces, so that deleting a name here
-/// deletes it everywhere (a mount that lives on in some service's private copy would pin the namespace). Returns the
-/// lock that iproute2 takes too, since two programs that do this at once would stack the mounts.
-fn prepare_run_dir() -> io::Result<Flock<File>> {
+/// deletes it everywhere (a mount that lives on in some service's private copy would pin the namespace).
+///
+/// Two programs that make it one at once would stack the mounts; iproute2 has a lock for that, and so have we, but any user
+/// can have it as long as he likes. So it is asked for only where there is no mount yet, and waited for [`RUN_DIR_LOCK`] at most.
+fn prepare_run_dir() -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(RUN_DIR)?;
-    let lock = Flock::lock(File::open(RUN_DIR)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let share =
         || mount(None::<&str>, RUN_DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    match share() {
+        Err(Errno::EINVAL) => {}
+        answer => return Ok(answer?),
+    }
+    let _lock = lock_run_dir()?;
     match share() {
         // Not a mount point yet: make it one.
         Err(Errno::EINVAL) => {
             mount(Some(RUN_DIR), RUN_DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
-            share()?;
+            Ok(share()?)
         }
-        answer => answer?,
+        answer => Ok(answer?),
     }
-    Ok(lock)
+}
+
+/// iproute2's lock; `None` where somebody else has it all the time.
+fn lock_run_dir() -> io::Result<Option<Flock<File>>> {
+    let until = Instant::now() + RUN_DIR_LOCK;
+    let mut folder = File::open(RUN_DIR)?;
+    loop {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= until => return Ok(None),
+            Err((again, Errno::EWOULDBLOCK)) => folder = again,
+            Err((_, errno)) => return Err(errno.into()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Moves the calling thread to the namespace, with a mount namespace of its own that shows it.

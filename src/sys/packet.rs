@@ -7,6 +7,17 @@
 //! Rejected: TPACKET_V3 wakes once a block or once a timer tick, 1 ms of round trip; the transmit ring copies on veth,
 //! so it gains nothing over sendmmsg.
 //!
+//! **A ring that stops.** A frame that `virtio_net_hdr` cannot describe (UDP fragmentation offload,
+//! SCTP) takes the slot at the kernel's head, and the kernel then gives up without filling or
+//! freeing it: nothing is received any more. [`filter`](super::filter) keeps away what it can
+//! recognise. [`Watch`] finds the rest: the kernel drops frames and delivers none, while the slot
+//! is the kernel's. The socket then goes on without a ring: recvmsg fails for such a frame alone.
+//! Rejected: a new ring, which the next such frame stops again.
+//!
+//! **Sockets of a port.** Opening and closing a ring costs two of the kernel's grace periods, some
+//! 8 ms each, and a ring is memory that cannot be swapped. So at most [`RECEIVERS`] sockets of a
+//! port receive, whatever the number of workers; the other workers send by the sockets of these.
+//!
 //! The outermost VLAN tag of a received frame is not in its bytes but beside them; [`Received::Frame`] has it. An
 //! `AF_PACKET` socket pins its namespace for as long as it is open.
 
@@ -17,7 +28,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -30,8 +43,11 @@ const SLOT_BYTES: usize = 2048;
 /// Slots a ring: 768 KiB, which stays within a core's L2 cache and leaves room for 32 ports of two queues in 64 MiB. All that a
 /// TCP connection has on its way at the usual receive window, 540 KiB in 375 frames, has room while the worker waits for a CPU.
 const SLOTS: usize = 384;
-/// Sockets that share an interface's flows at most: the kernel's default for a fanout group.
-pub const RECEIVERS_MAX: usize = 256;
+/// Sockets that share an interface's flows, at most: 1.5 MiB of rings a port.
+pub const RECEIVERS: usize = 2;
+/// Looks in a row that find frames dropped and none delivered before a ring is taken to have
+/// stopped.
+const STRIKES: u32 = 2;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
@@ -44,56 +60,246 @@ const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: libc::c_int = 0x4000;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 const TP_STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
 
-/// One socket on one interface: a way in, a way out, or both.
+/// One worker's use of an interface: a way out, and a way in if it is one of the receivers.
 #[derive(Debug)]
 pub struct PacketSocket {
-    fd: OwnedFd,
-    ring: Ring,
+    fd: Arc<SharedFd>,
+    inbound: Inbound,
     scratch: Scratch,
+    /// Drops that were told of.
+    told: u64,
 }
 
-/// Opens one socket a queue on the interface, in the calling thread's namespace, and says how many of them receive:
-/// each its share of the flows, together every frame once, none that the host sent.
+/// How frames come in.
+#[derive(Debug)]
+enum Inbound {
+    /// By a ring.
+    Ring(Ring),
+    /// One by one, because the ring had stopped.
+    Queue,
+    /// Others receive.
+    None,
+}
+
+/// A socket, and what the kernel counted at it.
+#[derive(Debug)]
+struct SharedFd {
+    fd: OwnedFd,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// The sockets of a port.
+#[derive(Debug)]
+pub struct Sockets {
+    /// One a queue.
+    pub queues: Vec<PacketSocket>,
+    /// How many of them receive: each its share of the flows, together every frame once, none that
+    /// the host sent.
+    pub receiving: usize,
+    /// One a receiver.
+    pub watches: Vec<Watch>,
+}
+
+/// What a kernel does.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// It keeps what the host sends out of a group of sockets: Linux 6.2. Older ones take the flag
+    /// and ignore it.
+    pub ignores_outgoing: bool,
+}
+
+/// Opens one socket a queue on the interface, in the calling thread's namespace.
 ///
 /// # Errors
 /// The operation that the kernel refused. Before Linux 6.13 it lets nobody join a group on an interface that is down:
 /// EINVAL.
-pub fn open(ifindex: u32, queues: usize) -> io::Result<(Vec<PacketSocket>, usize)> {
-    let mut sockets = (0..queues).map(|_| PacketSocket::open()).collect::<io::Result<Vec<_>>>()?;
+pub fn open(ifindex: u32, queues: usize) -> io::Result<Sockets> {
+    open_on(Kernel { ignores_outgoing: super::filter::at_least_linux_6_2() }, ifindex, queues)
+}
+
+/// As [`open`], on a kernel that does no more than this.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(kernel: Kernel, ifindex: u32, queues: usize) -> io::Result<Sockets> {
     // Without the right to load it, one socket receives for all. The kernel's own hash is no substitute: it may part the datagrams
     // of one GSO send.
     let steering = super::steering::by_flow().ok();
-    let receiving = if steering.is_some() { queues.min(RECEIVERS_MAX) } else { 1 };
+    let receiving = if steering.is_some() { queues.clamp(1, RECEIVERS) } else { 1 };
+    let receivers = open_together(receiving)?;
     let mut group = 0;
-    let (receivers, senders) = sockets.split_at(receiving);
-    senders.iter().try_for_each(|socket| socket.bind(ifindex, 0))?;
     for (index, socket) in receivers.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
-        attach_reject_all(&socket.fd)?;
+        attach_reject_all(&socket.fd.fd)?;
         socket.bind(ifindex, libc::ETH_P_ALL as u16)?;
-        be_promiscuous(&socket.fd, ifindex)?;
         if receiving > 1 {
-            group = socket.join_fanout(group, index == 0)?;
+            group = socket.join_fanout(group, index == 0, kernel)?;
         } else {
-            set(&socket.fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32)?;
+            set(&socket.fd.fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32)?;
         }
     }
-    if let (true, Some(program), Some(first)) = (receiving > 1, &steering, sockets.first()) {
-        set(&first.fd, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program.as_raw_fd())?;
+    if let Some(first) = receivers.first() {
+        // One is enough: they are closed together.
+        be_promiscuous(&first.fd.fd, ifindex)?;
+        if let (true, Some(program)) = (receiving > 1, &steering) {
+            set(&first.fd.fd, libc::SOL_PACKET, PACKET_FANOUT_DATA, &program.as_raw_fd())?;
+        }
     }
-    let filter = super::filter::by_what_a_header_can_say();
-    for socket in receivers {
+    let filter = super::filter::for_packet_sockets(kernel.ignores_outgoing);
+    for socket in &receivers {
         match &filter {
             // In place of the one that rejects everything.
-            Ok(filter) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())?,
-            Err(_) => set(&socket.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?,
+            Ok(filter) => set(&socket.fd.fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())?,
+            Err(_) => set(&socket.fd.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)?,
         }
     }
-    if receiving < queues {
-        // Not all of a machine's ports at the same worker.
-        sockets.rotate_right(ifindex as usize % queues);
+    Ok(Sockets::share(receivers, ifindex, queues))
+}
+
+/// Sockets with a ring, opened at the same time: the kernel lets them wait for one grace period
+/// together.
+fn open_together(number: usize) -> io::Result<Vec<PacketSocket>> {
+    thread::scope(|scope| {
+        let start = |_| thread::Builder::new().name("open".into()).spawn_scoped(scope, PacketSocket::open);
+        let others: Vec<_> = (1..number).map(start).collect();
+        let mut sockets = vec![PacketSocket::open()?];
+        for other in others {
+            sockets.push(match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                // No thread to be had: one after the other, then.
+                Err(_) => PacketSocket::open()?,
+            });
+        }
+        Ok(sockets)
+    })
+}
+
+impl Sockets {
+    /// Shares the receivers out to `queues` workers: the same two for a port, others for the next,
+    /// so that not all of a machine's ports are at the same workers.
+    fn share(receivers: Vec<PacketSocket>, ifindex: u32, queues: usize) -> Sockets {
+        let receiving = receivers.len();
+        let places = queues.max(1) / receiving.max(1);
+        // Interfaces are made in pairs, so their numbers as they are would leave out every other
+        // place.
+        let first =
+            if queues > receiving { (ifindex.wrapping_mul(0x9e37_79b1) >> 16) as usize % places } else { 0 };
+        let watch = |(at, socket): (usize, &PacketSocket)| Watch {
+            worker: (first * receiving + at) % queues.max(1),
+            socket: Arc::downgrade(&socket.fd),
+            seen: (0, 0),
+            strikes: 0,
+            stopped: false,
+        };
+        let watches: Vec<Watch> = receivers.iter().enumerate().map(watch).collect();
+        let fds: Vec<_> = receivers.iter().map(|socket| Arc::clone(&socket.fd)).collect();
+        let mut sockets: Vec<_> =
+            (0..queues).map(|at| PacketSocket::to_send_by(&fds[at % receiving])).collect();
+        for (watch, socket) in watches.iter().zip(receivers) {
+            sockets[watch.worker] = socket;
+        }
+        Sockets { queues: sockets, receiving, watches }
     }
-    Ok((sockets, receiving))
+}
+
+/// The control side's view of a receiver: whether its ring has stopped. It does not keep the socket
+/// open.
+#[derive(Debug)]
+pub struct Watch {
+    /// The worker that receives by it.
+    pub worker: usize,
+    socket: Weak<SharedFd>,
+    seen: (u64, u64),
+    strikes: u32,
+    stopped: bool,
+}
+
+impl Watch {
+    /// Whether frames were dropped and none delivered at several looks in a row. A ring that is
+    /// merely full looks the same: its worker knows better, see [`PacketSocket::leave_ring`].
+    pub fn seems_stopped(&mut self) -> bool {
+        if self.stopped {
+            return false;
+        }
+        let Some(socket) = self.socket.upgrade() else { return false };
+        let now = socket.count();
+        let before = std::mem::replace(&mut self.seen, now);
+        if now.0 != before.0 {
+            self.strikes = 0;
+        } else if now.1 != before.1 {
+            self.strikes += 1;
+        }
+        self.is_suspect()
+    }
+
+    /// What [`Watch::seems_stopped`] found last.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        !self.stopped && self.strikes >= STRIKES
+    }
+
+    /// The worker found frames in the ring.
+    pub fn was_full(&mut self) {
+        self.strikes = 0;
+    }
+
+    /// Takes the ring away after its worker has left it; frames wait in the socket's queue from now
+    /// on. Some milliseconds.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn take_ring(&mut self) -> io::Result<()> {
+        self.stopped = true;
+        let Some(socket) = self.socket.upgrade() else { return Ok(()) };
+        let none = libc::tpacket_req { tp_block_size: 0, tp_block_nr: 0, tp_frame_size: 0, tp_frame_nr: 0 };
+        set(&socket.fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &none)
+    }
+
+    /// Whether its ring had stopped and is gone.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+}
+
+impl SharedFd {
+    /// Frames delivered and dropped since the socket was opened. Reading the kernel's numbers
+    /// clears them.
+    fn count(&self) -> (u64, u64) {
+        let mut stats = [0u32; 2];
+        // tpacket_stats: packets, with drops, and drops.
+        if get(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut stats).is_err() {
+            stats = [0, 0];
+        }
+        let [packets, dropped] = stats.map(u64::from);
+        let delivered = packets.saturating_sub(dropped);
+        (
+            self.delivered.fetch_add(delivered, Ordering::Relaxed) + delivered,
+            self.dropped.fetch_add(dropped, Ordering::Relaxed) + dropped,
+        )
+    }
+}
+
+impl AsRawFd for SharedFd {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Sends one frame by an interface.
+pub(super) fn send_by(socket: &Socket, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: sockaddr_ll is plain data for which zeros are valid.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = ifindex.cast_signed();
+    let (data, len) = (frame.as_ptr().cast(), frame.len());
+    let to = (&raw const address).cast();
+    // SAFETY: the pointers and lengths are those of a live buffer and a live address.
+    let sent = unsafe {
+        libc::sendto(socket.as_raw_fd(), data, len, 0, to, size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Has an interface of the calling thread's namespace take every frame, for as long as what is returned is open. It receives nothing itself.
@@ -136,6 +342,8 @@ pub enum Received {
     },
     /// A frame that was cut short; it is gone.
     Truncated,
+    /// A frame that the kernel could not describe; it is gone.
+    Undescribed,
 }
 
 impl PacketSocket {
@@ -155,10 +363,32 @@ impl PacketSocket {
             }
         }
         let ring = Ring::new(&fd)?;
-        Ok(PacketSocket { fd, ring, scratch: Scratch::new() })
+        let fd = Arc::new(SharedFd { fd, delivered: AtomicU64::new(0), dropped: AtomicU64::new(0) });
+        Ok(PacketSocket { fd, inbound: Inbound::Ring(ring), scratch: Scratch::new(), told: 0 })
     }
 
-    /// Protocol 0 is for sending only.
+    /// Another worker's way out by a receiver's socket. A socket of its own would cost a grace
+    /// period to close.
+    fn to_send_by(fd: &Arc<SharedFd>) -> PacketSocket {
+        PacketSocket { fd: Arc::clone(fd), inbound: Inbound::None, scratch: Scratch::new(), told: 0 }
+    }
+
+    /// Whether frames come in here.
+    #[must_use]
+    pub fn receives(&self) -> bool {
+        !matches!(self.inbound, Inbound::None)
+    }
+
+    /// Unmaps the ring if nothing waits in it, and receives without one from then on; whether it
+    /// did. [`Watch::take_ring`] is next.
+    pub fn leave_ring(&mut self) -> bool {
+        let stopped = matches!(&self.inbound, Inbound::Ring(ring) if ring.filled().is_none());
+        if stopped {
+            self.inbound = Inbound::Queue;
+        }
+        stopped
+    }
+
     fn bind(&self, ifindex: u32, protocol: u16) -> io::Result<()> {
         let index = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
         // SAFETY: sockaddr_ll is shorter than sockaddr_storage, and all of it that matters is written.
@@ -172,18 +402,21 @@ impl PacketSocket {
                 Ok(())
             })
         }?;
-        socket2::SockRef::from(&self.fd).bind(&address)
+        socket2::SockRef::from(&self.fd.fd).bind(&address)
     }
 
     /// Joins the group, or founds one with an id that the kernel picks; returns the id.
-    fn join_fanout(&self, group: u16, found: bool) -> io::Result<u16> {
-        let mut kind = PACKET_FANOUT_EBPF | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    fn join_fanout(&self, group: u16, found: bool, kernel: Kernel) -> io::Result<u16> {
+        let mut kind = PACKET_FANOUT_EBPF;
+        if kernel.ignores_outgoing {
+            kind |= PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+        }
         if found {
             kind |= PACKET_FANOUT_FLAG_UNIQUEID;
         }
-        set(&self.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &(libc::c_int::from(group) | kind << 16))?;
+        set(&self.fd.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &(libc::c_int::from(group) | kind << 16))?;
         let mut joined: libc::c_int = 0;
-        get(&self.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &mut joined)?;
+        get(&self.fd.fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &mut joined)?;
         Ok((joined & 0xffff) as u16)
     }
 
@@ -193,18 +426,25 @@ impl PacketSocket {
     /// `ENETDOWN` when the interface went down, `ENODEV`/`ENXIO` when it is gone.
     #[inline]
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        let ring = &mut self.ring;
+        let ring = match &mut self.inbound {
+            Inbound::Ring(ring) => ring,
+            Inbound::Queue => return self.receive_queued(buffer),
+            Inbound::None => return Ok(Received::Empty),
+        };
         let Some(slot) = ring.filled() else { return Ok(Received::Empty) };
         if slot.status & libc::TP_STATUS_COPY != 0 {
             ring.release();
-            return self.receive_queued(buffer);
+            return Ok(match self.receive_queued(buffer)? {
+                Received::Empty => Received::Truncated,
+                received => received,
+            });
         }
         let received = slot.copy_to(buffer);
         ring.release();
         Ok(received)
     }
 
-    /// The frame that did not fit its slot.
+    /// The frame that did not fit its slot; without a ring, the next one.
     fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<Received> {
         let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         #[repr(align(8))]
@@ -221,6 +461,9 @@ impl PacketSocket {
             unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
         };
         let mut n = receive();
+        if n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+            return Ok(Received::Undescribed);
+        }
         if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
             // The interface was down in between: that error is reported once, in place of the frame, which still waits
             // and must not be taken for the one of the next slot.
@@ -228,11 +471,7 @@ impl PacketSocket {
         }
         if n < 0 {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock {
-                Ok(Received::Truncated)
-            } else {
-                Err(error)
-            };
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(Received::Empty) } else { Err(error) };
         }
         if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < VNET_HDR_LEN {
             return Ok(Received::Truncated);
@@ -254,13 +493,21 @@ impl PacketSocket {
         Ok(Received::Frame { len: n.cast_unsigned() - VNET_HDR_LEN, tag })
     }
 
-    /// Frames that the kernel dropped for want of room since the last call.
+    /// Memory of its ring: the kernel's, mapped here, never swapped out.
     #[must_use]
-    pub fn take_kernel_drops(&self) -> u64 {
-        let mut stats = [0u32; 2];
-        // tpacket_stats: packets, drops; reading clears both.
-        get(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut stats)
-            .map_or(0, |()| u64::from(stats[1]))
+    pub fn ring_bytes(&self) -> u64 {
+        if matches!(self.inbound, Inbound::Ring(_)) { Ring::BYTES as u64 } else { 0 }
+    }
+
+    /// Frames that the kernel dropped since the last call: for want of room, or because its ring
+    /// had stopped.
+    #[must_use]
+    pub fn take_kernel_drops(&mut self) -> u64 {
+        if !self.receives() {
+            return 0;
+        }
+        let (_, dropped) = self.fd.count();
+        dropped - mem::replace(&mut self.told, dropped)
     }
 
     /// Sends the frames in order and tells for each, by index, whether the kernel took it.
@@ -359,7 +606,7 @@ fn vector(bytes: &[u8]) -> libc::iovec {
 
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.fd.fd.as_fd()
     }
 }
 

@@ -138,7 +138,7 @@ unsafe fn put(start: usize, len: usize, flags: libc::c_int, fd: libc::c_int, off
 
 /// What one port has of the watches: their number.
 #[derive(Clone, Debug, Default)]
-pub struct Share(Arc<AtomicUsize>);
+pub(crate) struct Share(Arc<AtomicUsize>);
 
 impl Share {
     /// Takes one more, unless it is a common one and fewer would be left than the port has of those.

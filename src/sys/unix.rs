@@ -237,6 +237,15 @@ pub fn connect_to(path: &Path, descriptors: Descriptors) -> io::Result<OwnedFd> 
     Ok(fd)
 }
 
+/// Whether a program listens at the socket at `path`, or may: only a refused connection says that none does.
+#[must_use]
+pub fn has_listener(path: &Path) -> bool {
+    match connect_to(path, Descriptors::Refused) {
+        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
+        Ok(_) => true,
+    }
+}
+
 /// Removes the socket of a program that is gone; refuses to remove anything else.
 fn remove_stale(path: &Path, kind: SockType) -> Result<()> {
     if !is_stale(path, kind)? {

@@ -6,7 +6,7 @@
 //! anything that fits the way here was never cut; TCP may be cut anywhere.
 
 use crate::offload::checksum::pseudo_header;
-use crate::offload::{Gso, Offload};
+use crate::offload::{Gso, Offload, is_tcp_segment_size};
 use crate::wire::layers::{Layers, protocol};
 use crate::wire::{tcp, udp};
 
@@ -37,7 +37,9 @@ fn unfinished(frame: &[u8], len_max: usize) -> Option<Offload> {
     let headers = layers.l4 + payload;
     // Nor does it hurt to cut what would just have fit.
     let len_max = len_max.min(ETHERNET_FRAME);
-    let cut = layers.protocol == protocol::TCP && frame.len() > len_max && headers < len_max;
+    let cut = layers.protocol == protocol::TCP
+        && frame.len() > len_max
+        && is_tcp_segment_size(len_max.saturating_sub(headers), payload);
     Some(Offload {
         needs_csum: true,
         csum_start: u16::try_from(layers.l4).ok()?,

@@ -75,7 +75,8 @@ impl InflightFile {
         Ok(file)
     }
 
-    /// One that a front end has kept: `len` bytes from `offset` on, for so many rings of at most `size` descriptors.
+    /// One that a front end has kept: `len` bytes from `offset` on, for so many rings of at most `size` descriptors. Not more of it is mapped than
+    /// they need.
     ///
     /// # Errors
     /// It is too short for them, or cannot be mapped.
@@ -91,7 +92,7 @@ impl InflightFile {
         if len < end {
             return Err(MemoryError::Short { file: len, end });
         }
-        let spec = RegionSpec { guest_addr: 0, user_addr: 0, len, file_offset: offset };
+        let spec = RegionSpec { guest_addr: 0, user_addr: 0, len: end, file_offset: offset };
         let memory = GuestMemory::none(share).with(spec, file)?;
         Ok(InflightFile { memory, rings, size })
     }

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
-use vm_memory::{FileOffset, MmapRegion};
 
-pub use crate::sys::sigbus::Share;
+pub use super::room::Share;
+use super::room::{Bytes, Claim};
+use crate::sys::mem::SharedPages;
 use crate::sys::sigbus::{self, Watch};
 
 /// Most regions of a guest's memory: what QEMU can have at most.
@@ -63,6 +64,34 @@ pub enum MemoryError {
     /// The file is on something else than memory.
     #[error("the memory file is neither a memfd nor on tmpfs or hugetlbfs")]
     NoMemory,
+    /// More bytes than its port may have.
+    #[error(
+        "{} more of guest memory beside {} is more than the {} that this port may share; \
+         give the port a higher --memory-max, or vswitchd a higher --guest-memory-max",
+        Bytes(*more), Bytes(*has), Bytes(*most)
+    )]
+    TooMuch {
+        /// Bytes that it was to be.
+        more: u64,
+        /// Bytes that the port has.
+        has: u64,
+        /// Bytes that it may have.
+        most: u64,
+    },
+    /// More bytes than the other ports leave.
+    #[error(
+        "{} more of guest memory is too much beside the {} of all guests, who may share {} together \
+         (a port without --memory-max leaves as much as it has); give vswitchd a higher --guest-memory-max",
+        Bytes(*more), Bytes(*taken), Bytes(*most)
+    )]
+    AllTaken {
+        /// Bytes that it was to be.
+        more: u64,
+        /// Bytes that all ports have.
+        taken: u64,
+        /// Bytes that they may have.
+        most: u64,
+    },
     /// The kernel does not map it.
     #[error("cannot map a memory region: {0}")]
     Map(#[from] io::Error),
@@ -72,7 +101,9 @@ pub enum MemoryError {
 struct Mapping {
     // Goes first.
     watch: Watch,
-    pages: MmapRegion,
+    pages: SharedPages,
+    // Given back when it is not mapped any more.
+    _claim: Claim,
 }
 
 #[derive(Clone, Debug)]
@@ -184,8 +215,9 @@ impl GuestMemory {
     #[cfg(miri)]
     pub(crate) fn with_private(&self, spec: RegionSpec) -> GuestMemory {
         let len = usize::try_from(spec.len).expect("small");
-        let pages = MmapRegion::new(len).expect("mapped");
-        let mapping = Arc::new(Mapping { watch: Watch::of_nothing(), pages });
+        let pages = SharedPages::of_nothing(len);
+        let claim = self.share.claim(spec.len).expect("small");
+        let mapping = Arc::new(Mapping { watch: Watch::of_nothing(), pages, _claim: claim });
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         regions.insert(place, Region { spec, offset: 0, len, file: (0, 0), mapping });
@@ -306,7 +338,10 @@ fn map(spec: RegionSpec, file: MemoryFile, file_end: u64, share: &Share) -> Resu
     let [Ok(offset), Ok(len), Ok(size)] = sizes else {
         return Err(MemoryError::Range(spec.len, spec.guest_addr));
     };
-    let pages = MmapRegion::from_file(FileOffset::new(file, start), size).map_err(io::Error::other)?;
-    let watch = Watch::new(&pages, share)?;
-    Ok(Region { spec, offset, len, file: identity, mapping: Arc::new(Mapping { watch, pages }) })
+    let claim = share.claim(size as u64)?;
+    // The file is closed: a front end has descriptors of ours only for its eventfds.
+    let pages = SharedPages::new(&file, start, size)?;
+    let watch = share.watch(&pages)?;
+    let mapping = Arc::new(Mapping { watch, pages, _claim: claim });
+    Ok(Region { spec, offset, len, file: identity, mapping })
 }

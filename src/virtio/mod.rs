@@ -11,6 +11,7 @@ pub mod inflight;
 pub mod memory;
 pub mod net;
 pub mod ring;
+pub mod room;
 #[cfg(test)]
 pub(crate) mod tests;
 

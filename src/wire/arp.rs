@@ -50,8 +50,25 @@ pub fn announcement(mac: MacAddr) -> [u8; SHORTEST] {
         target_mac: mac.0,
         target_ipv4: [0; 4],
     };
+    to_all(mac, RARP, &packet)
+}
+
+/// A frame by which everybody learns that `address` is at `mac` (RFC 5227, section 3).
+#[must_use]
+pub fn gratuitous(mac: MacAddr, address: std::net::Ipv4Addr) -> [u8; SHORTEST] {
+    let packet = Packet {
+        operation: Operation::REQUEST,
+        sender_mac: mac.0,
+        sender_ipv4: address.octets(),
+        target_mac: [0; 6],
+        target_ipv4: address.octets(),
+    };
+    to_all(mac, EtherType::ARP.0.to_be_bytes(), &packet)
+}
+
+fn to_all(mac: MacAddr, ethertype: [u8; 2], packet: &Packet) -> [u8; SHORTEST] {
     let mut frame = [0; SHORTEST];
-    let parts = [&MacAddr::BROADCAST.0[..], &mac.0, &RARP, &packet.to_bytes()];
+    let parts = [&MacAddr::BROADCAST.0[..], &mac.0, &ethertype, &packet.to_bytes()];
     for (place, byte) in frame.iter_mut().zip(parts.into_iter().flatten()) {
         *place = *byte;
     }
@@ -82,6 +99,14 @@ mod tests {
         let frame = announcement(MacAddr([2, 0, 0, 0, 0, 1]));
         let head = [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 0x80, 0x35];
         let body = [0, 1, 8, 0, 6, 4, 0, 3, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert_eq!(frame[..], [&head[..], &body, &[0; 18]].concat());
+    }
+
+    #[test]
+    fn a_gratuitous_request_to_the_byte() {
+        let frame = gratuitous(MacAddr([2, 0, 0, 0, 0, 1]), [10, 0, 0, 1].into());
+        let head = [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 6];
+        let body = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1];
         assert_eq!(frame[..], [&head[..], &body, &[0; 18]].concat());
     }
 

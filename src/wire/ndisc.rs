@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 
 use etherparse::icmpv6::{NdpOptionSlice, NdpOptionsIterator};
 
+use super::ethernet::EtherType;
 use super::ipv6;
 use super::layers::protocol::ICMPV6;
 use crate::addr::MacAddr;
@@ -30,6 +31,17 @@ pub const ADVERTISEMENT_LEN: usize = ipv6::HEADER_LEN + FIXED_LEN + OPTION_LEN;
 const ROUTER: u8 = 0x80;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
+
+/// All nodes of the link (RFC 4291, section 2.7.1), and where such a packet goes on Ethernet.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+
+/// A frame by which everybody learns that `address` is at `mac` (RFC 4861, section 7.2.6).
+#[must_use]
+pub fn unsolicited(mac: MacAddr, address: Ipv6Addr, router: bool) -> Vec<u8> {
+    let packet = Advertisement { target: address, destination: ALL_NODES, mac, router }.write();
+    [&ALL_NODES_MAC[..], &mac.0, &EtherType::IPV6.0.to_be_bytes(), &packet].concat()
+}
 
 /// A valid solicitation or advertisement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +155,7 @@ pub struct Advertisement {
 }
 
 impl Advertisement {
-    /// The packet, with the target as its sender, solicited and overriding.
+    /// The packet, with the target as its sender and overriding; solicited, unless it is for a group.
     #[must_use]
     pub fn write(&self) -> [u8; ADVERTISEMENT_LEN] {
         let mut packet = [0; ADVERTISEMENT_LEN];
@@ -157,7 +169,8 @@ impl Advertisement {
         header[8..24].copy_from_slice(&self.target.octets());
         header[24..].copy_from_slice(&self.destination.octets());
         body[0] = ADVERTISEMENT;
-        body[4] = SOLICITED | OVERRIDE | if self.router { ROUTER } else { 0 };
+        let solicited = if self.destination.is_multicast() { 0 } else { SOLICITED };
+        body[4] = solicited | OVERRIDE | if self.router { ROUTER } else { 0 };
         body[8..FIXED_LEN].copy_from_slice(&self.target.octets());
         body[FIXED_LEN..][..2].copy_from_slice(&[TARGET_LINK_LAYER_ADDRESS, 1]);
         body[FIXED_LEN + 2..].copy_from_slice(&self.mac.0);
@@ -235,6 +248,11 @@ pub(crate) mod tests {
         assert_eq!(parse(&packet), Some(Message { source: A, destination: B, target: A, kind }));
         let host = Advertisement { target: A, destination: B, mac: MAC, router: false }.write();
         assert_eq!(host[44], 0x60);
+        let frame = unsolicited(MAC, A, true);
+        let wanted = message((ADVERTISEMENT, 0xa0), [A, ALL_NODES, A], &[2, 1, 2, 0, 0, 0, 0, 1]);
+        assert_eq!(frame[..14], [0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd]);
+        assert_eq!(frame[14..], wanted);
+        assert!(parse(&frame[14..]).is_some());
     }
 
     /// RFC 4861, sections 7.1.1 and 7.1.2, one by one.

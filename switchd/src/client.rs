@@ -12,9 +12,11 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::api::Failure;
+use crate::plain::plain;
 
 /// How long an answer may take; a reload with many ports takes a while.
 const TIMEOUT: Duration = Duration::from_secs(170);
@@ -59,14 +61,37 @@ impl Answer {
         &self.body
     }
 
-    /// The document as a value.
+    /// The document as a value to be shown: what a terminal would obey in its texts is written out.
     ///
     /// # Errors
     /// It is another one than expected: the daemon is of another version.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Refused> {
-        serde_json::from_slice(&self.body).map_err(|error| {
+        let parsed = if self.may_harm() {
+            let escaped = serde_json::from_slice(&self.body).map(escaped);
+            escaped.and_then(serde_json::from_value)
+        } else {
+            serde_json::from_slice(&self.body)
+        };
+        parsed.map_err(|error| {
             Refused(format!("vswitchd's answer is not understood (another version?): {error}"))
         })
+    }
+
+    /// Whether a text in it may have more than letters, for nearly none has. JSON has control characters as escapes only.
+    fn may_harm(&self) -> bool {
+        !self.body.is_ascii() || self.body.contains(&b'\\')
+    }
+}
+
+/// The document with every text in it made [plain].
+fn escaped(document: Value) -> Value {
+    match document {
+        Value::String(text) => Value::String(plain(&text).into_owned()),
+        Value::Array(all) => all.into_iter().map(escaped).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (plain(&name).into_owned(), escaped(value))).collect()
+        }
+        other => other,
     }
 }
 

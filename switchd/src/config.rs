@@ -22,6 +22,7 @@ use vswitch::bridge::neighbours::NEIGHBOURS_MAX;
 use vswitch::spec::{Meeting, PortSpec};
 use vswitch::switch::{Options, PollMode};
 
+use crate::api::size::Size;
 use crate::api::{AttachRule, BridgeAdd, FdbAdd, NeighAdd, PortAdd, none_such};
 use crate::attach;
 use crate::plan::{Entry, Layout, collide, entry_vlan, same_netns};
@@ -52,6 +53,10 @@ pub struct DaemonSection {
     /// How workers wait for frames [default: adaptive]
     #[arg(long, value_name = "MODE")]
     pub poll: Option<Poll>,
+    /// Memory that the guests of all vhost-user ports may share, such as 512G [default: auto, eight times the machine's memory and
+    /// swap]
+    #[arg(long, value_name = "BYTES|auto")]
+    pub guest_memory_max: Option<GuestMemory>,
     /// What to log: error, warn, info, debug, trace, or by module, such as info,vswitch=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -70,6 +75,7 @@ impl DaemonSection {
             workers: self.workers.or(other.workers),
             cpus: self.cpus.or(other.cpus),
             poll: self.poll.or(other.poll),
+            guest_memory_max: self.guest_memory_max.or(other.guest_memory_max),
             log: self.log.or(other.log),
             strict: self.strict.or(other.strict),
         }
@@ -84,6 +90,7 @@ impl DaemonSection {
             ("workers", self.workers != other.workers),
             ("cpus", self.cpus != other.cpus),
             ("poll", self.poll != other.poll),
+            ("guest_memory_max", self.guest_memory_max != other.guest_memory_max),
             ("log", self.log != other.log),
             ("strict", self.strict != other.strict),
         ];
@@ -100,6 +107,22 @@ impl DaemonSection {
             },
             cpus: self.cpus.as_ref().map(|list| list.0.clone()).unwrap_or_default(),
             poll: self.poll.unwrap_or_default().into(),
+            guest_memory_max: match self.guest_memory_max {
+                Some(GuestMemory::Bytes(Size(bytes))) => Some(bytes),
+                Some(GuestMemory::Auto) | None => None,
+            },
+            instance: self.instance(),
+        }
+    }
+
+    /// The control socket's path, which no two daemons of a machine have in common; nothing where it is the default, wherever
+    /// that may be one day.
+    fn instance(&self) -> String {
+        let socket = std::path::absolute(self.socket()).unwrap_or_else(|_| self.socket().to_owned());
+        if socket == Path::new(DEFAULT_SOCKET) {
+            String::new()
+        } else {
+            socket.to_string_lossy().into_owned()
         }
     }
 
@@ -142,6 +165,26 @@ impl FromStr for Workers {
             ("auto", _) => Ok(Workers::Auto),
             (_, Ok(number)) if (1..=Self::MOST).contains(&number) => Ok(Workers::Number(number)),
             _ => Err(format!("'{text}' workers: expected 'auto' or a number from 1 to {}", Self::MOST)),
+        }
+    }
+}
+
+/// How much memory the guests of all vhost-user ports may share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestMemory {
+    /// By the machine's memory.
+    Auto,
+    /// This much.
+    Bytes(Size),
+}
+
+impl FromStr for GuestMemory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(GuestMemory::Auto),
+            text => text.parse().map(GuestMemory::Bytes).map_err(|error| format!("{error}, nor 'auto'")),
         }
     }
 }
@@ -234,6 +277,14 @@ fn text_or_numbers<'de, D: Deserializer<'de>>(
 impl<'de> Deserialize<'de> for Workers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text_or_numbers(deserializer, "\"auto\" or a number of workers")?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for GuestMemory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_numbers(deserializer, "\"auto\" or a number of bytes such as \"64G\"")?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 

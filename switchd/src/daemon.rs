@@ -18,10 +18,12 @@ use vswitch::switch::{Error, FdbFilter, Missing, NeighSpec};
 
 use crate::api::values::Mac;
 use crate::api::{
-    BridgeAdd, BridgeInfo, BridgeSet, FdbAdd, FdbInfo, FdbKey, FdbSelect, Holder, Origin, PortAdd, PortInfo,
-    PortSet, ReloadReport, Stats, StatusInfo, WorkerInfo, none_such,
+    ATTACHED_MAX, BridgeAdd, BridgeInfo, BridgeSet, FdbAdd, FdbInfo, FdbKey, FdbSelect, Origin, PortAdd,
+    PortInfo, PortSet, ReloadReport, Stats, StatusInfo, WorkerInfo, none_such,
 };
+use crate::attach::device::Purpose;
 use crate::attach::rules::Rules;
+use crate::attach::told::Told;
 use crate::compare;
 use crate::config::{Config, DaemonSection};
 use crate::control::Control;
@@ -33,6 +35,8 @@ pub struct Daemon {
     record: Mutex<Record>,
     /// Who may attach guests. Apart from the record, because every connection looks at it, and changes may take a while.
     rules: Mutex<Arc<Rules>>,
+    /// Log lines about guests who were refused.
+    refusals: Told,
     socket: PathBuf,
     attach_socket: Option<PathBuf>,
     poll: String,
@@ -56,8 +60,8 @@ struct Record {
     ports: BTreeSet<String>,
     entries: BTreeSet<Entry>,
     neighbours: BTreeSet<NeighSpec>,
-    /// Ports that guests attached, and who holds them. One that has left may still be here.
-    attached: BTreeMap<String, Holder>,
+    /// Ports that guests attached, and what for. One that has left may still be here.
+    attached: BTreeMap<String, Purpose>,
 }
 
 impl Record {
@@ -79,7 +83,8 @@ impl Record {
     fn port_info(&self, status: PortStatus, bridge: Option<&BridgeSpec>) -> PortInfo {
         let name = status.spec.name.clone();
         let mut info = PortInfo::new(status, bridge, self.port(&name));
-        info.attached = self.attached.get(&name).copied().filter(|_| info.origin == Origin::Attached);
+        let attached = self.attached.get(&name).filter(|_| info.origin == Origin::Attached);
+        info.attached = attached.map(|purpose| purpose.holder);
         info
     }
 
@@ -109,6 +114,7 @@ impl Daemon {
             switch,
             record: Mutex::default(),
             rules: Mutex::default(),
+            refusals: Told::default(),
             socket: section.socket().to_owned(),
             attach_socket: section.attach_socket(),
             poll: section.poll.unwrap_or_default().to_string(),
@@ -140,9 +146,13 @@ impl Daemon {
     /// The daemon and its workers.
     #[must_use]
     pub fn status(&self) -> StatusInfo {
-        let config = self.record().path.as_ref().map(|path| path.display().to_string());
         let ports = self.switch.ports();
         let failed = ports.iter().filter(|port| port.state == PortState::Failed);
+        let (config, attached_ports) = {
+            let record = self.record();
+            let attached = ports.iter().filter(|port| record.port(&port.spec.name) == Origin::Attached);
+            (record.path.as_ref().map(|path| path.display().to_string()), attached.count())
+        };
         StatusInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -154,6 +164,8 @@ impl Daemon {
             bridges: self.switch.bridges().len(),
             ports: ports.len(),
             failed_ports: failed.map(|port| port.spec.name.clone()).collect(),
+            attached_ports,
+            attached_ports_max: ATTACHED_MAX,
             workers: WorkerInfo::all(&self.switch.status()),
         }
     }

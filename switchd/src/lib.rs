@@ -10,6 +10,8 @@
 //! | [`config`] | the configuration file, checked as a whole |
 //! | [`plan`] | the steps between two layouts, all or none |
 //! | [`daemon`] | the switch, who asked for what, requests |
+//! | [`calls`] | calls into the daemon, which may wait, on threads of their own |
+//! | [`plain`] | text from outside, made harmless for terminals and logs |
 //! | [`server`] | HTTP and JSON over the control socket |
 //! | [`socket`] | a socket's file and lock |
 //! | [`vswitchd`] | start, signals, end |
@@ -23,6 +25,7 @@
 
 pub mod api;
 pub mod attach;
+pub mod calls;
 pub mod cli;
 pub mod client;
 mod compare;
@@ -31,21 +34,10 @@ pub mod control;
 pub mod ctl;
 pub mod daemon;
 pub mod log;
+pub mod plain;
 pub mod plan;
 pub mod server;
 pub mod socket;
 pub mod vswitchd;
 
-/// `text` fit for one line of a log, a terminal or an answer, whatever somebody put into a name or number: a line's end becomes a space,
-/// other control characters are written out.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => line.push(' '),
-            c if c.is_control() => line.extend(c.escape_default()),
-            c => line.push(c),
-        }
-    }
-    line
-}
+use plain::one_line;

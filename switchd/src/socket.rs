@@ -5,9 +5,14 @@
 //! SIGKILL leaves nothing that stops the next start. (Asking the socket itself, by connecting, cannot tell a
 //! daemon that is about to listen from a dead one.)
 //!
-//! The lock file is removed at the end too. That is a race on its own (somebody may have opened the file and
-//! be about to lock what is then nobody's), so whoever gets the lock checks that the file is still the one of
+//! The lock file is removed at the end too. That is a race on its own (another daemon may have opened the file and
+//! be about to lock what has no name any more), so whoever gets the lock checks that the file is still the one of
 //! that name.
+//!
+//! Whoever can open a file can lock it, so nobody else may: its mode is 0600, and it is the daemon's own. A file that others can
+//! open, such as versions before left (0644) or another user put there, proves nothing and is replaced by a new one. Only
+//! where a program also listens at the socket does its lock count. (A name of an abstract socket in place of the
+//! file was rejected: everyone in the network namespace can take it.)
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -74,6 +79,23 @@ impl Drop for DaemonSocket {
     }
 }
 
+/// The file to lock: the one that is there, or a new one that nobody else can open.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(flags);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            options.create_new(true).mode(0o600).open(path)
+        }
+        // Another user's, in a file system where even root may not write it: it is going to be replaced.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            OpenOptions::new().read(true).custom_flags(flags).open(path)
+        }
+        opened => opened,
+    }
+}
+
 /// Locks the file at `lock_path` for the daemon of `socket` and writes the process id into it.
 fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>, option: &str) -> Result<Flock<File>, String> {
     let failed = |error: io::Error| format!("cannot lock {}: {error}", lock_path.display());
@@ -83,22 +105,20 @@ fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>, option: &str) ->
             fs::create_dir_all(folder)
                 .map_err(|error| format!("cannot create {} for the socket: {error}", folder.display()))?;
         }
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(lock_path);
-        let mut file = match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+        let mut file = match open_lock(lock_path) {
+            // The file, or its folder, went or came meanwhile.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {
+                continue;
+            }
             opened => opened.map_err(failed)?,
         };
+        let meta = file.metadata().map_err(failed)?;
+        let others_can_open = meta.mode() & 0o077 != 0 || meta.uid() != nix::unistd::geteuid().as_raw();
         let mut holder = String::new();
         let _ = (&mut file).take(32).read_to_string(&mut holder);
-        let mut locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => locked,
+        let locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Some(locked),
+            Err((_, Errno::EWOULDBLOCK)) if others_can_open && !unix::has_listener(socket) => None,
             Err((_, Errno::EWOULDBLOCK)) => {
                 let holder = match holder.trim() {
                     pid if !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) => {
@@ -113,11 +133,14 @@ fn lock(socket: &Path, lock_path: &Path, folder: Option<&Path>, option: &str) ->
             }
             Err((_, error)) => return Err(failed(error.into())),
         };
-        let ours = locked.metadata().map_err(failed)?;
         let named = fs::symlink_metadata(lock_path);
-        if !named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
+        if !named.is_ok_and(|named| (named.dev(), named.ino()) == (meta.dev(), meta.ino())) {
             continue;
         }
+        let Some(mut locked) = locked.filter(|_| !others_can_open) else {
+            fs::remove_file(lock_path).map_err(failed)?;
+            continue;
+        };
         let written = locked
             .set_len(0)
             .and_then(|()| locked.rewind())
@@ -162,6 +185,46 @@ mod tests {
         let mut socket = open(&path).unwrap();
         let _listener = socket.take_listener().unwrap();
         assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    fn locked(path: &Path) -> Flock<File> {
+        Flock::lock(File::open(path).unwrap(), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| error)
+            .unwrap()
+    }
+
+    #[test]
+    fn nobody_else_can_open_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, lock) = (folder.path().join("ctl.sock"), folder.path().join("ctl.sock.lock"));
+        let mode = || fs::metadata(&lock).unwrap().permissions().mode() & 0o7777;
+        let first = open(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        drop(first);
+
+        // As a version before left it, opened by somebody who has the lock.
+        fs::write(&lock, "4194304\n").unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        let theirs = locked(&lock);
+        let ours = open(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        drop(theirs);
+        assert!(open(&path).unwrap_err().contains("is running already"), "ours counts");
+        drop(ours);
+
+        // The same without the lock, which would be taken as soon as we end.
+        fs::write(&lock, "").unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        let theirs = File::open(&lock).unwrap();
+        let ours = open(&path).unwrap();
+        assert_ne!(fs::metadata(&lock).unwrap().ino(), theirs.metadata().unwrap().ino());
+        drop(ours);
+
+        // A version before that runs is not driven out.
+        fs::write(&lock, "4194304\n").unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        let (_theirs, _listener) = (locked(&lock), std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(open(&path).unwrap_err().contains("(pid 4194304) is running already"));
     }
 
     #[test]

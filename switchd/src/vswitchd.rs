@@ -21,8 +21,10 @@ use vswitch::switch::{Error, Switch};
 
 use crate::api::ReloadReport;
 use crate::attach;
+use crate::calls::{Calls, Failed, Threads};
 use crate::config::{Config, CpuList, DEFAULT_CONFIG, DaemonSection};
 use crate::daemon::Daemon;
+use crate::log::Log;
 use crate::server;
 use crate::socket::{CONTROL_MODE, DaemonSocket};
 
@@ -48,6 +50,12 @@ pub struct Options {
     pub check: bool,
 }
 
+/// How long changes under way may take to finish at the end.
+const CHANGES_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between tries of a reload for which no thread could be had: the first pause, doubled each time, and the longest.
+const RELOAD_AGAIN_MIN: Duration = Duration::from_secs(1);
+const RELOAD_AGAIN_MAX: Duration = Duration::from_secs(30);
+
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -67,12 +75,18 @@ fn run(options: Options) -> Result<(), String> {
         None => None,
     };
     let from_file = config.as_ref().map(|config| config.daemon.clone()).unwrap_or_default();
-    let mut settings = options.daemon.or(from_file);
+    let settings = options.daemon.or(from_file);
     let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
     if options.check {
         return check(config.as_ref(), &settings);
     }
-    crate::log::start(filter);
+    let log = crate::log::start(filter);
+    let outcome = run_with_log(config.as_ref(), settings, &log);
+    log.flush();
+    outcome
+}
+
+fn run_with_log(config: Option<&Config>, mut settings: DaemonSection, log: &Log) -> Result<(), String> {
     tell_missing_capabilities();
     check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
@@ -82,7 +96,6 @@ fn run(options: Options) -> Result<(), String> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(16)
         .build()
         .map_err(|error| format!("cannot start the control thread: {error}"))?;
     // Before anything is created, so that a signal from now on ends in removing it again.
@@ -92,7 +105,7 @@ fn run(options: Options) -> Result<(), String> {
     };
     let switch = Switch::start(&settings.options()).map_err(|error| error.to_string())?;
     let daemon = Daemon::new(Arc::new(switch), &settings);
-    if let Some(config) = &config {
+    if let Some(config) = config {
         match daemon.configure(config, settings.strict.unwrap_or_default()) {
             Ok(report) => log_report("configured", &report),
             Err(error) => {
@@ -103,11 +116,11 @@ fn run(options: Options) -> Result<(), String> {
     }
     if let Some(socket) = settings.attach_socket() {
         match attach::device::left(&socket) {
-            Ok(left) => daemon.take_over(left),
+            Ok(left) => daemon.take_over(left, &attach::device::remove),
             Err(error) => tracing::warn!("cannot look for guests that run: {error}"),
         }
     }
-    serve(runtime, Arc::new(daemon), sockets, signals, &settings)
+    serve(runtime, Arc::new(daemon), sockets, signals, &settings, log)
 }
 
 fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String> {
@@ -140,35 +153,67 @@ fn check(config: Option<&Config>, settings: &DaemonSection) -> Result<(), String
 
 /// The signals that the daemon minds.
 struct Signals {
+    end: End,
+    hangup: Signal,
+}
+
+/// Those that end it.
+struct End {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
     fn catch() -> std::io::Result<Signals> {
         Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            end: End {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
             hangup: signal(SignalKind::hangup())?,
         })
     }
+}
 
-    /// Reloads at every SIGHUP; ready when the daemon shall end.
-    async fn until_end(mut self, daemon: Arc<Daemon>) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => break,
-                _ = self.interrupt.recv() => break,
-                _ = self.hangup.recv() => {
-                    let daemon = Arc::clone(&daemon);
-                    // Its outcome is in the log.
-                    tokio::task::spawn_blocking(move || drop(reload(&daemon)));
-                }
-            }
+impl End {
+    /// Ready when the daemon shall end.
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {},
+            _ = self.interrupt.recv() => {},
         }
         tracing::info!("ending");
         notify(&[NotifyState::Stopping]);
+    }
+}
+
+/// Reloads at every SIGHUP. One that failed for want of a thread is tried again until it does not, because nobody waits
+/// for an answer who could ask again.
+async fn reload_at(mut hangup: Signal, calls: Calls) {
+    let mut again = None;
+    loop {
+        let wait = async {
+            match again {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = hangup.recv() => again = None,
+            () = wait => {}
+        }
+        // The outcome is in the log.
+        let passes = match calls.run(reload).await {
+            Ok(outcome) => outcome.is_err_and(|error| error.lacks_thread()),
+            Err(failed) => {
+                tracing::error!("reload failed, everything stays as it was: {failed}");
+                failed == Failed::Busy
+            }
+        };
+        again = passes.then(|| again.map_or(RELOAD_AGAIN_MIN, |pause| (pause * 2).min(RELOAD_AGAIN_MAX)));
+        if let Some(pause) = again {
+            tracing::warn!("reload is tried again in {} s", pause.as_secs());
+        }
     }
 }
 
@@ -202,25 +247,37 @@ fn serve(
     mut sockets: Sockets,
     signals: Signals,
     settings: &DaemonSection,
+    log: &Log,
 ) -> Result<(), String> {
-    let router = server::router(Arc::clone(&daemon));
-    let end = signals.until_end(Arc::clone(&daemon));
+    let (calls, threads) = match Threads::start(&daemon) {
+        Ok(started) => started,
+        Err(error) => {
+            if let Ok(daemon) = Arc::try_unwrap(daemon) {
+                daemon.stop();
+            }
+            return Err(format!("cannot start the threads that serve requests: {error}"));
+        }
+    };
+    let router = server::router(calls.clone());
     let served = runtime.block_on(async {
         let listener = tokio::net::UnixListener::from_std(sockets.control.take_listener()?)?;
         if let Some(socket) = &mut sockets.attach {
             let listener = tokio::net::UnixListener::from_std(socket.take_listener()?)?;
-            tokio::spawn(attach::server::serve(listener, Arc::clone(&daemon)));
+            tokio::spawn(attach::server::serve(listener, Arc::clone(&daemon), calls.clone()));
         }
+        tokio::spawn(log.clone().tell());
+        tokio::spawn(reload_at(signals.hangup, calls));
         notify(&[NotifyState::Ready, NotifyState::Status(&standing(&daemon))]);
         tracing::info!(socket = %settings.socket().display(), "ready");
-        server::serve(listener, router, end).await;
+        server::serve(listener, router, signals.end.wait()).await;
         Ok(())
     });
-    // Waits for changes under way; they hold the daemon too.
-    runtime.shutdown_timeout(Duration::from_secs(30));
+    // Connections end with it; they hold the daemon, and so do changes under way.
+    drop(runtime);
+    let ended = threads.end(CHANGES_TIMEOUT);
     match Arc::try_unwrap(daemon) {
-        Ok(daemon) => daemon.stop(),
-        Err(_) => return Err("a change did not finish; what it created may be left".to_owned()),
+        Ok(daemon) if ended => daemon.stop(),
+        _ => return Err("a change did not finish; what it created may be left".to_owned()),
     }
     drop(sockets);
     served.map_err(|error: std::io::Error| format!("cannot serve the control socket: {error}"))

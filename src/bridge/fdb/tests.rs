@@ -32,6 +32,9 @@ impl Fdb {
         for port in 0..16 {
             let count = entries.iter().filter(|(_, entry)| entry.port.0 == port).count();
             assert_eq!(self.port_len(PortId(port)) as usize, count, "port {port}");
+            let is = |entry: &Entry| self.ports.device(entry.port) == PortId(port);
+            let count = entries.iter().filter(|(_, entry)| is(entry)).count();
+            assert_eq!(self.ports.count_device(PortId(port)) as usize, count, "device {port}");
         }
     }
 }
@@ -146,6 +149,42 @@ fn a_port_that_floods_a_million_addresses_pushes_out_nobody_else() {
     }
     (0..16_000).for_each(|n| assert_eq!(fdb.at(base(1) + n), Some(1)));
     fdb.check();
+}
+
+#[test]
+fn remotes_of_a_tunnel_share_as_one_port() {
+    let fdb = Fdb::new(64);
+    fdb.set_ports(2);
+    (2..10).for_each(|remote| fdb.set_device(PortId(remote), PortId(1)));
+    // Eight made-up senders, each with more stations than the table takes, turn by turn.
+    for n in 0..64 {
+        (2..10).for_each(|remote| _ = fdb.hear(u64::from(remote) << 32 | n, remote, 0));
+    }
+    assert_eq!(fdb.len(), 64);
+    (0..32).for_each(|n| assert_eq!(fdb.hear(n, 0, 1), Learned::Added, "station {n} at the local port"));
+    for n in 64..128 {
+        (2..10).for_each(|remote| _ = fdb.hear(u64::from(remote) << 32 | n, remote, 2));
+    }
+    assert!((0..32).all(|n| fdb.at(n) == Some(0)), "and it keeps them");
+    assert!((2..10).all(|remote| fdb.port_len(PortId(remote)) >= 2), "remotes are alike among themselves");
+    fdb.check();
+    // What is known of a port counts for the device that it turns out to belong to.
+    fdb.set_device(PortId(9), PortId(9));
+    fdb.check();
+    let other = Fdb::new(128);
+    fdb.copy_to(&other);
+    other.check();
+    assert_eq!(other.ports.count_device(PortId(1)), fdb.ports.count_device(PortId(1)));
+}
+
+#[test]
+fn remotes_of_a_tunnel_have_one_budget_of_moves() {
+    let fdb = Fdb::new(20_000);
+    (0..10_000).for_each(|n| _ = fdb.hear(n, 1, 7));
+    [3, 4].into_iter().for_each(|remote| fdb.set_device(PortId(remote), PortId(2)));
+    let thief = |n: u64| fdb.hear(n, if n.is_multiple_of(2) { 3 } else { 4 }, 7);
+    let moved = (0..10_000).filter(|&n| matches!(thief(n), Learned::Moved { .. })).count();
+    assert_eq!(moved, fair::MOVES_PER_TICK as usize, "what the victim takes back in the same second");
 }
 
 #[test]

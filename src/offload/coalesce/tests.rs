@@ -5,6 +5,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::batch::{Batch, FRAME_MAX};
+use crate::offload::MIN_TCP_SEGMENT_BYTES;
 use crate::offload::segment::{Checksum, Segmenter};
 use crate::offload::tests::{Field, Model, cut, gso_models, kernel_takes, model};
 use crate::wire::ethernet::{EtherType, Tag};
@@ -98,7 +99,14 @@ fn build(models: &[Model]) -> Vec<Vec<u8>> {
 
 /// Frames of these payload lengths, one behind the other.
 fn flow(ipv4: bool, lens: &[usize]) -> Vec<Vec<u8>> {
-    let mut next = Model { tcp_flags: tcp::ACK, ..model(ipv4, true, 0) };
+    flow_of(with_options(ipv4, 12), lens)
+}
+
+fn with_options(ipv4: bool, len: usize) -> Model {
+    Model { tcp_flags: tcp::ACK, tcp_options: vec![1; len], ..model(ipv4, true, 0) }
+}
+
+fn flow_of(mut next: Model, lens: &[usize]) -> Vec<Vec<u8>> {
     let segment = |&len: &usize| {
         next.payload = (0_u8..=255).cycle().take(len).collect();
         let frame = next.build(Field::Complete);
@@ -124,11 +132,12 @@ fn mergeable() -> impl Strategy<Value = (Model, u16)> {
     })
 }
 
-/// Segments of a few hundred bytes in all.
+/// Segments of some hundred bytes in all.
 fn small_flows() -> impl Strategy<Value = (Model, Vec<Vec<u8>>)> {
-    (mergeable(), 2_usize..600, 2_usize..7, any::<bool>()).prop_map(|((mut model, _), len, count, fixed)| {
+    (mergeable(), 60_usize..900, 2_usize..7, any::<bool>()).prop_map(|((mut model, _), len, count, fixed)| {
         model.payload.truncate(len);
-        let size = u16::try_from(model.payload.len().div_ceil(count)).expect("small");
+        let size =
+            u16::try_from(model.payload.len().div_ceil(count).max(MIN_TCP_SEGMENT_BYTES)).expect("small");
         let mut segments = model.segments(size);
         if fixed {
             segments.iter_mut().for_each(|segment| segment.id = model.id);
@@ -270,7 +279,10 @@ fn lengths_decide_where_a_frame_ends() {
         assert_eq!(counts(&[100, 101, 101]), [1, 2], "a longer one begins");
         assert_eq!(counts(&[100, 0, 100]), [1, 1, 1], "an acknowledgment");
         assert_eq!(counts(&[0, 0, 100, 100]), [1, 1, 2]);
-        assert_eq!(counts(&[1; MAX_TCP_SEGMENTS + 2]), [MAX_TCP_SEGMENTS, 2]);
+        assert_eq!(counts(&[36; 3]), [3]);
+        assert_eq!(counts(&[35; 3]), [1; 3], "so small ones nobody takes in one piece");
+        let options = |count| super::tests::counts(&flow_of(with_options(ipv4, 40), &vec![8; count]));
+        assert_eq!(options(MAX_TCP_SEGMENTS + 2), [MAX_TCP_SEGMENTS, 2]);
         // The IP packet's last byte is number 65,535, or one more.
         let rest = 65_535 - (l4(ipv4) - 14 + 32) - 4 * 16_000;
         assert_eq!(counts(&[16_000, 16_000, 16_000, 16_000, rest]), [5]);
@@ -461,19 +473,20 @@ fn the_other_zero_is_not_merged() {
 
 #[test]
 fn padding_is_left_out() {
-    let bare = Model { tcp_flags: tcp::ACK, tcp_options: vec![], ..model(true, true, 8) };
+    let bare = Model { tcp_flags: tcp::ACK, tcp_options: vec![], ..model(true, true, 100) };
     let padded = |frames: &[Vec<u8>], len: usize| {
         let mut frames = frames.to_vec();
         frames.iter_mut().for_each(|frame| frame.resize(len.max(frame.len()), 0x55));
         check_lossless(&frames);
         coalesce(&frames)
     };
-    let frames = build(&bare.segments(3));
+    // Only the last is short enough to be padded.
+    let frames = build(&bare.segments(48));
     let whole = coalesce(&frames);
     assert_eq!(whole.len(), 1);
     assert!(padded(&frames, 60) == whole);
-    assert_eq!(padded(&frames, 61).len(), 3, "too long for padding");
-    assert_eq!(padded(&frames[..1], 60)[0].1.len(), 60, "alone");
+    assert_eq!(padded(&frames, 61).len(), 2, "too long for padding");
+    assert_eq!(padded(&frames[2..], 60)[0].1.len(), 60, "alone");
 
     let frames = flow(false, &[100, 100]);
     assert_eq!(padded(&frames, frames[0].len() + 1).len(), 2);

@@ -288,3 +288,71 @@ fn a_configured_neighbour_stays() {
     assert_eq!(heard(&mut lab, 1, claim(0x40)), []);
     assert_eq!(heard(&mut lab, 1, claim(0x60)).len(), 1);
 }
+
+/// Whether the switch answers station 1 that asks everybody for `target`.
+fn is_answered(lab: &mut Lab, question: Vec<u8>) -> bool {
+    lab.sent();
+    lab.hear(0, question);
+    let counts = lab.sent_counts();
+    assert!(counts == [1, 1, 0, 0] || counts == [0, 1, 1, 1], "{counts:?}");
+    counts[0] == 1
+}
+
+/// What a station said of its address is repeated for 30 s; a configured one's always.
+#[test]
+fn the_silent_are_not_answered_for() {
+    let mut lab = plain();
+    let frame = |n: u8| [&[0xff; 6][..], &station(n).0, &[0x88, 0xb5], &[0; 46]].concat();
+    for (now, answered) in [(0, true), (29, true), (30, false), (200, false)] {
+        lab.now = Tick(now);
+        // That the station lives does not say that the address is still its own.
+        lab.hear(2, frame(3));
+        assert_eq!(is_answered(&mut lab, who_has(v4(3), 1)), answered, "after {now} s");
+    }
+    // The question went out, and its answer counts again.
+    lab.hear(2, arp(Operation::REPLY, (station(3), v4(3)), (station(1), v4(1))));
+    assert!(is_answered(&mut lab, who_has(v4(3), 1)));
+    lab.now = Tick(229);
+    assert!(is_answered(&mut lab, who_has(v4(3), 1)));
+    let mut table = Neighbours::default();
+    table.insert((0, v4(3).into()), Neighbour::new(station(3), None, Some(false), Tick(0)));
+    lab.topology.bridges[0].neighbours = Some(Arc::new(table));
+    lab.now = Tick(1000);
+    assert!(is_answered(&mut lab, who_has(v4(3), 1)));
+}
+
+/// A host asks by unicast whether its neighbour is alive, and everybody when it gets no answer.
+#[test]
+fn whoever_does_not_answer_is_not_answered_for() {
+    let alive = |to: u8| arp(Operation::REQUEST, (station(1), v4(1)), (station(to), v4(3)));
+    let mut lab = plain();
+    lab.hear(0, alive(9));
+    assert!(is_answered(&mut lab, who_has(v4(3), 1)), "another station was asked");
+    lab.hear(0, alive(3));
+    assert!(!is_answered(&mut lab, who_has(v4(3), 1)));
+    lab.hear(2, arp(Operation::REPLY, (station(3), v4(3)), (station(1), v4(1))));
+    assert!(is_answered(&mut lab, who_has(v4(3), 1)));
+
+    // Over IPv6 the answer to a unicast question need not tell the address (Linux's does not).
+    let advertised = |n: u8, option: &[u8]| {
+        frame(station(1), station(n), 0x86dd, &message((ADVERTISEMENT, 0x40), [B, A, B], option))
+    };
+    let alive = || {
+        let mut bytes = solicit(A, B, Some(station(1)));
+        bytes[..6].copy_from_slice(&station(3).0);
+        bytes
+    };
+    let everybody = || solicit(A, B, Some(station(1)));
+    let mut lab = self::lab(false, &VlanMode::Default, 0, &[(B.into(), 3, Some(false))]);
+    lab.hear(0, alive());
+    assert!(!is_answered(&mut lab, everybody()));
+    lab.hear(1, advertised(3, &[]));
+    assert!(!is_answered(&mut lab, everybody()), "not by that port");
+    lab.hear(2, advertised(9, &[]));
+    assert!(!is_answered(&mut lab, everybody()), "that is another station");
+    lab.hear(2, advertised(3, &[]));
+    assert!(is_answered(&mut lab, everybody()));
+    // Two stations with one address, of which none gives way: others may find out.
+    lab.hear(2, advertised(9, &[&[2, 1][..], &station(9).0].concat()));
+    assert!(!is_answered(&mut lab, everybody()));
+}

@@ -252,7 +252,7 @@ fn segments_too_long_for_the_port_are_dropped_one_by_one() {
 /// More segments than a batch has frames, and than the workshop holds at once.
 #[test]
 fn the_longest_frames_are_cut_in_order() {
-    for (payload, size) in [(65_000, 500), (65_000, 60_000), (20_000, 10)] {
+    for (payload, size) in [(65_000, 500), (65_000, 60_000), (65_000, 48)] {
         let mut lab =
             Lab::new(false, &[Setup::default(), Setup { capabilities: NO_OFFLOADS, ..Setup::default() }]);
         let mut transport = vec![0; 20];
@@ -264,4 +264,23 @@ fn the_longest_frames_are_cut_in_order() {
         let wire = finish(&bytes, &claim);
         assert_eq!(lab.sent()[1], [wire.clone(), wire].concat());
     }
+}
+
+/// Whatever the ports can take: a frame that would become a packet a byte ends where it came in.
+#[test]
+fn a_frame_of_tiny_segments_goes_nowhere() {
+    let mut lab = Lab::new(
+        false,
+        &[Setup::default(), Setup { capabilities: NO_OFFLOADS, ..Setup::default() }, Setup::default()],
+    );
+    let mut transport = vec![0; 20];
+    transport[12] = 5 << 4;
+    transport.resize(20 + 2000, 7);
+    let frame = ip_frame(MacAddr::BROADCAST, true, 6, 1, &transport);
+    for size in [1, 47] {
+        let (bytes, claim) = leave_work(frame.clone(), false, transport.len(), 20, Left::Segments(size));
+        lab.arrive(0, &[Arrival { header: claim.write(), bytes, tag: None }]);
+    }
+    assert_eq!(lab.drops(0), [(DropReason::BadOffload, 2)]);
+    assert_eq!([lab.take(1).len(), lab.take(2).len()], [0, 0]);
 }

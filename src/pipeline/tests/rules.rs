@@ -425,6 +425,7 @@ fn every_drop_reason_is_counted() {
         "rx_truncated",
         "rx_error",
         "rx_missed",
+        "rx_undescribed",
         "bad_ring",
         "bad_tunnel_header",
         "unknown_vni",

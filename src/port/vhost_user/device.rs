@@ -103,9 +103,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(rings: Arc<Rings>, port: Arc<PortShared>) -> Device {
+    pub(super) fn new(rings: Arc<Rings>, port: Arc<PortShared>, share: Share) -> Device {
         let vrings = (0..2 * rings.pairs()).map(|_| Vring::default()).collect();
-        let share = Share::default();
         let (memory, log, inflight) = (Arc::new(GuestMemory::none(&share)), None, None);
         Device { rings, port, features: 0, protocol: 0, share, memory, log, inflight, vrings }
     }
@@ -215,8 +214,15 @@ impl Device {
         self.port.set_taken(capabilities(0));
     }
 
+    /// What was mapped for the front end; remembers why it was not, for operators.
+    fn taken<T>(&self, mapped: std::result::Result<T, MemoryError>) -> Result<T> {
+        let refusal = mapped.as_ref().err().map(ToString::to_string);
+        self.rings.set_refusal(refusal);
+        mapped.map_err(|error| refuse(&error.to_string()))
+    }
+
     fn set_memory(&mut self, memory: std::result::Result<GuestMemory, MemoryError>) -> Result<()> {
-        self.memory = Arc::new(memory.map_err(|error| refuse(&error.to_string()))?);
+        self.memory = Arc::new(self.taken(memory)?);
         Ok(())
     }
 
@@ -441,8 +447,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         self.restart_all(|device| {
             device.inflight = None;
             let (offset, len) = (given.mmap_offset, given.mmap_size);
-            let file = InflightFile::new(&device.share, file, offset, len, rings, size)
-                .map_err(|error| refuse(&error.to_string()))?;
+            let file = InflightFile::new(&device.share, file, offset, len, rings, size);
+            let file = device.taken(file)?;
             device.inflight = Some(Arc::new(file));
             Ok(())
         })
@@ -451,8 +457,8 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
         self.restart_all(|device| {
             device.log = None;
-            let log = DirtyLog::new(&device.share, file, given.mmap_offset, given.mmap_size)
-                .map_err(|error| refuse(&error.to_string()))?;
+            let log = DirtyLog::new(&device.share, file, given.mmap_offset, given.mmap_size);
+            let log = device.taken(log)?;
             device.log = Some(Arc::new(log));
             Ok(())
         })

@@ -27,6 +27,7 @@ use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 use crate::topology::PortShared;
 use crate::virtio::Fault;
 use crate::virtio::net::capabilities;
+use crate::virtio::room::{Pool, Share};
 
 /// How long a client waits at most before it looks for its server again.
 const BACKOFF_MAX: Duration = Duration::from_millis(3200);
@@ -60,6 +61,8 @@ struct Thread {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    /// Bytes of memory that its guest may share.
+    memory_max: Option<u64>,
     rings: Arc<Rings>,
     ends: AtomicBool,
     bell: EventFd,
@@ -78,24 +81,25 @@ impl Link {
             SocketRole::Server => listen(&path).map(|(listener, file)| (Some(listener), Some(file)))?,
         };
         let (ends, stream) = (AtomicBool::new(false), Mutex::new(None));
-        let inner = Arc::new(Inner { path, rings, ends, bell, stream });
+        let memory_max = spec.memory_max;
+        let inner = Arc::new(Inner { path, memory_max, rings, ends, bell, stream });
         Ok(Link { inner, listener, thread: None, _file: file })
     }
 
-    /// Begins to speak, for a port.
+    /// Begins to speak, for a port whose guest's memory is counted in this pool.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub fn start(&mut self, port: Arc<PortShared>) -> io::Result<()> {
+    pub fn start(&mut self, port: Arc<PortShared>, pool: Arc<Pool>) -> io::Result<()> {
         port.set_taken(capabilities(0));
         let (inner, listener) = (Arc::clone(&self.inner), self.listener.take());
         let (ends, ended) = crossbeam_channel::bounded(0);
         let run = move || {
             // Told by going, however the thread ends.
             let _ends: Sender<()> = ends;
-            inner.run(listener.as_ref(), &port);
+            inner.run(listener.as_ref(), &port, &pool);
         };
-        let handle = std::thread::Builder::new().name("vhost-user".into()).spawn(run)?;
+        let handle = sys::thread::spawn("vhost-user", run)?;
         self.thread = Some(Thread { handle, ended });
         Ok(())
     }
@@ -206,7 +210,7 @@ impl Seldom {
 }
 
 impl Inner {
-    fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>) {
+    fn run(&self, listener: Option<&UnixListener>, port: &Arc<PortShared>, pool: &Arc<Pool>) {
         // Now, not when it rings under the lock of a ring that a worker waits for.
         self.rings.prepare(None);
         let (mut backoff, mut tells) = (Backoff::new(BACKOFF_MAX), Tells::default());
@@ -215,7 +219,9 @@ impl Inner {
             None => self.connect(&mut backoff),
         } {
             backoff.began(Instant::now());
-            self.speak(stream, listener, port, &mut tells);
+            let share = Share::new(pool, self.memory_max);
+            let device = Device::new(Arc::clone(&self.rings), Arc::clone(port), share);
+            self.speak(stream, listener, device, &mut tells);
             backoff.ended(Instant::now());
         }
     }
@@ -274,13 +280,7 @@ impl Inner {
     }
 
     /// Speaks with a front end until it goes.
-    fn speak(
-        &self,
-        stream: UnixStream,
-        listener: Option<&UnixListener>,
-        port: &Arc<PortShared>,
-        tells: &mut Tells,
-    ) {
+    fn speak(&self, stream: UnixStream, listener: Option<&UnixListener>, device: Device, tells: &mut Tells) {
         let path = self.path.display();
         let (Ok(()), Ok(to_shut), Ok(to_watch)) =
             (stream.set_nonblocking(false), stream.try_clone(), stream.try_clone())
@@ -290,15 +290,20 @@ impl Inner {
         };
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_shut);
         tells.begin(&self.path);
-        let why = self.converse(stream, &to_watch, listener, port, tells);
+        let why = self.converse(stream, &to_watch, listener, device, tells);
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match why {
             None => {}
             Some(Error::Disconnected) if !tells.is_on => {}
             Some(Error::Disconnected) => tracing::info!("{path}: the front end has gone"),
             Some(error) => {
+                // Without the library's words before our own.
+                let why = match &error {
+                    Error::ReqHandlerError(why) => why.to_string(),
+                    error => error.to_string(),
+                };
                 if tells.is_on {
-                    tracing::warn!("{path}: the front end was given up: {error}");
+                    tracing::warn!("{path}: the front end was given up: {why}");
                 }
                 self.wait(&[], PollTimeout::from(GIVEN_UP));
             }
@@ -312,10 +317,10 @@ impl Inner {
         stream: UnixStream,
         to_watch: &UnixStream,
         listener: Option<&UnixListener>,
-        port: &Arc<PortShared>,
+        device: Device,
         tells: &mut Tells,
     ) -> Option<Error> {
-        let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.rings), Arc::clone(port))));
+        let device = Arc::new(Mutex::new(device));
         let mut library = BackendReqHandler::from_stream(stream, Arc::clone(&device));
         let mut told = Vec::new();
         let watched: Vec<_> = std::iter::once(to_watch.as_fd()).chain(listener.map(AsFd::as_fd)).collect();
@@ -350,7 +355,7 @@ impl Inner {
     /// Says once that a front end could hold up a worker.
     fn tell_hindrance(&self, tells: &mut Tells) {
         if !tells.hindered
-            && let Some(hint) = self.hint()
+            && let Some(hint) = self.hindrance()
         {
             tracing::warn!("{}: {hint}", self.path.display());
             tells.hindered = true;
@@ -358,6 +363,13 @@ impl Inner {
     }
 
     fn hint(&self) -> Option<String> {
+        if let Some(refusal) = self.rings.refusal() {
+            return Some(format!("the guest's front end was given up: {refusal}"));
+        }
+        self.hindrance()
+    }
+
+    fn hindrance(&self) -> Option<String> {
         let why = self.rings.hindrance()?.desc();
         Some(format!(
             "no asynchronous I/O ({why}), so a front end could hold up the worker that rings it: raise fs.aio-max-nr, \

@@ -74,7 +74,9 @@ pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys
         mtu: spec.mtu(),
         strict_mtu: false,
         keep: Vec::new(),
+        watches: Vec::new(),
         link: Some(Link::open(spec, rings)?),
+        made: None,
     })
 }
 
@@ -160,6 +162,8 @@ struct Rings {
     first: usize,
     /// A guest's address that is to be announced; 0: none.
     announced: AtomicU64,
+    /// Why memory of the guest was refused, until some is taken.
+    refusal: Mutex<Option<String>>,
     /// Whether threads have a way to ring that never waits: one a worker, and then the protocol's.
     callers: Box<[OnceLock<Hindrance>]>,
 }
@@ -175,6 +179,7 @@ impl Rings {
             bells: (0..workers).map(|_| Bells::new()).collect::<io::Result<_>>()?,
             first: first % workers.max(1),
             announced: AtomicU64::new(0),
+            refusal: Mutex::default(),
             callers: (0..=workers).map(|_| OnceLock::new()).collect(),
         })
     }
@@ -256,6 +261,15 @@ impl Rings {
     /// Makes what a worker needs to ring front ends, which is this thread for as long as there is the port; `None`: the protocol's thread.
     fn prepare(&self, worker: Option<usize>) {
         let _ = self.callers[worker.unwrap_or(self.bells.len())].set(caller::prepare());
+    }
+
+    /// Why memory of the guest was refused, if what it shared last was.
+    fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_refusal(&self, refusal: Option<String>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }
 
     /// Why a front end could hold up a thread that rings it, if it could.

@@ -25,6 +25,7 @@ use crate::virtio::GuestMemory;
 use crate::virtio::driver::{Driver, NEXT, USER, WRITE, file, read, region, write};
 use crate::virtio::feature::*;
 use crate::virtio::net::HEADER_LEN;
+use crate::virtio::room::Pool;
 
 const LEN: u64 = 1 << 20;
 /// The library's front end takes them for virtqueues, and refuses later ones: two pairs can be used.
@@ -84,10 +85,14 @@ struct Port {
 
 impl Port {
     fn new(folder: &Folder, role: SocketRole, workers: usize) -> Port {
-        let spec = VhostUserSpec { path: folder.socket(), role, queues: Some(PAIRS), mtu: None };
+        let spec = VhostUserSpec { queues: Some(PAIRS), ..VhostUserSpec::new(folder.socket(), role) };
         let mut open = super::open(&spec, workers).expect("a port");
         let shared = Arc::new(PortShared::new(workers, 1500, false));
-        open.link.as_mut().expect("a link").start(Arc::clone(&shared)).expect("a thread");
+        open.link
+            .as_mut()
+            .expect("a link")
+            .start(Arc::clone(&shared), Arc::new(Pool::new(None)))
+            .expect("a thread");
         Port { open, shared }
     }
 
@@ -340,7 +345,7 @@ fn a_socket_where_nobody_accepts_holds_up_nothing() {
     let ports = [(); 4].map(|()| Port::new(&folder, SocketRole::Client, 1));
     std::thread::sleep(Duration::from_millis(50));
     drop(ports);
-    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: None, mtu: None };
+    let spec = VhostUserSpec::new(folder.socket(), SocketRole::Server);
     assert!(super::open(&spec, 1).expect_err("somebody listens").is_exists());
 }
 
@@ -595,7 +600,7 @@ fn a_guest_that_breaks_its_rings_is_alone_with_it() {
 #[test]
 fn sockets_are_not_taken_from_others() {
     let folder = Folder::new();
-    let spec = VhostUserSpec { path: folder.socket(), role: SocketRole::Server, queues: None, mtu: None };
+    let spec = VhostUserSpec::new(folder.socket(), SocketRole::Server);
     let first = super::open(&spec, 1).expect("a port");
     let error = super::open(&spec, 1).expect_err("somebody listens");
     assert!(error.is_exists() && error.to_string().contains("choose another --path"), "{error}");

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Control, Port, awaited};
+use super::{Control, Port, awaited, release};
 use crate::addr::PortId;
 use crate::spec::PortKind;
 use crate::status::PortState;
@@ -99,8 +99,8 @@ impl Control {
             all.extend(ids);
             strangers.extend(unknown);
         }
-        drop(self.publish(&all, Vec::new()));
-        drop(keep);
+        let released = self.publish(&all, Vec::new());
+        release(released, vec![keep]);
         for id in &lost {
             // Not while workers have its queues: then anybody may send, and would be taken for the peer.
             if let Some(endpoint) = self.ports.get_mut(id).and_then(|port| port.endpoint.as_mut()) {
@@ -132,6 +132,9 @@ impl Control {
         let (name, state) = (&port.spec.name, port.state());
         if was_up != (state == PortState::Up) {
             tracing::info!("port '{name}' is {}", if was_up { "down" } else { "up" });
+        }
+        if port.is_tap() && (readdressed || !was_up && state == PortState::Up) {
+            self.announcements.begin(id);
         }
         let bridge = port.spec.bridge.clone();
         if was_up && state != PortState::Up {

@@ -30,6 +30,21 @@ impl Netlink {
         .map_err(|refusal| refusal.on(format!("cannot list addresses of {}", self.describe(index))))
     }
 
+    /// The addresses of every interface, with its index, that it uses: none that may turn out to be a duplicate, or has.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn addresses_in_use(&self) -> Result<Vec<(u32, IpAddr)>> {
+        self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), |kind, body| {
+            let unsure = u32::from(*body.get(2)?) & (libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) != 0;
+            if kind != libc::RTM_NEWADDR || unsure {
+                return None;
+            }
+            read_address(body).map(|(owner, ip, _)| (owner, ip))
+        })
+        .map_err(|refusal| refusal.on("cannot list addresses"))
+    }
+
     /// Gives an interface an address; the route to its prefix comes with it. An IPv6 address is tentative until
     /// duplicate address detection (RFC 4862 section 5.4) is through, which takes a second or two.
     ///

@@ -35,7 +35,7 @@ fn impossible_regions_are_refused() {
 
 #[test]
 fn a_region_is_looked_at_before_it_is_mapped() {
-    // So long that the kernel would refuse to map it.
+    // So long that it is refused.
     const WHOLE: u64 = 1 << 47;
     let endless = || {
         let file = file(0);
@@ -43,7 +43,7 @@ fn a_region_is_looked_at_before_it_is_mapped() {
         file
     };
     let empty = GuestMemory::default();
-    assert!(matches!(empty.with(region(0, WHOLE), endless()), Err(MemoryError::Map(_))));
+    assert!(matches!(empty.with(region(0, WHOLE), endless()), Err(MemoryError::TooMuch { .. })));
     let one = memory(&[(0x10000, PAGE)]);
     assert!(matches!(one.with(region(0, WHOLE), endless()), Err(MemoryError::Overlap(_))));
 }
@@ -117,4 +117,19 @@ fn a_file_that_shrinks_is_survived() {
     let again =
         GuestMemory::default().with(region(0, PAGE), super::super::driver::file(PAGE)).expect("a region");
     assert!(!again.is_broken());
+}
+
+#[test]
+fn a_file_is_closed_once_it_is_mapped() {
+    // A front end may have hundreds, and descriptors are everybody's.
+    let name = format!("vswitch-closed-{}", std::process::id());
+    let file = nix::sys::memfd::memfd_create(&*name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("a file");
+    let file = std::fs::File::from(file);
+    file.set_len(PAGE).expect("that long");
+    let memory = GuestMemory::default().with(region(0, PAGE), file).expect("a region");
+    let links = std::fs::read_dir("/proc/self/fd").expect("descriptors").flatten();
+    let open = links.filter_map(|fd| fd.path().read_link().ok());
+    assert_eq!(open.filter(|link| link.to_string_lossy().contains(&name)).count(), 0);
+    write(&memory, 0, b"there");
+    assert_eq!(read(&memory, 0, 5), b"there");
 }

@@ -339,6 +339,9 @@ pub struct PortInfo {
     /// Addresses it was given.
     #[schema(value_type = Vec<String>)]
     pub address: Vec<Cidr>,
+    /// What an operator should know of it, if anything, and what to do about it.
+    #[serde(default)]
+    pub hint: Option<String>,
     /// Who asked for it.
     pub origin: Origin,
     /// Of an attached port, who that is.
@@ -351,8 +354,7 @@ impl PortInfo {
     /// One line of what would be better, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
-        let of_tunnel = || self.tunnel.as_ref()?.hint.as_deref();
-        of_tunnel().or_else(|| self.socket.as_ref()?.hint.as_deref())
+        self.hint.as_deref()
     }
 
     /// From the data plane's account; `bridge` is the port's own.
@@ -374,7 +376,9 @@ impl PortInfo {
             }
             _ => None,
         };
-        let socket = SocketInfo::new(&spec.kind, status.peers).map(|socket| SocketInfo { hint, ..socket });
+        let of_socket = hint.clone();
+        let socket =
+            SocketInfo::new(&spec.kind, status.peers).map(|socket| SocketInfo { hint: of_socket, ..socket });
         let macvtap = match &spec.kind {
             PortKind::Macvtap(spec) => MacvtapInfo::new(spec),
             _ => None,
@@ -391,6 +395,7 @@ impl PortInfo {
             _ => (None, None, Vec::new()),
         };
         PortInfo {
+            hint,
             vlan,
             name: spec.name,
             bridge: spec.bridge,
@@ -582,6 +587,12 @@ pub struct StatusInfo {
     /// Names of the ports in state `failed`, in order of creation.
     #[serde(default)]
     pub failed_ports: Vec<String>,
+    /// Ports of these that guests attached.
+    #[serde(default)]
+    pub attached_ports: usize,
+    /// Ports that guests of users other than root may have attached.
+    #[serde(default)]
+    pub attached_ports_max: u32,
     /// One entry a worker.
     pub workers: Vec<WorkerInfo>,
 }

@@ -19,6 +19,7 @@ mod macvtap;
 mod mode;
 mod neigh;
 mod port;
+pub mod size;
 pub mod socket;
 pub mod tunnel;
 pub mod values;
@@ -28,7 +29,7 @@ pub use answers::{
     PortInfo, ReloadReport, RemoteInfo, RemoteStats, Role, State, Stats, StatusInfo, VlanInfo, VlanModeName,
     WorkerInfo,
 };
-pub use attach::{ALL_BRIDGES, Account, AttachRule};
+pub use attach::{ALL_BRIDGES, ATTACHED_MAX, Account, AttachInfo, AttachRule};
 pub use bridge::{BridgeAdd, BridgeSet};
 pub use fdb::{FdbAdd, FdbKey, FdbSelect};
 pub use macvtap::MacvtapInfo;

@@ -15,6 +15,7 @@ use vswitch::tunnel::vxlan::VNI_MAX;
 
 use super::macvtap;
 use super::mode::ModeChoice;
+use super::size::Size;
 use super::socket;
 use super::tunnel::{self, ErspanDirection, PortRange, RemoteChoice, TosChoice, VniMap};
 use super::values::{Cidr, Mac, Vid, VlanList, on_off, one_or_many, some_or_many};
@@ -257,7 +258,7 @@ with_port_settings! {
         #[arg(long, value_name = "NS")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub netns: Option<String>,
-        /// Address of the created interface [default: the kernel's choice]
+        /// Address of the created interface [default: one that stays the same, made of machine, bridge and port]
         #[arg(long, value_name = "MAC")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mac: Option<Mac>,
@@ -316,6 +317,11 @@ with_port_settings! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         pub mode: Option<ModeChoice>,
+        /// Memory that the guest's front end may share, such as 4G: what the guest has, and some MiB [default: a quarter of
+        /// vswitchd's --guest-memory-max] (vhost-user)
+        #[arg(long, value_name = "BYTES", help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub memory_max: Option<Size>,
         /// Make the macvtap device, on top of this interface [default: it exists]
         #[arg(long, value_name = "IF", help_heading = "Macvtap")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -526,6 +532,7 @@ impl PortAdd {
         const ADDRESSED: &[PortType] = &[PortType::Tap, PortType::Internal, PortType::Macvtap];
         const WITH_MODE: &[PortType] = &[PortType::Stream, PortType::Dgram, PortType::Vde, PortType::Macvtap];
         const MACVTAP: &[PortType] = &[PortType::Macvtap];
+        const GUEST: &[PortType] = &[PortType::VhostUser];
         const SIZED: &[PortType] = &[
             PortType::Tap,
             PortType::Internal,
@@ -576,6 +583,7 @@ impl PortAdd {
             ("address", !self.address.is_empty(), DEVICE),
             ("gateway", self.gateway.is_some(), TAP),
             ("queues", self.queues.is_some(), QUEUES),
+            ("memory-max", self.memory_max.is_some(), GUEST),
             ("no-offload", self.no_offload, TAP),
         ];
         for (option, given, fits) in given {
@@ -605,7 +613,8 @@ impl PortAdd {
             return Err(format!("{owner}: {queues} queues: give 1 to {PAIRS_MAX}"));
         }
         let role = if self.client { SocketRole::Client } else { SocketRole::Server };
-        Ok(VhostUserSpec { path, role, queues: self.queues, mtu: self.mtu })
+        let memory_max = self.memory_max.map(|size| size.0);
+        Ok(VhostUserSpec { path, role, queues: self.queues, mtu: self.mtu, memory_max })
     }
 
     /// Refuses what no device has.

@@ -2,8 +2,8 @@
 //!
 //! Every conversation is bounded: [`LINE_MAX_BYTES`] of request, [`READ_TIMEOUT`] to send it, an answer that fits the socket's
 //! buffer. Connections are taken as they come and never waited for; who has too many open is refused at once
-//! ([`PER_USER`]), and those whom no rule names share [`STRANGERS`] places among them and a turn of their own, so that they are
-//! in nobody's way but each other's. Requests are seen to one at a time, on a blocking thread: changes to the switch are serialised
+//! ([`PER_USER`], [`PER_RULE`]), and those whom no rule names share [`STRANGERS`] places among them and a turn of their own, so that they are
+//! in nobody's way but each other's. Requests are seen to one at a time, on a thread that may wait ([`Calls`]): changes to the switch are serialised
 //! anyhow, and so the control API keeps its threads.
 
 use std::collections::HashMap;
@@ -22,21 +22,24 @@ use vswitch::sys::unix::is_hung_up;
 
 use super::device;
 use super::protocol::{Answer, LINE_MAX_BYTES, Request};
+use crate::calls::Calls;
 use crate::daemon::Daemon;
 
 /// Connections that a user may have open at a time; QEMU needs one for a moment.
 pub const PER_USER: usize = 32;
+/// Connections of all users together whom one rule names: by subordinate user ids one person is thousands of users.
+pub const PER_RULE: usize = 128;
 /// Connections of those whom no rule names, together.
 pub const STRANGERS: usize = 64;
 /// How long a client may take to say what it wants.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes connections for as long as it is polled.
-pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, calls: Calls) {
     let desk = Arc::new(Desk::default());
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => receive(stream, &daemon, &desk),
+            Ok((stream, _)) => receive(stream, &daemon, &calls, &desk),
             Err(error) => {
                 // EMFILE and the like: let connections end before the next try.
                 tracing::warn!(%error, "cannot accept an attach connection");
@@ -66,69 +69,90 @@ impl Default for Desk {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Party {
     User(u32),
+    /// Users whom the rule of this number names.
+    Rule(usize),
     Strangers,
 }
 
-/// A connection's place; free again when it is dropped.
+impl Party {
+    fn places(self) -> usize {
+        match self {
+            Party::User(_) => PER_USER,
+            Party::Rule(_) => PER_RULE,
+            Party::Strangers => STRANGERS,
+        }
+    }
+}
+
+/// A connection's place, with each of its parties; free again when it is dropped.
 #[derive(Debug)]
 struct Place {
     desk: Arc<Desk>,
-    party: Party,
+    parties: Vec<Party>,
 }
 
 impl Desk {
-    fn take(self: &Arc<Self>, party: Party) -> Option<Place> {
+    /// A place with all of them, or none.
+    fn take(self: &Arc<Self>, parties: Vec<Party>) -> Option<Place> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = places.entry(party).or_default();
-        let most = if party == Party::Strangers { STRANGERS } else { PER_USER };
-        if *taken >= most {
+        let is_full = |party: &Party| places.get(party).is_some_and(|&taken| taken >= party.places());
+        if parties.iter().any(is_full) {
             return None;
         }
-        *taken += 1;
-        Some(Place { desk: Arc::clone(self), party })
+        parties.iter().for_each(|&party| *places.entry(party).or_default() += 1);
+        Some(Place { desk: Arc::clone(self), parties })
     }
+}
 
-    fn turn(&self, party: Party) -> &Semaphore {
-        if party == Party::Strangers { &self.strangers } else { &self.users }
+impl Place {
+    fn turn(&self) -> &Semaphore {
+        let is_strange = self.parties.contains(&Party::Strangers);
+        if is_strange { &self.desk.strangers } else { &self.desk.users }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut places = self.desk.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = places.get_mut(&self.party) {
-            *taken -= 1;
-            if *taken == 0 {
-                places.remove(&self.party);
+        for party in &self.parties {
+            if let Some(taken) = places.get_mut(party) {
+                *taken -= 1;
+                if *taken == 0 {
+                    places.remove(party);
+                }
             }
         }
     }
 }
 
 /// Gives a connection its place, or none.
-fn receive(stream: UnixStream, daemon: &Arc<Daemon>, desk: &Arc<Desk>) {
+fn receive(stream: UnixStream, daemon: &Daemon, calls: &Calls, desk: &Arc<Desk>) {
     let Ok(peer) = Peer::of(&stream) else { return };
-    let known = peer.uid.filter(|_| daemon.rules().know(&peer));
-    let party = known.map_or(Party::Strangers, Party::User);
-    let Some(place) = desk.take(party) else {
+    let parties = match (peer.uid, daemon.rules().know(&peer)) {
+        (Some(uid), Some(rule)) => {
+            [Some(Party::User(uid)), rule.map(Party::Rule)].into_iter().flatten().collect()
+        }
+        _ => vec![Party::Strangers],
+    };
+    let Some(place) = desk.take(parties) else {
         let answer = Answer::refused("too many attach connections are open at once: try again");
         let _ = stream.try_write(&answer.to_line());
         return;
     };
-    let daemon = Arc::clone(daemon);
+    let calls = calls.clone();
     tokio::spawn(async move {
-        if let Err(error) = converse(stream, daemon, &peer, &place).await {
+        if let Err(error) = converse(stream, &calls, &peer, &place).await {
             tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "attach connection");
         }
     });
 }
 
-async fn converse(stream: UnixStream, daemon: Arc<Daemon>, peer: &Peer, place: &Place) -> io::Result<()> {
+async fn converse(stream: UnixStream, calls: &Calls, peer: &Peer, place: &Place) -> io::Result<()> {
     let line = timeout(READ_TIMEOUT, read_line(&stream)).await;
     let outcome = match line {
         Err(_) => Err(format!("no request within {} s", READ_TIMEOUT.as_secs())),
         Ok(line) => match Request::parse(&line?) {
-            Ok(request) => attach(daemon, request, &stream, peer.clone(), place).await,
+            Ok(request) => attach(calls, request, &stream, peer.clone(), place).await,
             Err(error) => Err(error),
         },
     };
@@ -167,29 +191,26 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
 }
 
 async fn attach(
-    daemon: Arc<Daemon>,
+    calls: &Calls,
     request: Request,
     stream: &UnixStream,
     peer: Peer,
     place: &Place,
 ) -> Result<(String, OwnedFd), String> {
-    let turn = place.desk.turn(place.party).acquire().await;
+    let turn = place.turn().acquire().await;
     if is_hung_up(stream) {
         // Whoever comes after need not wait for a device that nobody will hold.
         return Err("the client did not wait".to_owned());
     }
-    let work = move || {
+    let work = move |daemon: &Daemon| {
         let make = |name: &str, purpose: &_| device::make(name, request.use_vnet, purpose);
         daemon.attach(&request.bridge, &peer, &make)
     };
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = calls.run(work).await;
     drop(turn);
     match done {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(error) => {
-            tracing::error!(%error, "an attach request failed");
-            Err("the request failed inside vswitchd: see its log".to_owned())
-        }
+        Err(failed) => Err(failed.to_string()),
     }
 }
 
@@ -218,13 +239,19 @@ mod tests {
     #[test]
     fn places_are_bounded_for_each() {
         let desk = Arc::new(Desk::default());
-        let mut taken: Vec<_> = std::iter::from_fn(|| desk.take(Party::User(5))).collect();
+        let user = |uid: u32| vec![Party::User(uid), Party::Rule(0)];
+        let mut taken: Vec<_> = std::iter::from_fn(|| desk.take(user(5))).collect();
         assert_eq!(taken.len(), PER_USER);
-        assert!(desk.take(Party::User(6)).is_some(), "another user has his own");
-        let strangers: Vec<_> = std::iter::from_fn(|| desk.take(Party::Strangers)).collect();
+        assert!(desk.take(user(6)).is_some(), "another user has places of its own");
+        let strangers: Vec<_> = std::iter::from_fn(|| desk.take(vec![Party::Strangers])).collect();
         assert_eq!(strangers.len(), STRANGERS);
         taken.pop();
-        assert!(desk.take(Party::User(5)).is_some());
+        assert!(desk.take(user(5)).is_some());
+        // One person as many users.
+        taken.extend((100..).map_while(|uid| desk.take(user(uid))));
+        assert_eq!(taken.len(), PER_RULE);
+        assert!(desk.take(vec![Party::User(7), Party::Rule(1)]).is_some(), "another rule has its own");
+        assert!(desk.take(vec![Party::User(0)]).is_some(), "root needs no rule");
         drop((taken, strangers));
         assert!(desk.places.lock().unwrap().is_empty(), "nothing piles up");
     }

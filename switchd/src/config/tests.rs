@@ -80,6 +80,11 @@ fn who_may_attach() {
         assert_eq!(rule.user.map(|user| user.to_string()).as_deref(), user);
         assert_eq!(rule.group.map(|group| group.to_string()).as_deref(), group);
     }
+    let rule = parsed("user = 1\nbridge = \"br0\"").unwrap().attach.remove(0);
+    assert_eq!((rule.ports_max(), rule.user_ports_max(), rule.memory_max_mib()), (256, 64, 512));
+    let limits = "ports_max = 10\nmemory_max_mib = 7";
+    let rule = parsed(&format!("user = 1\nbridge = \"br0\"\n{limits}")).unwrap().attach.remove(0);
+    assert_eq!((rule.ports_max(), rule.user_ports_max(), rule.memory_max_mib()), (10, 10, 7));
     for (rule, told) in [
         ("bridge = \"br0\"", "F:2: an attach rule needs 'user' or 'group'"),
         ("user = \"alice\"", "missing field `bridge`"),
@@ -89,6 +94,16 @@ fn who_may_attach() {
         ("user = 4294967296\nbridge = \"br0\"", "F:3:"),
         ("user = [1]\nbridge = \"br0\"", "a user or group, by name or number"),
         ("user = 1\nbridge = \"br0\"\ndeny = true", "unknown field `deny`"),
+        (
+            "user = 1\nbridge = \"br0\"\nports_max = 0",
+            "F:2: an attach rule's ports_max is a number from 1 to 2048, not 0",
+        ),
+        ("user = 1\nbridge = \"br0\"\nports_max = 2049", "from 1 to 2048, not 2049"),
+        (
+            "user = 1\nbridge = \"br0\"\nports_max = 3\nuser_ports_max = 4",
+            "user_ports_max is a number from 1 to 3, not 4",
+        ),
+        ("user = 1\nbridge = \"br0\"\nmemory_max_mib = 0", "memory_max_mib is a number from 1 to 1048576"),
     ] {
         let error = parsed(rule).unwrap_err();
         assert!(error.contains(told), "{rule}: {error}");
@@ -110,6 +125,8 @@ fn mistakes_are_told_with_their_line() {
         ("[daemon]\nworkers = 0\n", "F:2: '0' workers"),
         ("[daemon]\nworkers = \"many\"\n", "F:2: 'many' workers"),
         ("[daemon]\ncpus = [0, 0]\n", "F:2: '0,0' is not a list of CPUs"),
+        ("[daemon]\nguest_memory_max = 0\n", "F:2: '0' is not a number of bytes such as"),
+        ("[daemon]\nguest_memory_max = \"much\"\n", "F:2: 'much' is not a number of bytes such as"),
         ("[daemon]\npoll = \"never\"\n", "F:2: unknown variant `never`"),
         ("[daemon]\nlog = \"!!\"\n", "is not a log filter"),
         ("\n\n[[bridge]]\n", "F:3: missing field `name`"),

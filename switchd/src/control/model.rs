@@ -37,6 +37,8 @@ pub struct Inner {
     pub devices_touched: Vec<String>,
     /// Interfaces for packet ports.
     pub interfaces: BTreeSet<String>,
+    /// Memory of the rings of each packet port.
+    pub ring_bytes: u64,
     /// Ports without device.
     pub gone: BTreeSet<String>,
     /// Names of ports that the "kernel" refuses.
@@ -306,6 +308,7 @@ impl Control for Model {
             },
             reason: inner.failed.contains(&spec.name).then(|| "the kernel refuses it".to_owned()),
             queues: 1,
+            ring_bytes: if matches!(spec.kind, PortKind::Packet(_)) { inner.ring_bytes } else { 0 },
             peer: None,
             remotes: spec.settings.tunnel.remotes.iter().map(remote_status).collect(),
             peers: None,

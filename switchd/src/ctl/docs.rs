@@ -7,21 +7,21 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Outcome, say};
+use super::{Outcome, say_as_it_is};
 use crate::cli::Cli;
 
 /// Writes the completion script of `shell`.
 pub(super) fn completions(shell: Shell) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "vswitchctl", &mut script);
-    say(&String::from_utf8_lossy(&script))
+    say_as_it_is(&String::from_utf8_lossy(&script))
 }
 
 /// Writes one page to standard output, or all of them into a directory.
 pub(super) fn man(target: &OsStr) -> Outcome {
     let pages = pages();
     if let Some(page) = pages.iter().find(|page| target == page.name.as_str()) {
-        return say(&render(page)?);
+        return say_as_it_is(&render(page)?);
     }
     let folder = Path::new(target);
     if !folder.is_dir() {

@@ -100,6 +100,9 @@ pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
     if let Some(tunnel) = &port.tunnel {
         text.push_str(&path(tunnel));
     }
+    if let (None, Some(hint)) = (&port.tunnel, port.hint()) {
+        let _ = writeln!(text, "Hint: {hint}.");
+    }
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);

@@ -6,10 +6,11 @@ use vswitch::spec::Netns;
 use vswitch::sys::netlink::{Netlink, VethEnd};
 use vswitch::sys::{self, netns};
 
-use super::{Failed, Outcome, say};
+use super::{Failed, Outcome, say, say_json};
 use crate::api::check_netns;
 use crate::api::values::{Cidr, Mac};
 use crate::cli::{NetnsVerb, VethAdd, VethVerb};
+use crate::plain::plain;
 
 impl From<sys::Error> for Failed {
     fn from(error: sys::Error) -> Self {
@@ -36,9 +37,12 @@ pub(super) fn netns(verb: NetnsVerb, json: bool) -> Outcome {
         NetnsVerb::List => {
             let names = netns::list()?;
             match (json, names.is_empty()) {
-                (true, _) => say(&serde_json::json!(names).to_string()),
+                (true, _) => say_json(serde_json::json!(names).to_string().as_bytes()),
                 (false, true) => Ok(()),
-                (false, false) => say(&names.join("\n")),
+                (false, false) => {
+                    let names: Vec<_> = names.iter().map(|name| plain(name)).collect();
+                    say(&names.join("\n"))
+                }
             }
         }
         NetnsVerb::Exec { name, command } => Err(netns::exec(&Netns(name), &command).into()),

@@ -20,6 +20,7 @@ use hyper::Method;
 use crate::api::{PortInfo, ReloadReport, StatusInfo};
 use crate::cli::{AttachVerb, BridgeVerb, Cli, FdbVerb, NeighVerb, Noun, PortVerb, StatsArgs};
 use crate::client::{Answer, Client, Refused, Target};
+use crate::plain::plain_lines;
 
 /// The program.
 #[must_use]
@@ -74,8 +75,13 @@ impl From<String> for Failed {
 
 type Outcome = Result<(), Failed>;
 
-/// Writes a text to standard output, with a line end.
+/// Writes a text to standard output, with a line end, and nothing in it that a terminal would obey.
 fn say(text: &str) -> Outcome {
+    say_as_it_is(&plain_lines(text))
+}
+
+/// The same for what nobody outside has a part in.
+fn say_as_it_is(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     if !text.ends_with('\n') {
@@ -215,7 +221,7 @@ impl Session {
                 };
                 let text = explain::port(&port, attach_socket.as_deref());
                 if self.json {
-                    say(&serde_json::json!({"port": name, "text": text}).to_string())
+                    say_json(serde_json::json!({"port": name, "text": text}).to_string().as_bytes())
                 } else {
                     say(&text)
                 }
@@ -291,7 +297,7 @@ impl Session {
         }
         let report: ReloadReport = answer.parse()?;
         for warning in report.warnings {
-            let _ = writeln!(io::stderr(), "warning: {warning}");
+            let _ = writeln!(io::stderr(), "warning: {}", crate::one_line(&warning));
         }
         Ok(())
     }

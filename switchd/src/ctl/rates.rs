@@ -1,13 +1,13 @@
 //! `stats --watch`: what changes between two readings, a second.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, stdout};
+use std::io::{IsTerminal as _, Write as _, stdout};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::table::{Align, Table, short};
-use super::{Outcome, say};
+use super::{Outcome, say, say_json};
 use crate::api::{Counters, Stats};
 use crate::client::{Client, Target};
 
@@ -75,11 +75,13 @@ pub(super) fn watch(
             })
             .collect();
         if json {
-            say(&serde_json::json!(rates).to_string())?;
+            say_json(serde_json::json!(rates).to_string().as_bytes())?;
         } else {
             // Cursor home, then clear what is below it: no flicker.
-            let home = if in_place { "\x1b[H\x1b[J" } else { "" };
-            say(&format!("{home}{}", table(&rates)))?;
+            if in_place {
+                stdout().write_all(b"\x1b[H\x1b[J")?;
+            }
+            say(&table(&rates))?;
         }
         (then, old) = (now, new);
         rounds += 1;

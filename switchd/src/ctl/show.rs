@@ -6,7 +6,7 @@ use super::explain;
 use super::table::{Align, Table, details};
 use crate::api::values::on_off_text;
 use crate::api::{
-    AttachRule, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
+    AttachInfo, BridgeInfo, Counters, DfMode, FdbInfo, Holder, NeighInfo, PeerInfo, PortInfo, Stats,
     StatusInfo, TunnelInfo, VlanInfo, VlanModeName,
 };
 
@@ -29,6 +29,7 @@ pub(super) fn status(status: &StatusInfo) -> String {
         ("bridges", status.bridges.to_string()),
         ("ports", status.ports.to_string()),
         ("failed-ports", status.failed_ports.join(" ")),
+        ("attached", format!("{} of {}", status.attached_ports, status.attached_ports_max)),
     ]);
     let mut table = Table::new([
         ("WORKER", Right),
@@ -315,10 +316,28 @@ pub(super) fn neigh(neighbours: &[NeighInfo]) -> String {
     table.render()
 }
 
-pub(super) fn attach(rules: &[AttachRule]) -> String {
-    let mut table = Table::new([("USER", Left), ("GROUP", Left), ("BRIDGE", Left)]);
-    for AttachRule { user, group, bridge } in rules {
-        table.row([or_empty(user), or_empty(group), bridge.clone()]);
+pub(super) fn attach(rules: &[AttachInfo]) -> String {
+    let mut table = Table::new([
+        ("USER", Left),
+        ("GROUP", Left),
+        ("BRIDGE", Left),
+        ("PORTS", Right),
+        ("PORTS-MAX", Right),
+        ("USER-PORTS-MAX", Right),
+        ("MEMORY-MIB", Right),
+        ("MEMORY-MAX-MIB", Right),
+    ]);
+    for rule in rules {
+        table.row([
+            or_empty(&rule.user),
+            or_empty(&rule.group),
+            rule.bridge.clone(),
+            rule.ports.to_string(),
+            rule.ports_max.to_string(),
+            rule.user_ports_max.to_string(),
+            rule.memory_bytes.div_ceil(1 << 20).to_string(),
+            rule.memory_max_mib.to_string(),
+        ]);
     }
     table.render()
 }

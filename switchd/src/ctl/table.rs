@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::plain::plain;
+
 /// How a column is aligned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Align {
@@ -27,7 +29,8 @@ impl Table {
     /// A row, a text for each column; an empty one is shown as `-`, so that columns can be counted.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(N, self.columns.len());
-        let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
+        let plain = cells.into_iter().map(|cell| plain(&cell).into_owned());
+        let filled = plain.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
         self.rows.push(filled.collect());
     }
 
@@ -61,7 +64,7 @@ pub(super) fn details(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
     let mut text = String::new();
     for (name, value) in pairs {
-        let value = if value.is_empty() { "-" } else { value };
+        let value = if value.is_empty() { "-".into() } else { plain(value) };
         let _ = writeln!(text, "{:<width$}  {value}", format!("{name}:"));
     }
     text

@@ -1,25 +1,39 @@
 //! Ports that guests attach: made on a request over the attach socket, gone with the guest.
 //!
-//! They are nobody's configuration: a reload does not touch them, and the switch itself removes them when their interface goes. What is
-//! kept here is only whose they are; an entry whose port has left is forgotten before it could stand for another of that name.
+//! They are nobody's configuration: a reload touches only those whom no rule admits any more, and the switch itself removes them when their interface
+//! goes. What is kept here is only whose they are; an entry whose port has left is forgotten before it could stand for another of that name.
+//!
+//! **What is told to whom.** A process that no rule admits to the bridge learns its own numbers and nothing else, whether there is such a bridge or not;
+//! nothing is looked up for it, and the log says which rule is missing. One that is admitted learns of its bridge and of the limits of its
+//! rules. What the switch says beyond that may name other people's bridges and ports, so only root hears it.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use vswitch::spec::{PacketSpec, PortKind, PortSettings, PortSpec};
+use vswitch::status::PortStatus;
 use vswitch::switch::{Error, Missing};
 use vswitch::sys::peer::Peer;
 
 use super::{Daemon, Record};
-use crate::api::{AttachRule, Holder, IFNAME_MAX};
+use crate::api::{ATTACHED_MAX, AttachInfo, Holder, IFNAME_MAX, ReloadReport, none_such};
 use crate::attach::device::Purpose;
-use crate::attach::rules::{self, Rules};
+use crate::attach::rules::{Guest, Rules, Who, not_admitted};
 use crate::config::{DEFAULT_CONFIG, interface};
 
 /// First part of the names of ports and their interfaces.
 const PREFIX: &str = "vtap";
-/// Ports that a user other than root may have attached at a time.
-const PER_USER: usize = 256;
+
+impl Record {
+    /// Guests among `ports`, in the order of their coming.
+    fn guests<'a>(&'a self, ports: &'a [PortStatus]) -> impl Iterator<Item = Guest<'a>> {
+        ports.iter().filter_map(|port| {
+            let purpose = self.attached.get(&port.spec.name)?;
+            Some(Guest { who: purpose.who(), bridge: &purpose.bridge, ring_bytes: port.ring_bytes })
+        })
+    }
+}
 
 impl Daemon {
     /// The rules in force.
@@ -32,39 +46,48 @@ impl Daemon {
         *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
-    /// The rules, as they were written.
+    /// The rules, as they were written, and what is used of them.
     #[must_use]
-    pub fn attach_rules(&self) -> Vec<AttachRule> {
-        self.rules().written().to_vec()
+    pub fn attach_rules(&self) -> Vec<AttachInfo> {
+        let ports = self.switch.ports();
+        let record = self.record();
+        let rules = self.rules();
+        rules.shown(&rules.used(record.guests(&ports)))
     }
 
     /// Makes a device by `make`, which is told its name and purpose, and a port of it, for `peer`. Returns the port's name and the device's fd.
     ///
     /// # Errors
-    /// There is no such bridge, no rule allows it, the user has too many, or the kernel refused. Nothing is left then.
+    /// No rule admits the process to that bridge, there is no such bridge, a limit is reached, or the kernel refused. Nothing is left
+    /// then. The text is for the process; what it may not know is in the log.
     pub fn attach(
         &self,
         bridge: &str,
         peer: &Peer,
         make: &dyn Fn(&str, &Purpose) -> Result<OwnedFd, Error>,
     ) -> Result<(String, OwnedFd), Error> {
-        self.find_bridge(bridge)?;
-        let Some(uid) = peer.uid else {
+        let Some(who) = Who::of(peer) else {
             return Err(Error::Invalid(format!(
                 "a user who has no number in vswitchd's user namespace may not attach to bridge '{bridge}': start QEMU as one who has"
             )));
         };
-        if !self.rules().allow(peer, bridge) {
-            return Err(self.not_allowed(bridge, uid));
-        }
+        // At first without the record: who is not admitted does not wait for changes, and holds up none.
+        self.admit(peer, who, bridge)?;
         let mut record = self.record();
+        // A reload may have changed the rules meanwhile.
+        self.admit(peer, who, bridge)?;
+        let rules = self.rules();
+        self.find_bridge_of(peer, bridge)?;
         let ports = self.switch.ports();
         record.attached.retain(|name, _| ports.iter().any(|port| port.spec.name == *name));
-        let theirs = record.attached.values().filter(|holder| holder.uid == uid).count();
-        if uid != 0 && theirs >= PER_USER {
+        let used = rules.used(record.guests(&ports));
+        // Guests' ports cost all the same: those that are there tell what another one will.
+        let ring_bytes = record.guests(&ports).map(|guest| guest.ring_bytes).max().unwrap_or(0);
+        let mut guest = Guest { who, bridge, ring_bytes };
+        rules.place(&used, guest).map_err(Error::Invalid)?;
+        if who.uid != 0 && record.attached.len() >= ATTACHED_MAX as usize {
             return Err(Error::Invalid(format!(
-                "{} has {theirs} guests attached, the most for one user: end one first",
-                rules::who(uid)
+                "{ATTACHED_MAX} guests are attached, the most that vswitchd takes of users other than root: end one first"
             )));
         }
         let taken = |name: &str| {
@@ -72,27 +95,131 @@ impl Daemon {
                 port.spec.name == name || interface(&port.spec).is_some_and(|(_, ifname)| ifname == name)
             })
         };
-        let holder = Holder { uid, pid: peer.pid };
+        let holder = Holder { uid: who.uid, pid: peer.pid };
         let socket = self.attach_socket.clone().unwrap_or_default();
-        let purpose = Purpose { bridge: bridge.to_owned(), holder, socket };
-        let (name, fd) = first_free(taken, &|name| make(name, &purpose))?;
-        self.lend(&mut record, &name, &purpose)?;
-        tracing::info!(port = name, bridge, uid, pid = peer.pid, "attached");
+        let purpose = Purpose { bridge: bridge.to_owned(), holder, groups: rules.sorted(who.groups), socket };
+        let told = |error| self.what_is_told(who, bridge, error);
+        let (name, fd) = first_free(taken, &|name| make(name, &purpose)).map_err(told)?;
+        self.lend(&mut record, &name, &purpose).map_err(told)?;
+        // The first of all guests: only now it is known what it takes.
+        guest.ring_bytes = self.switch.port(&name).map_or(guest.ring_bytes, |port| port.ring_bytes);
+        if let Err(full) = rules.place(&used, guest) {
+            let _ = self.switch.del_port(&name);
+            record.forget_port(&name);
+            return Err(Error::Invalid(full));
+        }
+        tracing::info!(port = name, bridge, uid = who.uid, pid = peer.pid, "attached");
         Ok((name, fd))
     }
 
-    /// Takes guests over that an earlier vswitchd, which was killed, had attached: they go on as if nothing had been. Those of bridges
-    /// that are not there any more stay as they are.
-    pub fn take_over(&self, left: Vec<(String, Purpose)>) {
+    /// Refuses a process that no rule admits to that bridge. Whether there is such a bridge is not looked at.
+    fn admit(&self, peer: &Peer, who: Who<'_>, bridge: &str) -> Result<(), Error> {
+        let rules = self.rules();
+        if rules.allow(peer, bridge) {
+            return Ok(());
+        }
+        if let Some(left_out) = self.refusals.due() {
+            let (uid, pid) = (who.uid, peer.pid);
+            let path = rules.path().unwrap_or(Path::new(DEFAULT_CONFIG)).display();
+            tracing::warn!(
+                pid,
+                left_out,
+                "no attach rule admits uid {uid} to bridge '{bridge}'; to admit it, add to {path}: [[attach]] user = {uid} \
+                 bridge = \"{bridge}\"; then: vswitchctl reload"
+            );
+        }
+        Err(Error::Invalid(not_admitted(who, bridge)))
+    }
+
+    /// Refuses a bridge that is not there, naming those to which the process is admitted.
+    fn find_bridge_of(&self, peer: &Peer, bridge: &str) -> Result<(), Error> {
+        let rules = self.rules();
+        let names = self.switch.bridges().into_iter().map(|status| status.spec.name);
+        let names: Vec<String> = names.filter(|name| rules.allow(peer, name)).collect();
+        if names.iter().any(|name| name == bridge) {
+            return Ok(());
+        }
+        Err(Error::NotFound(none_such("bridge", bridge, names.iter().map(String::as_str))))
+    }
+
+    /// Takes guests over that an earlier vswitchd, which was killed, had attached: they go on as if nothing had been. The rules are asked again:
+    /// a guest whom none admits any more loses its device, by `remove`. Those of bridges that are not there any more stay as they
+    /// are, and so do those of users who cannot be found just now.
+    pub fn take_over(
+        &self,
+        left: Vec<(String, Purpose)>,
+        remove: &dyn Fn(&str, &Purpose) -> Result<(), Error>,
+    ) {
         let mut record = self.record();
+        let rules = self.rules();
         for (name, purpose) in left {
-            match self.lend(&mut record, &name, &purpose) {
-                Ok(()) => tracing::info!(port = name, bridge = purpose.bridge, "taken over"),
-                Err(error) => {
-                    tracing::warn!("interface '{name}' of a guest that runs is not attached again: {error}");
+            let (uid, bridge) = (purpose.holder.uid, &purpose.bridge);
+            if rules.keeps(purpose.who(), bridge) {
+                match self.lend(&mut record, &name, &purpose) {
+                    Ok(()) => tracing::info!(port = name, bridge, "taken over"),
+                    Err(error) => {
+                        tracing::warn!(
+                            "interface '{name}' of a guest that runs is not attached again: {error}"
+                        );
+                    }
                 }
+            } else if !rules.are_known() {
+                tracing::warn!(
+                    "interface '{name}' of a guest that runs is not attached again: no [[attach]] rule admits uid {uid} to bridge '{bridge}', \
+                     but a user or group of a rule cannot be found; it stays without a port until vswitchd is started again"
+                );
+            } else if let Err(error) = remove(&name, &purpose) {
+                tracing::warn!(
+                    "interface '{name}' of a guest whom no [[attach]] rule admits cannot be removed: {error}"
+                );
+            } else {
+                tracing::warn!(
+                    "interface '{name}' of a guest that runs is removed: no [[attach]] rule admits uid {uid} to bridge '{bridge}' any more"
+                );
             }
         }
+    }
+
+    /// Takes the ports of guests away whom no rule admits any more.
+    pub(super) fn detach_revoked(&self, record: &mut Record, report: &mut ReloadReport) {
+        let rules = self.rules();
+        let revoked = |(name, purpose): &(&String, &Purpose)| {
+            !record.ports.contains(*name) && !rules.keeps(purpose.who(), &purpose.bridge)
+        };
+        let revoked: Vec<(String, Purpose)> =
+            record.attached.iter().filter(revoked).map(|(name, why)| (name.clone(), why.clone())).collect();
+        for (name, Purpose { bridge, holder, .. }) in revoked {
+            match self.switch.del_port(&name) {
+                Ok(()) => {
+                    report.removed.push(format!("port '{name}'"));
+                    report.warnings.push(format!(
+                        "port '{name}' was detached: no [[attach]] rule admits uid {} to bridge '{bridge}' any more",
+                        holder.uid
+                    ));
+                }
+                // It has left by itself.
+                Err(Error::NotFound(_)) => {}
+                Err(error) => {
+                    report.warnings.push(format!("port '{name}' cannot be detached: {error}"));
+                    continue;
+                }
+            }
+            record.forget_port(&name);
+        }
+    }
+
+    /// What a process hears of a refusal by the switch. The kernel's answers are about its own device; others may name other people's
+    /// bridges, ports and interfaces.
+    fn what_is_told(&self, who: Who<'_>, bridge: &str, error: Error) -> Error {
+        if who.uid == 0 || matches!(error, Error::System { .. }) {
+            return error;
+        }
+        if let Some(left_out) = self.refusals.due() {
+            tracing::warn!(left_out, "uid {} cannot attach to bridge '{bridge}': {error}", who.uid);
+        }
+        Error::Invalid(format!(
+            "vswitchd cannot make a port of bridge '{bridge}': ask the administrator of this host, its log says why"
+        ))
     }
 
     /// Makes a device that is there a guest's port.
@@ -101,22 +228,8 @@ impl Daemon {
         let (name, bridge) = (name.to_owned(), purpose.bridge.clone());
         let spec = PortSpec { name: name.clone(), bridge, kind, settings: PortSettings::default() };
         self.switch.add_port(spec, Missing::Leave)?;
-        record.attached.insert(name, purpose.holder);
+        record.attached.insert(name, purpose.clone());
         Ok(())
-    }
-
-    /// Says which rule is missing, and where.
-    fn not_allowed(&self, bridge: &str, uid: u32) -> Error {
-        let path = self
-            .record()
-            .path
-            .as_ref()
-            .map_or_else(|| DEFAULT_CONFIG.to_owned(), |p| p.display().to_string());
-        Error::Invalid(format!(
-            "{} may not attach to bridge '{bridge}': add to {path}: [[attach]] user = {} bridge = \"{bridge}\"; then: vswitchctl reload",
-            rules::who(uid),
-            rules::in_rule(uid)
-        ))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reload: what belongs to the configuration, and how it becomes what the file says.
 //!
-//! Objects of run time stay as they are. One that the file has as well is taken over if it is the same, else the reload is
+//! Objects of run time stay as they are, but for ports of guests whom no attach rule admits any more: those are detached. One that the file has as well is taken over if it is the same, else the reload is
 //! refused; so nothing is changed that somebody asked for by hand.
 
 use std::collections::BTreeSet;
@@ -196,10 +196,12 @@ impl Daemon {
                 differing.join(", ")
             ));
         }
-        let (rules, warnings) = Rules::resolve(&config.attach);
+        let (rules, warnings) = Rules::resolve(&config.attach, &self.rules());
         report.warnings.extend(warnings);
-        self.set_rules(rules);
+        self.set_rules(rules.written_in(&config.path));
         (record.bridges, record.ports) = wanted;
+        // Last, because their devices cannot be brought back.
+        self.detach_revoked(record, &mut report);
         record.entries.clone_from(&config.layout.entries);
         record.neighbours.clone_from(&config.layout.neighbours);
         record.path = Some(config.path.clone());
@@ -239,7 +241,10 @@ fn explain(config: &Config, refused: plan::Refused) -> Error {
         Error::System { what, source } if left.is_empty() => {
             Error::System { what: format!("{place}{what}"), source }
         }
-        error @ Error::System { .. } => Error::Invalid(format!("{place}{error}{left}")),
+        // Still the kernel's refusal, so that what passes is known as such.
+        Error::System { what, source } => {
+            Error::System { what: format!("{place}{what} ({})", left.trim_start_matches("; and ")), source }
+        }
     }
 }
 

@@ -528,7 +528,7 @@ fn neighbours_belong_to_the_configuration_or_to_run_time() {
 /// Attaches as `uid`, with devices of the model.
 fn attach(daemon: &Daemon, model: &Model, uid: u32, bridge: &str) -> Result<String, String> {
     let peer = vswitch::sys::peer::Peer { pid: 42, uid: Some(uid), groups: vec![uid] };
-    let make = |name: &str, purpose: &crate::attach::device::Purpose| {
+    let make = |name: &str, purpose: &Purpose| {
         assert_eq!((purpose.bridge.as_str(), purpose.holder.uid), (bridge, uid));
         if !model.inner().interfaces.insert(name.to_owned()) {
             return Err(Error::Exists(name.to_owned()));
@@ -547,12 +547,15 @@ fn guests_attach_by_the_rules_of_the_configuration() {
     };
     configure("");
     assert_eq!(attach(&daemon, &model, 0, "br0").unwrap(), "vtap0");
-    let refused = attach(&daemon, &model, 3_999_999_999, "br0").unwrap_err();
-    assert_eq!(
-        refused,
-        "user 3999999999 may not attach to bridge 'br0': add to /F: [[attach]] user = 3999999999 bridge = \"br0\"; \
-         then: vswitchctl reload"
-    );
+    let told = |bridge: &str| {
+        format!(
+            "uid 3999999999 (groups 3999999999) is not admitted to bridge '{bridge}': ask the administrator of this host for an attach rule"
+        )
+    };
+    // The same whether there is such a bridge or not.
+    for bridge in ["br0", "br9"] {
+        assert_eq!(attach(&daemon, &model, 3_999_999_999, bridge).unwrap_err(), told(bridge));
+    }
     let refused = attach(&daemon, &model, 0, "br9").unwrap_err();
     assert_eq!(refused, "no bridge 'br9'; existing: br0");
     // The reload leaves the guest alone, and its rule is in force.
@@ -582,21 +585,172 @@ fn guests_attach_by_the_rules_of_the_configuration() {
     );
 }
 
+/// Who is admitted to some bridges learns of those, and of no others.
 #[test]
-fn a_user_has_so_many_guests_and_no_more() {
+fn a_user_hears_of_its_own_bridges_only() {
     let (daemon, model) = daemon();
-    let text = "[[bridge]]\nname = \"br0\"\n[[attach]]\ngroup = 7\nbridge = \"br0\"\n";
-    daemon.configure(&Config::parse(Path::new("/F"), text).unwrap(), true).unwrap();
-    for number in 0..256 {
+    let bridges = "[[bridge]]\nname = \"br0\"\n[[bridge]]\nname = \"secret\"\n";
+    let rules = "[[attach]]\nuser = 7\nbridge = \"br0\"\n[[attach]]\nuser = 7\nbridge = \"later\"\n";
+    daemon.configure(&Config::parse(Path::new("/F"), &format!("{bridges}{rules}")).unwrap(), true).unwrap();
+    assert_eq!(attach(&daemon, &model, 7, "later").unwrap_err(), "no bridge 'later'; existing: br0");
+    for bridge in ["secret", "none"] {
+        let told = attach(&daemon, &model, 7, bridge).unwrap_err();
+        assert!(
+            told.starts_with(&format!("uid 7 (groups 7) is not admitted to bridge '{bridge}'")),
+            "{told}"
+        );
+    }
+    // What the switch says names others' ports.
+    let peer = vswitch::sys::peer::Peer { pid: 42, uid: Some(7), groups: vec![7] };
+    let make = |_: &str, _: &Purpose| Err(Error::Invalid("as port 'other' of bridge 'secret'".to_owned()));
+    let told = daemon.attach("br0", &peer, &make).map(|_| ()).unwrap_err().to_string();
+    assert!(told.contains("bridge 'br0'") && !told.contains("secret") && !told.contains("other"), "{told}");
+}
+
+#[test]
+fn a_rule_bounds_its_guests_and_their_memory() {
+    let (daemon, model) = daemon();
+    let rule = |limits: &str| {
+        format!("[[bridge]]\nname = \"br0\"\n[[attach]]\ngroup = 7\nbridge = \"br0\"\n{limits}")
+    };
+    let configure = |limits: &str| {
+        daemon.configure(&Config::parse(Path::new("/F"), &rule(limits)).unwrap(), true).unwrap();
+    };
+    let detach = |name: &str| {
+        daemon.del_port(name, false).unwrap();
+        model.inner().interfaces.remove(name);
+    };
+    // As users of subordinate ids, who are in the groups of their person.
+    let attach_as = |uid: u32| {
+        let peer = vswitch::sys::peer::Peer { pid: 42, uid: Some(uid), groups: vec![uid, 7] };
+        let make = |name: &str, _: &Purpose| {
+            if !model.inner().interfaces.insert(name.to_owned()) {
+                return Err(Error::Exists(name.to_owned()));
+            }
+            Ok(fs::File::open("/dev/null").unwrap().into())
+        };
+        daemon.attach("br0", &peer, &make).map(|(name, _)| name).map_err(|error| error.to_string())
+    };
+    configure("");
+    for number in 0..64 {
         assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), format!("vtap{number}"));
     }
-    assert!(
-        attach(&daemon, &model, 7, "br0").unwrap_err().contains("256 guests attached, the most for one user")
-    );
+    let told = attach(&daemon, &model, 7, "br0").unwrap_err();
+    assert!(told.contains("uid 7 has 64 guests attached, user_ports_max"), "{told}");
     attach(&daemon, &model, 0, "br0").unwrap();
-    daemon.del_port("vtap9", false).unwrap();
-    model.inner().interfaces.remove("vtap9");
+    detach("vtap9");
     assert_eq!(attach(&daemon, &model, 7, "br0").unwrap(), "vtap9");
+    (0..192).for_each(|number| drop(attach_as(100_000 + number).unwrap()));
+    let told = attach_as(200_000).unwrap_err();
+    assert!(
+        told.contains(
+            "256 guests are attached by the rule '[[attach]] group = 7 bridge = br0', its ports_max"
+        ),
+        "{told}"
+    );
+    let shown = &daemon.attach_rules()[0];
+    assert_eq!((shown.ports, shown.ports_max, shown.user_ports_max), (256, 256, 64));
+    assert_eq!((daemon.status().attached_ports, daemon.status().attached_ports_max), (257, 2048));
+
+    // A limit that is lowered sends nobody away.
+    configure("ports_max = 3\n");
+    assert_eq!(daemon.attach_rules()[0].ports, 256);
+    (0..257).for_each(|number| detach(&format!("vtap{number}")));
+
+    // Memory by what ports take: also the first of all, of which nothing is known before it is there.
+    model.inner().ring_bytes = 3 << 20;
+    configure("memory_max_mib = 8\n");
+    attach_as(1).unwrap();
+    attach_as(2).unwrap();
+    let told = attach_as(3).unwrap_err();
+    assert!(told.contains("take 6 MiB of ring memory, and another one 3 MiB"), "{told}");
+    assert_eq!(daemon.attach_rules()[0].memory_bytes, 6 << 20);
+    ["vtap0", "vtap1"].into_iter().for_each(detach);
+    configure("memory_max_mib = 2\n");
+    assert!(attach_as(1).unwrap_err().contains("memory_max_mib of 2"));
+    assert!(daemon.ports().is_empty(), "the port that was tried is gone");
+}
+
+/// Whatever the rules of all users together allow, half of the switch is the operator's.
+#[test]
+fn guests_leave_room_for_the_operator() {
+    let (daemon, model) = daemon();
+    let rules: String = (1..=9)
+        .map(|user| {
+            format!("[[attach]]\nuser = {user}\nbridge = \"br0\"\nports_max = 2048\nuser_ports_max = 2048\n")
+        })
+        .collect();
+    let text = format!("[[bridge]]\nname = \"br0\"\n{rules}");
+    daemon.configure(&Config::parse(Path::new("/F"), &text).unwrap(), true).unwrap();
+    let device = |number: u32| {
+        let name = format!("vtap{number}");
+        model.inner().interfaces.insert(name.clone());
+        let holder = crate::api::Holder { uid: 1 + number % 2, pid: 1 };
+        let purpose = Purpose { bridge: "br0".to_owned(), holder, groups: Vec::new(), socket: "/s".into() };
+        (name, purpose)
+    };
+    daemon.take_over((0..2048).map(device).collect(), &|_, _| Ok(()));
+    let told = attach(&daemon, &model, 3, "br0").unwrap_err();
+    assert!(told.contains("2048 guests are attached"), "{told}");
+    attach(&daemon, &model, 0, "br0").unwrap();
+}
+
+/// After a reload, and when vswitchd is started where it was killed, rules are asked again.
+#[test]
+fn whom_no_rule_admits_any_more_is_detached() {
+    let bridges = "[[bridge]]\nname = \"br0\"\n";
+    let rule = |rule: &str| format!("[[attach]]\n{rule}\nbridge = \"br0\"\n");
+    let (daemon, model, file) = configured(&format!("{bridges}{}{}", rule("user = 7"), rule("group = 8")));
+    for (uid, name) in [(7, "vtap0"), (8, "vtap1"), (0, "vtap2")] {
+        assert_eq!(attach(&daemon, &model, uid, "br0").unwrap(), name);
+    }
+    let names = |daemon: &Daemon| daemon.ports().into_iter().map(|port| port.name).collect::<Vec<_>>();
+    // A reload that is refused detaches nobody.
+    fs::write(file.path(), format!("{bridges}[[bridge]]\nname = \"br1\"\n")).unwrap();
+    model.inner().fails_after = Some(0);
+    daemon.reload().unwrap_err();
+    model.inner().fails_after = None;
+    assert_eq!(names(&daemon), ["vtap0", "vtap1", "vtap2"]);
+
+    fs::write(file.path(), format!("{bridges}{}", rule("group = 8"))).unwrap();
+    let report = daemon.reload().unwrap();
+    assert_eq!(report.removed, ["port 'vtap0'"]);
+    assert_eq!(
+        report.warnings,
+        ["port 'vtap0' was detached: no [[attach]] rule admits uid 7 to bridge 'br0' any more"]
+    );
+    assert_eq!(names(&daemon), ["vtap1", "vtap2"]);
+    assert_eq!(daemon.reload().unwrap(), ReloadReport::default());
+
+    // The next vswitchd, with what is written on the devices.
+    let (daemon, model) = self::daemon();
+    daemon
+        .configure(&Config::parse(Path::new("/F"), &format!("{bridges}{}", rule("group = 8"))).unwrap(), true)
+        .unwrap();
+    let left = [(7, vec![7]), (8, vec![8, 9]), (9, vec![8]), (0, vec![])].into_iter().enumerate();
+    let left = left.map(|(number, (uid, groups))| {
+        let name = format!("vtap{number}");
+        model.inner().interfaces.insert(name.clone());
+        let holder = crate::api::Holder { uid, pid: 1 };
+        (name, Purpose { bridge: "br0".to_owned(), holder, groups, socket: "/s".into() })
+    });
+    let removed = std::sync::Mutex::new(Vec::new());
+    let remove = |name: &str, _: &Purpose| {
+        removed.lock().unwrap().push(name.to_owned());
+        Ok(())
+    };
+    daemon.take_over(left.collect(), &remove);
+    assert_eq!(names(&daemon), ["vtap1", "vtap2", "vtap3"]);
+    assert_eq!(*removed.lock().unwrap(), ["vtap0"]);
+
+    // While a user of a rule cannot be found, nothing is taken away for good.
+    let rules = rule("user = \"no-such-user\"");
+    daemon.configure(&Config::parse(Path::new("/F"), &format!("{bridges}{rules}")).unwrap(), true).unwrap();
+    let holder = crate::api::Holder { uid: 7, pid: 1 };
+    let purpose = Purpose { bridge: "br0".to_owned(), holder, groups: Vec::new(), socket: "/s".into() };
+    daemon.take_over(vec![("vtap7".to_owned(), purpose)], &remove);
+    assert_eq!(*removed.lock().unwrap(), ["vtap0"]);
+    assert_eq!(names(&daemon), ["vtap3"], "of those who were there, root's");
 }
 
 /// A configuration of `ports` on a bridge, and what becomes of it by a reload to `others`, which may be refused at any step: all or

@@ -1,8 +1,7 @@
 //! The control API: HTTP/1.1 with JSON over a Unix socket.
 //!
 //! axum routes over hyper, on the daemon's one-threaded runtime; a call into the switch may wait for the
-//! kernel or for workers, so it runs on a blocking thread. A change goes on when its client hangs up: half of
-//! it would be worse than all of it.
+//! kernel or for workers, so it runs on a thread of [`crate::calls`].
 //!
 //! Every request is bounded: [`BODY_MAX_BYTES`] of body, [`READ_TIMEOUT`] to send head and body,
 //! [`CONNECTION_TIMEOUT`] for everything, [`CONNECTIONS_MAX`] connections (the others wait in the listen

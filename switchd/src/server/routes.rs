@@ -1,6 +1,5 @@
 //! The routes, and how requests become calls and refusals become answers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -20,9 +19,10 @@ use vswitch::switch::Error;
 
 use super::{BODY_MAX_BYTES, READ_TIMEOUT, metrics};
 use crate::api::{
-    AttachRule, BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed,
+    AttachInfo, BridgeAdd, BridgeInfo, BridgeSet, Done, Failure, FdbAdd, FdbInfo, FdbKey, FdbSelect, Flushed,
     NeighAdd, NeighInfo, NeighKey, NeighSelect, PortAdd, PortInfo, PortSet, ReloadReport, Stats, StatusInfo,
 };
+use crate::calls::{Calls, Failed};
 use crate::daemon::Daemon;
 
 /// What cannot be said beside the routes.
@@ -39,7 +39,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     documented().split_for_parts().1
 }
 
-fn documented() -> OpenApiRouter<Arc<Daemon>> {
+fn documented() -> OpenApiRouter<Calls> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
         .routes(routes!(bridges, add_bridge))
@@ -58,8 +58,8 @@ fn documented() -> OpenApiRouter<Arc<Daemon>> {
         .routes(routes!(prometheus))
 }
 
-/// All routes, over `daemon`.
-pub fn router(daemon: Arc<Daemon>) -> Router {
+/// All routes, over the daemon that `calls` leads to.
+pub fn router(calls: Calls) -> Router {
     let (router, openapi) = documented().split_for_parts();
     // Serialised once; an error would show in the tests, which read it.
     let description = serde_json::to_vec(&openapi).unwrap_or_default();
@@ -67,7 +67,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/openapi.json", get(move || async move { json_bytes(StatusCode::OK, description.clone()) }))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .with_state(daemon)
+        .with_state(calls)
 }
 
 async fn no_route(uri: Uri) -> Refusal {
@@ -91,9 +91,21 @@ impl From<Error> for Refusal {
             Error::Exists(_) => StatusCode::CONFLICT,
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
+            // It passes: the same request may do later.
+            error if error.lacks_thread() => StatusCode::SERVICE_UNAVAILABLE,
             Error::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Refusal(status, error.to_string())
+    }
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        let status = match failed {
+            Failed::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Failed::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Refusal(status, failed.to_string())
     }
 }
 
@@ -125,21 +137,12 @@ fn json_bytes(status: StatusCode, bytes: Vec<u8>) -> Response {
 type Reply<T> = Result<Answer<T>, Refusal>;
 
 /// Calls the daemon on a thread that may block.
-async fn call<T, F>(daemon: Arc<Daemon>, status: StatusCode, work: F) -> Reply<T>
+async fn call<T, F>(calls: Calls, status: StatusCode, work: F) -> Reply<T>
 where
     T: Send + 'static,
     F: FnOnce(&Daemon) -> Result<T, Error> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(move || work(&daemon)).await {
-        Ok(result) => Ok(Answer(status, result?)),
-        Err(error) => {
-            tracing::error!(%error, "a control request failed");
-            Err(Refusal(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the request failed inside vswitchd: see its log".to_owned(),
-            ))
-        }
-    }
+    Ok(Answer(status, calls.run(work).await??))
 }
 
 // ---- requests ----
@@ -262,66 +265,66 @@ struct StatsQuery {
 
 // ---- routes ----
 
-type Shared = State<Arc<Daemon>>;
+type Shared = State<Calls>;
 
 /// The daemon and its workers.
 #[utoipa::path(get, path = "/v1/status", responses((status = OK, body = StatusInfo)))]
-async fn status(State(daemon): Shared) -> Reply<StatusInfo> {
-    call(daemon, StatusCode::OK, |daemon| Ok(daemon.status())).await
+async fn status(State(calls): Shared) -> Reply<StatusInfo> {
+    call(calls, StatusCode::OK, |daemon| Ok(daemon.status())).await
 }
 
 /// Every bridge.
 #[utoipa::path(get, path = "/v1/bridges", responses((status = OK, body = Vec<BridgeInfo>)))]
-async fn bridges(State(daemon): Shared) -> Reply<Vec<BridgeInfo>> {
-    call(daemon, StatusCode::OK, |daemon| Ok(daemon.bridges())).await
+async fn bridges(State(calls): Shared) -> Reply<Vec<BridgeInfo>> {
+    call(calls, StatusCode::OK, |daemon| Ok(daemon.bridges())).await
 }
 
 /// Adds a bridge.
 #[utoipa::path(post, path = "/v1/bridges", params(AddQuery), request_body = BridgeAdd,
     responses((status = CREATED, body = BridgeInfo), (status = 400, body = Failure), (status = 409, body = Failure)))]
 async fn add_bridge(
-    State(daemon): Shared,
+    State(calls): Shared,
     Query(how): Query<AddQuery>,
     Json(request): Json<BridgeAdd>,
 ) -> Reply<BridgeInfo> {
-    call(daemon, StatusCode::CREATED, move |daemon| daemon.add_bridge(&request, how.may_exist)).await
+    call(calls, StatusCode::CREATED, move |daemon| daemon.add_bridge(&request, how.may_exist)).await
 }
 
 /// One bridge.
 #[utoipa::path(get, path = "/v1/bridges/{name}", params(("name" = String, Path)),
     responses((status = OK, body = BridgeInfo), (status = 404, body = Failure)))]
-async fn bridge(State(daemon): Shared, Name(name): Name) -> Reply<BridgeInfo> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.bridge(&name)).await
+async fn bridge(State(calls): Shared, Name(name): Name) -> Reply<BridgeInfo> {
+    call(calls, StatusCode::OK, move |daemon| daemon.bridge(&name)).await
 }
 
 /// Changes settings of a bridge; those not given stay.
 #[utoipa::path(patch, path = "/v1/bridges/{name}", params(("name" = String, Path)), request_body = BridgeSet,
     responses((status = OK, body = BridgeInfo), (status = 400, body = Failure), (status = 404, body = Failure)))]
 async fn set_bridge(
-    State(daemon): Shared,
+    State(calls): Shared,
     Name(name): Name,
     Json(request): Json<BridgeSet>,
 ) -> Reply<BridgeInfo> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.set_bridge(&name, &request)).await
+    call(calls, StatusCode::OK, move |daemon| daemon.set_bridge(&name, &request)).await
 }
 
 /// Removes a bridge.
 #[utoipa::path(delete, path = "/v1/bridges/{name}", params(("name" = String, Path), DelBridgeQuery),
     responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
 async fn del_bridge(
-    State(daemon): Shared,
+    State(calls): Shared,
     Name(name): Name,
     Query(how): Query<DelBridgeQuery>,
 ) -> Reply<Done> {
     let work =
         move |daemon: &Daemon| daemon.del_bridge(&name, how.with_ports, how.if_exists).map(|()| Done {});
-    call(daemon, StatusCode::OK, work).await
+    call(calls, StatusCode::OK, work).await
 }
 
 /// Every port.
 #[utoipa::path(get, path = "/v1/ports", responses((status = OK, body = Vec<PortInfo>)))]
-async fn ports(State(daemon): Shared) -> Reply<Vec<PortInfo>> {
-    call(daemon, StatusCode::OK, |daemon| Ok(daemon.ports())).await
+async fn ports(State(calls): Shared) -> Reply<Vec<PortInfo>> {
+    call(calls, StatusCode::OK, |daemon| Ok(daemon.ports())).await
 }
 
 /// Adds a port.
@@ -329,39 +332,39 @@ async fn ports(State(daemon): Shared) -> Reply<Vec<PortInfo>> {
     responses((status = CREATED, body = PortInfo), (status = 400, body = Failure), (status = 404, body = Failure),
         (status = 409, body = Failure), (status = 500, body = Failure)))]
 async fn add_port(
-    State(daemon): Shared,
+    State(calls): Shared,
     Query(how): Query<AddQuery>,
     Json(request): Json<PortAdd>,
 ) -> Reply<PortInfo> {
-    call(daemon, StatusCode::CREATED, move |daemon| daemon.add_port(&request, how.may_exist)).await
+    call(calls, StatusCode::CREATED, move |daemon| daemon.add_port(&request, how.may_exist)).await
 }
 
 /// One port.
 #[utoipa::path(get, path = "/v1/ports/{name}", params(("name" = String, Path)),
     responses((status = OK, body = PortInfo), (status = 404, body = Failure)))]
-async fn port(State(daemon): Shared, Name(name): Name) -> Reply<PortInfo> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.port(&name)).await
+async fn port(State(calls): Shared, Name(name): Name) -> Reply<PortInfo> {
+    call(calls, StatusCode::OK, move |daemon| daemon.port(&name)).await
 }
 
 /// Changes settings of a port; those not given stay.
 #[utoipa::path(patch, path = "/v1/ports/{name}", params(("name" = String, Path)), request_body = PortSet,
     responses((status = OK, body = PortInfo), (status = 400, body = Failure), (status = 404, body = Failure)))]
-async fn set_port(State(daemon): Shared, Name(name): Name, Json(request): Json<PortSet>) -> Reply<PortInfo> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.set_port(&name, &request)).await
+async fn set_port(State(calls): Shared, Name(name): Name, Json(request): Json<PortSet>) -> Reply<PortInfo> {
+    call(calls, StatusCode::OK, move |daemon| daemon.set_port(&name, &request)).await
 }
 
 /// Removes a port.
 #[utoipa::path(delete, path = "/v1/ports/{name}", params(("name" = String, Path), DelQuery),
     responses((status = OK, body = Done), (status = 404, body = Failure)))]
-async fn del_port(State(daemon): Shared, Name(name): Name, Query(how): Query<DelQuery>) -> Reply<Done> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.del_port(&name, how.if_exists).map(|()| Done {})).await
+async fn del_port(State(calls): Shared, Name(name): Name, Query(how): Query<DelQuery>) -> Reply<Done> {
+    call(calls, StatusCode::OK, move |daemon| daemon.del_port(&name, how.if_exists).map(|()| Done {})).await
 }
 
 /// The stations that are known.
 #[utoipa::path(get, path = "/v1/fdb", params(FdbSelect),
     responses((status = OK, body = Vec<FdbInfo>), (status = 404, body = Failure)))]
-async fn fdb(State(daemon): Shared, Query(select): Query<FdbSelect>) -> Reply<Vec<FdbInfo>> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.fdb(&select)).await
+async fn fdb(State(calls): Shared, Query(select): Query<FdbSelect>) -> Reply<Vec<FdbInfo>> {
+    call(calls, StatusCode::OK, move |daemon| daemon.fdb(&select)).await
 }
 
 /// Adds a static entry.
@@ -369,38 +372,38 @@ async fn fdb(State(daemon): Shared, Query(select): Query<FdbSelect>) -> Reply<Ve
     responses((status = CREATED, body = FdbInfo), (status = 400, body = Failure), (status = 404, body = Failure),
         (status = 409, body = Failure)))]
 async fn fdb_add(
-    State(daemon): Shared,
+    State(calls): Shared,
     Query(how): Query<AddQuery>,
     Json(request): Json<FdbAdd>,
 ) -> Reply<FdbInfo> {
-    call(daemon, StatusCode::CREATED, move |daemon| daemon.fdb_add(&request, how.may_exist)).await
+    call(calls, StatusCode::CREATED, move |daemon| daemon.fdb_add(&request, how.may_exist)).await
 }
 
 /// Removes an entry.
 #[utoipa::path(delete, path = "/v1/fdb/{mac}", params(("mac" = String, Path), DelEntryQuery),
     responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
-async fn fdb_del(State(daemon): Shared, Name(mac): Name, Query(how): Query<DelEntryQuery>) -> Reply<Done> {
+async fn fdb_del(State(calls): Shared, Name(mac): Name, Query(how): Query<DelEntryQuery>) -> Reply<Done> {
     let work = move |daemon: &Daemon| {
         let mac = mac.parse().map_err(Error::Invalid)?;
         let key = FdbKey { bridge: how.bridge, vlan: how.vlan };
         daemon.fdb_del(mac, &key, how.if_exists).map(|()| Done {})
     };
-    call(daemon, StatusCode::OK, work).await
+    call(calls, StatusCode::OK, work).await
 }
 
 /// Forgets dynamic entries.
 #[utoipa::path(post, path = "/v1/fdb/flush", params(FdbSelect),
     responses((status = OK, body = Flushed), (status = 404, body = Failure)))]
-async fn fdb_flush(State(daemon): Shared, Query(select): Query<FdbSelect>) -> Reply<Flushed> {
+async fn fdb_flush(State(calls): Shared, Query(select): Query<FdbSelect>) -> Reply<Flushed> {
     let work = move |daemon: &Daemon| daemon.fdb_flush(&select).map(|flushed| Flushed { flushed });
-    call(daemon, StatusCode::OK, work).await
+    call(calls, StatusCode::OK, work).await
 }
 
 /// The neighbours that are known.
 #[utoipa::path(get, path = "/v1/neigh", params(NeighSelect),
     responses((status = OK, body = Vec<NeighInfo>), (status = 404, body = Failure)))]
-async fn neighbours(State(daemon): Shared, Query(select): Query<NeighSelect>) -> Reply<Vec<NeighInfo>> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.neighbours(&select)).await
+async fn neighbours(State(calls): Shared, Query(select): Query<NeighSelect>) -> Reply<Vec<NeighInfo>> {
+    call(calls, StatusCode::OK, move |daemon| daemon.neighbours(&select)).await
 }
 
 /// Adds a static neighbour.
@@ -408,18 +411,18 @@ async fn neighbours(State(daemon): Shared, Query(select): Query<NeighSelect>) ->
     responses((status = CREATED, body = NeighInfo), (status = 400, body = Failure), (status = 404, body = Failure),
         (status = 409, body = Failure)))]
 async fn neigh_add(
-    State(daemon): Shared,
+    State(calls): Shared,
     Query(how): Query<AddQuery>,
     Json(request): Json<NeighAdd>,
 ) -> Reply<NeighInfo> {
-    call(daemon, StatusCode::CREATED, move |daemon| daemon.neigh_add(&request, how.may_exist)).await
+    call(calls, StatusCode::CREATED, move |daemon| daemon.neigh_add(&request, how.may_exist)).await
 }
 
 /// Removes a neighbour.
 #[utoipa::path(delete, path = "/v1/neigh/{address}", params(("address" = String, Path), DelEntryQuery),
     responses((status = OK, body = Done), (status = 400, body = Failure), (status = 404, body = Failure)))]
 async fn neigh_del(
-    State(daemon): Shared,
+    State(calls): Shared,
     Name(address): Name,
     Query(how): Query<DelEntryQuery>,
 ) -> Reply<Done> {
@@ -430,42 +433,42 @@ async fn neigh_del(
         let key = NeighKey { bridge: how.bridge, vlan: how.vlan };
         daemon.neigh_del(address, &key, how.if_exists).map(|()| Done {})
     };
-    call(daemon, StatusCode::OK, work).await
+    call(calls, StatusCode::OK, work).await
 }
 
 /// Forgets dynamic neighbours.
 #[utoipa::path(post, path = "/v1/neigh/flush", params(NeighSelect),
     responses((status = OK, body = Flushed), (status = 404, body = Failure)))]
-async fn neigh_flush(State(daemon): Shared, Query(select): Query<NeighSelect>) -> Reply<Flushed> {
+async fn neigh_flush(State(calls): Shared, Query(select): Query<NeighSelect>) -> Reply<Flushed> {
     let work = move |daemon: &Daemon| daemon.neigh_flush(&select).map(|flushed| Flushed { flushed });
-    call(daemon, StatusCode::OK, work).await
+    call(calls, StatusCode::OK, work).await
 }
 
-/// Who may attach guests over the attach socket, beside root.
-#[utoipa::path(get, path = "/v1/attach", responses((status = OK, body = Vec<AttachRule>)))]
-async fn attach(State(daemon): Shared) -> Reply<Vec<AttachRule>> {
-    call(daemon, StatusCode::OK, |daemon| Ok(daemon.attach_rules())).await
+/// Who may attach guests over the attach socket, beside root, and how many are.
+#[utoipa::path(get, path = "/v1/attach", responses((status = OK, body = Vec<AttachInfo>)))]
+async fn attach(State(calls): Shared) -> Reply<Vec<AttachInfo>> {
+    call(calls, StatusCode::OK, |daemon| Ok(daemon.attach_rules())).await
 }
 
 /// Counters, and drops by reason.
 #[utoipa::path(get, path = "/v1/stats", params(StatsQuery),
     responses((status = OK, body = Vec<Stats>), (status = 404, body = Failure)))]
-async fn stats(State(daemon): Shared, Query(which): Query<StatsQuery>) -> Reply<Vec<Stats>> {
-    call(daemon, StatusCode::OK, move |daemon| daemon.stats(which.port.as_deref())).await
+async fn stats(State(calls): Shared, Query(which): Query<StatsQuery>) -> Reply<Vec<Stats>> {
+    call(calls, StatusCode::OK, move |daemon| daemon.stats(which.port.as_deref())).await
 }
 
 /// Reads the configuration again and applies the difference.
 #[utoipa::path(post, path = "/v1/reload",
     responses((status = OK, body = ReloadReport), (status = 400, body = Failure), (status = 409, body = Failure),
         (status = 500, body = Failure)))]
-async fn reload(State(daemon): Shared) -> Reply<ReloadReport> {
-    call(daemon, StatusCode::OK, crate::vswitchd::reload).await
+async fn reload(State(calls): Shared) -> Reply<ReloadReport> {
+    call(calls, StatusCode::OK, crate::vswitchd::reload).await
 }
 
 /// Everything that counts, for Prometheus.
 #[utoipa::path(get, path = "/metrics", responses((status = OK, body = String, content_type = "text/plain")))]
-async fn prometheus(State(daemon): Shared) -> Result<Response, Refusal> {
-    let Answer(status, text) = call(daemon, StatusCode::OK, |daemon| Ok(metrics::exposition(daemon))).await?;
+async fn prometheus(State(calls): Shared) -> Result<Response, Refusal> {
+    let Answer(status, text) = call(calls, StatusCode::OK, |daemon| Ok(metrics::exposition(daemon))).await?;
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

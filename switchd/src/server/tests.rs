@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::calls::Threads;
 use crate::config::DaemonSection;
 use crate::control::model::Model;
 use crate::daemon::Daemon;
@@ -33,7 +34,8 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = UnixListener::from_std(listener).unwrap();
-                serve(listener, router(daemon), async { drop(ended.await) }).await;
+                let (calls, _threads) = Threads::start(&daemon).unwrap();
+                serve(listener, router(calls), async { drop(ended.await) }).await;
             });
         });
         Server { path, _folder: folder, end: Some(end), thread: Some(thread) }

@@ -25,6 +25,8 @@ use crate::traffic::tcp_frame;
 /// A user whom no machine knows by name, and a group of his.
 const NOBODY: u32 = 54_321;
 const GROUP: u32 = 54_322;
+/// Another one.
+const OTHER: u32 = 54_323;
 
 /// The helper's end of the socket, as QEMU numbers it.
 const ITS_FD: RawFd = 200;
@@ -37,6 +39,8 @@ enum As {
     Nobody,
     /// [`NOBODY`], in [`GROUP`] too.
     Member,
+    /// [`OTHER`], in [`GROUP`] too.
+    Other,
 }
 
 /// A helper that runs, and QEMU's end of its socket.
@@ -50,11 +54,12 @@ fn start(program: &Path, who: As, arguments: &[&str]) -> Helper {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut command = match who {
         As::Root => Command::new(program),
-        As::Nobody | As::Member => {
+        As::Nobody | As::Member | As::Other => {
+            let uid = if matches!(who, As::Other) { OTHER } else { NOBODY }.to_string();
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string()]);
+            command.args(["--reuid", &uid, "--regid", &uid]);
             match who {
-                As::Member => command.args(["--groups", &GROUP.to_string()]),
+                As::Member | As::Other => command.args(["--groups", &GROUP.to_string()]),
                 _ => command.arg("--clear-groups"),
             };
             command.arg("--").arg(program);
@@ -301,17 +306,23 @@ pub fn by_rules() -> Outcome {
     let daemon = Start::new(&switch).config(bridges).ready();
     open_up(&daemon);
     let config = daemon.path("vswitchd.toml").display().to_string();
+    // Numbers that whoever asks knows, and the bridge that it named itself: the same whether there is one or not.
     let told = |bridge: &str| {
         format!(
-            "vswitch-bridge-helper: user {NOBODY} may not attach to bridge '{bridge}': add to {config}: \
-             [[attach]] user = {NOBODY} bridge = \"{bridge}\"; then: vswitchctl reload"
+            "vswitch-bridge-helper: uid {NOBODY} (groups {NOBODY}) is not admitted to bridge '{bridge}': ask the administrator of this host \
+             for an attach rule"
         )
     };
+    assert_eq!(ask(&daemon, As::Nobody, "br9").unwrap_err(), told("br9"));
     assert_eq!(ask(&daemon, As::Nobody, "br0").unwrap_err(), told("br0"));
     // Installed as qemu-bridge-helper is, it makes nobody root.
     let copy = daemon.path("vswitch-bridge-helper");
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).expect("ours");
     assert_eq!(ask(&daemon, As::Nobody, "br0").unwrap_err(), told("br0"));
+    // The log says what to do.
+    let line =
+        format!("add to {config}: [[attach]] user = {NOBODY} bridge = \"br0\"; then: vswitchctl reload");
+    eventually("it is in the log", || daemon.log().contains(&line));
     drop(ask(&daemon, As::Root, "br0").expect("root always may"));
     let rules = |text: &str| {
         daemon.write_config(&format!("{bridges}{text}"));
@@ -323,20 +334,43 @@ pub fn by_rules() -> Outcome {
     let name = names(&daemon).into_iter().find(|name| name.starts_with("vtap")).expect("there");
     assert_eq!(daemon.port(&name)["attached"]["uid"], NOBODY);
     assert_eq!(ask(&daemon, As::Nobody, "br1").unwrap_err(), told("br1"));
-    let error = ask(&daemon, As::Nobody, "br7").unwrap_err();
-    assert!(error.contains("no bridge 'br7'; existing: br0, br1"), "{error}");
-    let shown = daemon.json("attach show");
-    assert_eq!(shown, serde_json::json!([{"user": NOBODY, "bridge": "br0"}]));
+    assert_eq!(ask(&daemon, As::Nobody, "br7").unwrap_err(), told("br7"));
+    let shown = &daemon.json("attach show")[0];
+    assert_eq!(
+        (&shown["user"], &shown["bridge"], &shown["ports"]),
+        (&NOBODY.into(), &"br0".into(), &1.into())
+    );
+    let memory = shown["memory_bytes"].as_u64().expect("a number");
+    assert!((1..2 << 20).contains(&memory), "two workers take less than 2 MiB a port: {memory}");
     assert!(daemon.ctl("attach show").contains(&NOBODY.to_string()));
+    assert_eq!(
+        (&daemon.json("status")["attached_ports"], &daemon.json("status")["attached_ports_max"]),
+        (&1.into(), &2048.into())
+    );
 
-    rules(&format!("[[attach]]\ngroup = {GROUP}\nbridge = \"all\"\n"));
-    assert!(daemon.port_state(&name) == "up", "who is there stays");
+    // Another rule that admits it keeps it; when none does any more, it is detached, its device with it.
+    rules(&format!("[[attach]]\nuser = {NOBODY}\nbridge = \"all\"\n"));
+    assert_eq!(daemon.port_state(&name), "up");
+    daemon.write_config(&format!("{bridges}[[attach]]\ngroup = {GROUP}\nbridge = \"all\"\n"));
+    let output = daemon.try_ctl(&["reload"]);
+    let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+    let detached = format!(
+        "port '{name}' was detached: no [[attach]] rule admits uid {NOBODY} to bridge 'br0' any more"
+    );
+    assert!(output.status.success() && warning.contains(&detached), "{warning}");
+    assert!(
+        !names(&daemon).contains(&name) && switch.link(&name).is_none() && daemon.log().contains(&detached)
+    );
     drop(tap);
     assert_eq!(ask(&daemon, As::Nobody, "br0").unwrap_err(), told("br0"));
     drop(ask(&daemon, As::Member, "br1").expect("a member may"));
+    // Whoever may attach to all bridges may know which there are.
+    let error = ask(&daemon, As::Member, "br7").unwrap_err();
+    assert!(error.contains("no bridge 'br7'; existing: br0, br1"), "{error}");
 
     rules(&format!("[[attach]]\nuser = \"root\"\ngroup = {GROUP}\nbridge = \"all\"\n"));
-    assert_eq!(ask(&daemon, As::Member, "br0").unwrap_err(), told("br0"), "both must hold");
+    let error = ask(&daemon, As::Member, "br0").unwrap_err();
+    assert!(error.contains("is not admitted to bridge 'br0'"), "both must hold: {error}");
 
     // A rule for nobody is a warning, one without anybody an error.
     daemon.write_config(&format!("{bridges}[[attach]]\nuser = \"no-such-user\"\nbridge = \"br0\"\n"));
@@ -345,6 +379,83 @@ pub fn by_rules() -> Outcome {
     assert!(output.status.success() && warning.contains("there is no user 'no-such-user'"), "{warning}");
     daemon.write_config(&format!("{bridges}[[attach]]\nbridge = \"br0\"\n"));
     assert!(daemon.refused("reload").contains("needs 'user' or 'group'"));
+    Ok(())
+}
+
+/// A rule has room for so many guests, of one user and of all, and so much memory; a port that goes makes room again.
+pub fn by_limits() -> Outcome {
+    has_users()?;
+    let switch = Ns::new("v");
+    let config = |limits: &str| {
+        format!("[[bridge]]\nname = \"br0\"\n[[attach]]\ngroup = {GROUP}\nbridge = \"br0\"\n{limits}\n")
+    };
+    let daemon = Start::new(&switch)
+        .arguments("--workers 2")
+        .config(&config("ports_max = 3\nuser_ports_max = 2"))
+        .ready();
+    open_up(&daemon);
+    let one = ask(&daemon, As::Member, "br0").expect("room");
+    let two = ask(&daemon, As::Member, "br0").expect("room");
+    let error = ask(&daemon, As::Member, "br0").unwrap_err();
+    assert!(
+        error.contains(&format!("uid {NOBODY} has 2 guests attached, user_ports_max of the rule")),
+        "{error}"
+    );
+    // As another user, in the same group: as one person by subordinate user ids is.
+    let three = ask(&daemon, As::Other, "br0").expect("room");
+    let error = ask(&daemon, As::Other, "br0").unwrap_err();
+    assert!(
+        error.contains("3 guests are attached by the rule") && error.contains("its ports_max"),
+        "{error}"
+    );
+    let _root = attach(&daemon, "br0");
+    drop(three);
+    eventually("there is room again", || ask(&daemon, As::Other, "br0").is_ok());
+    drop((one, two));
+    eventually("all but root's are gone", || names(&daemon).len() == 1);
+
+    daemon.write_config(&config("memory_max_mib = 3"));
+    daemon.ctl("reload");
+    let mut held = Vec::new();
+    let error = loop {
+        match ask(&daemon, As::Member, "br0") {
+            Ok(tap) => held.push(tap),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.contains("memory_max_mib of 3"), "{error}");
+    let shown = &daemon.json("attach show")[0];
+    assert_eq!(shown["ports"], held.len());
+    assert!(
+        !held.is_empty() && shown["memory_bytes"].as_u64().is_some_and(|used| used <= 3 << 20),
+        "{shown}"
+    );
+    assert_eq!(names(&daemon).len(), held.len() + 1, "what is refused leaves no port");
+    let devices = || switch.links().iter().filter(|name| name.starts_with("vtap")).count();
+    eventually("and no device", || devices() == held.len() + 1);
+    Ok(())
+}
+
+/// The next vswitchd asks the rules again, by what is written on the devices: users and their groups.
+pub fn rules_after_a_crash() -> Outcome {
+    has_users()?;
+    let switch = Ns::new("v");
+    let config = |rules: &str| format!("[[bridge]]\nname = \"br0\"\n{rules}");
+    let rule = |rule: &str| format!("[[attach]]\n{rule}\nbridge = \"br0\"\n");
+    let before = rule(&format!("user = {NOBODY}")) + &rule(&format!("group = {GROUP}"));
+    let daemon = Start::new(&switch).config(&config(&before)).ready();
+    open_up(&daemon);
+    let _by_user = ask(&daemon, As::Nobody, "br0").expect("admitted");
+    let _by_group = ask(&daemon, As::Other, "br0").expect("admitted");
+    let _root = attach(&daemon, "br0");
+    assert_eq!(names(&daemon), ["vtap0", "vtap1", "vtap2"]);
+    let folder = daemon.kill();
+    let daemon =
+        Start::new(&switch).config(&config(&rule(&format!("group = {GROUP}")))).folder(folder).ready();
+    assert_eq!(names(&daemon), ["vtap1", "vtap2"]);
+    let line = format!("no [[attach]] rule admits uid {NOBODY} to bridge 'br0' any more");
+    assert!(daemon.log().contains(&line), "{}", daemon.log());
+    assert!(switch.link("vtap0").is_none() && daemon.port_state("vtap1") == "up");
     Ok(())
 }
 

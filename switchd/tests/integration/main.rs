@@ -16,6 +16,7 @@ mod guests;
 mod hanging;
 mod harness;
 mod host;
+mod identity;
 mod lifecycle;
 mod macvtap;
 mod migration;
@@ -25,8 +26,11 @@ mod overlays;
 mod path_mtu;
 mod places;
 mod ports;
+mod remains;
+mod rings;
 mod scenarios;
 mod settings;
+mod shortage;
 mod sockets;
 mod traffic;
 mod tunnels;
@@ -108,11 +112,18 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::a_million_addresses", faults::a_million_addresses),
     ("faults::full_table", faults::full_table),
     ("faults::nothing_piles_up", faults::nothing_piles_up),
+    ("shortage::no_thread_to_be_had", shortage::no_thread_to_be_had),
+    ("shortage::locks_of_others", shortage::locks_of_others),
+    ("rings::a_frame_stops_one", rings::a_frame_stops_one),
+    ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
+    ("shortage::no_descriptor_to_be_had", shortage::no_descriptor_to_be_had),
+    ("shortage::names_that_a_terminal_would_obey", shortage::names_that_a_terminal_would_obey),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),
     ("tunnels::remotes_change", tunnels::remotes_change),
     ("tunnels::strange_datagrams", tunnels::strange_datagrams),
+    ("tunnels::made_up_senders", tunnels::made_up_senders),
     ("tunnels::refused", tunnels::refused),
     ("tunnels::underlay_deleted", tunnels::underlay_deleted),
     ("tunnels::by_reload", tunnels::by_reload),
@@ -142,13 +153,18 @@ const TESTS: &[(&str, Test)] = &[
     ("path_mtu::the_underlay_shrinks", path_mtu::the_underlay_shrinks),
     ("path_mtu::many_ways_change_at_once", path_mtu::many_ways_change_at_once),
     ("path_mtu::operators_are_told", path_mtu::operators_are_told),
+    ("identity::after_a_restart", identity::after_a_restart),
+    ("identity::by_bridge_port_and_daemon", identity::by_bridge_port_and_daemon),
+    ("identity::announcements", identity::announcements),
     ("neighbours::suppressed", neighbours::suppressed),
+    ("neighbours::a_silent_newcomer", neighbours::a_silent_newcomer),
     ("neighbours::duplicates_are_found", neighbours::duplicates_are_found),
     ("neighbours::static_neighbours", neighbours::static_neighbours),
     ("neighbours::a_flood_is_bounded", neighbours::a_flood_is_bounded),
     ("neighbours::vlans", neighbours::vlans),
     ("neighbours::by_reload", neighbours::by_reload),
     ("vhost_user::options", vhost_user::options),
+    ("vhost_user::memory_is_bounded", vhost_user::memory_is_bounded),
     ("vhost_user::the_switch_listens", vhost_user::the_switch_listens),
     ("vhost_user::qemu_listens", vhost_user::qemu_listens),
     ("vhost_user::guests_among_themselves", vhost_user::guests_among_themselves),
@@ -166,6 +182,8 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::a_guest_comes_and_goes", attach::a_guest_comes_and_goes),
     ("attach::superframes_between_guests", attach::superframes_between_guests),
     ("attach::by_rules", attach::by_rules),
+    ("attach::by_limits", attach::by_limits),
+    ("attach::rules_after_a_crash", attach::rules_after_a_crash),
     ("attach::users_without_a_number", attach::users_without_a_number),
     ("attach::many_at_once", attach::many_at_once),
     ("attach::hostile_clients", attach::hostile_clients),
@@ -174,6 +192,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attach::persistent_devices", attach::persistent_devices),
     ("attach::arguments", attach::arguments),
     ("attach::real_guests", attach::real_guests),
+    ("remains::of_ports_without_descriptors", remains::of_ports_without_descriptors),
     ("guests::behind_a_tap", guests::behind_a_tap),
     ("scenarios::everybody_reaches_everybody", scenarios::everybody_reaches_everybody),
     ("scenarios::guests_in_vlans", scenarios::guests_in_vlans),

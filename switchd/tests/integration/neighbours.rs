@@ -74,7 +74,8 @@ pub fn suppressed() -> Outcome {
     let (near, far) = (suppressing(&underlay, 1), suppressing(&underlay, 2));
     let (left, right) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"));
     let a = Station::plug(&near, (&underlay.hosts[0], &left), Kind::Tap, 1, 1450, "");
-    let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Tap, 2, 1450, "");
+    // A tap would have been announced.
+    let b = Station::plug(&far, (&underlay.hosts[1], &right), Kind::Packet, 2, 1450, "");
     let wire = Raw::open(&underlay.hosts[1], "wire");
     let asked = |wire: &Raw| {
         let inner =
@@ -113,6 +114,59 @@ pub fn suppressed() -> Outcome {
     left.ip(&format!("neigh flush dev {}", a.ifname));
     left.run("ping", &["-c", "1", "-W", "5", &b.v4.to_string()]);
     assert!(asked(&wire) > 0);
+    Ok(())
+}
+
+/// An address comes back with another MAC address behind another host, and its station says nothing. Who has talked to the one before
+/// finds it as soon as his own kernel asks everybody again.
+pub fn a_silent_newcomer() -> Outcome {
+    let underlay = Underlay::new(3);
+    let daemons: Vec<Daemon> = (1..=3).map(|n| suppressing(&underlay, n)).collect();
+    let (left, old, new) = (Ns::with_ipv6("a"), Ns::with_ipv6("b"), Ns::with_ipv6("c"));
+    let a = Station::plug(&daemons[0], (&underlay.hosts[0], &left), Kind::Packet, 1, 1450, "");
+    // As Linux does by itself, in a tenth of the time.
+    for (family, key, value) in [
+        ("ipv4", "base_reachable_time_ms", "1000"),
+        ("ipv4", "delay_first_probe_time", "1"),
+        ("ipv4", "retrans_time_ms", "300"),
+        ("ipv6", "base_reachable_time_ms", "1000"),
+        ("ipv6", "delay_first_probe_time", "1"),
+        ("ipv6", "retrans_time_ms", "300"),
+    ] {
+        left.sysctl(&format!("net/{family}/neigh/{}/{key}", a.ifname), value);
+    }
+    let b = Station::plug(&daemons[1], (&underlay.hosts[1], &old), Kind::Packet, 2, 1450, "");
+    let targets = [false, true].map(|v6| b.ip(v6).to_string());
+    let ping = |target: &String| left.try_run("ping", &["-c", "1", "-W", "1", target]).is_ok();
+    for target in &targets {
+        eventually("the switch knows it, and answers", || {
+            let before = answered(&daemons[0], &a.ifname);
+            left.ip(&format!("neigh flush dev {}", a.ifname));
+            ping(target) && answered(&daemons[0], &a.ifname) > before
+        });
+    }
+    let mac = |ns: &Ns| ns.link("packet2").expect("there")["address"].clone();
+    let before = mac(&old);
+    daemons[1].ctl("port del packet2");
+    old.ip("link del packet2");
+    Station::plug(&daemons[2], (&underlay.hosts[2], &new), Kind::Packet, 2, 1450, "");
+    assert_ne!(mac(&new), before);
+    let began = Instant::now();
+    for target in &targets {
+        let mut tries = 0;
+        while !ping(target) {
+            tries += 1;
+            assert!(began.elapsed() < Duration::from_secs(15), "{target} is lost after {tries} pings");
+        }
+    }
+    // And it is answered for again, rightly.
+    for target in &targets {
+        eventually("the switch knows it anew", || {
+            let before = answered(&daemons[0], &a.ifname);
+            left.ip(&format!("neigh flush dev {}", a.ifname));
+            ping(target) && answered(&daemons[0], &a.ifname) > before
+        });
+    }
     Ok(())
 }
 

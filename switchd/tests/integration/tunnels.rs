@@ -253,6 +253,47 @@ pub fn strange_datagrams() -> Outcome {
     Ok(())
 }
 
+/// Packets whose senders are made up become remotes, but all of them have one port's share of the stations.
+pub fn made_up_senders() -> Outcome {
+    const STATIONS: u32 = 64;
+    let underlay = Underlay::new(2);
+    let daemon = Daemon::start(&underlay.hosts[0]);
+    daemon.ctl(&format!("bridge add br0 --fdb-max {STATIONS}"));
+    daemon.ctl("port add vx0 --bridge br0 --type vxlan --vni 42 --local 172.16.0.1");
+    let wire = Ns::new("s");
+    daemon.ctl(&format!("port add t0 --bridge br0 --type tap --netns {}", wire.name));
+    let to: SocketAddr = "172.16.0.1:4789".parse().expect("an address");
+    let senders: Vec<UdpSocket> = (101..109)
+        .map(|n| {
+            underlay.hosts[1].ip(&format!("addr add 172.16.0.{n}/24 dev wire"));
+            underlay.hosts[1].enter(|| UdpSocket::bind(format!("172.16.0.{n}:0"))).expect("bound")
+        })
+        .collect();
+    let flood = || {
+        for n in 0..STATIONS {
+            for (sender, remote) in senders.iter().zip(1..) {
+                let frame = test_frame(BROADCAST, station(remote * 1000 + n), "made up");
+                sender.send_to(&[&[8, 0, 0, 0, 0, 0, 42, 0][..], &frame].concat(), to).expect("sent");
+            }
+        }
+    };
+    let used = || daemon.json("bridge show br0")[0]["fdb_used"].as_u64();
+    eventually("the table is full", || {
+        flood();
+        let remotes = daemon.port("vx0")["tunnel"]["remotes"].as_array().map(Vec::len);
+        used() == Some(u64::from(STATIONS)) && remotes == Some(senders.len())
+    });
+    let local = Raw::open(&wire, "t0");
+    for n in 1..=5 {
+        local.send(&test_frame(BROADCAST, station(n), "local")).expect("sent");
+        eventually("a local station is learned", || daemon.whereabouts(station(n)) == Some("t0".into()));
+    }
+    flood();
+    eventually("all are in", || daemon.stats("vx0")["rx_frames"].as_u64() >= Some(u64::from(16 * STATIONS)));
+    assert_eq!((1..=5).filter(|&n| daemon.whereabouts(station(n)) == Some("t0".into())).count(), 5);
+    Ok(())
+}
+
 /// What cannot be is refused by name.
 pub fn refused() -> Outcome {
     let underlay = Underlay::new(2);

@@ -1,7 +1,14 @@
 //! vhost-user ports: QEMU guests that share their memory with the switch.
 
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::harness::daemon::Start;
 use crate::harness::net::Ns;
@@ -220,5 +227,80 @@ pub fn options() -> Outcome {
     assert!(!socket.exists());
     assert!(daemon.ctl("port explain vm1").contains("server=on,wait=off"));
     assert_eq!(daemon.port("vm1")["socket"]["role"].as_str(), Some("client"));
+    Ok(())
+}
+
+/// Shares a sparse file of `len` bytes with a port, as a front end does that says nothing else (`SET_MEM_TABLE`). Whether the switch still
+/// answers then.
+fn share_sparse(socket: &Path, len: u64) -> Option<UnixStream> {
+    const GET_FEATURES: u32 = 1;
+    const SET_MEM_TABLE: u32 = 5;
+    let mut stream = UnixStream::connect(socket).expect("the switch listens");
+    // SAFETY: a literal name; the descriptor is new and ours.
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+    file.set_len(len).expect("sparse");
+    let header = [SET_MEM_TABLE, 1, 40, 1, 0].map(u32::to_ne_bytes).concat();
+    let region = [0, len, 1 << 46, 0].map(u64::to_ne_bytes).concat();
+    let message = [header, region].concat();
+    let fds = [file.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&message)], &rights, MsgFlags::empty(), None)
+        .expect("sent");
+    let question = [GET_FEATURES, 1, 0].map(u32::to_ne_bytes).concat();
+    // It may have hung up already.
+    let _ = stream.write_all(&question);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    stream.read_exact(&mut [0; 20]).is_ok().then_some(stream)
+}
+
+/// What front ends may share, by the port and by the daemon.
+pub fn memory_is_bounded() -> Outcome {
+    let switch = Ns::new("v");
+    let daemon = Start::new(&switch).arguments("--guest-memory-max 8T").without_config().ready();
+    daemon.ctl("bridge add br0");
+    let socket = |name: &str| daemon.path(&format!("{name}.sock"));
+    let add = |name: &str, options: &str| {
+        let path = socket(name);
+        daemon.ctl(&format!(
+            "port add {name} --bridge br0 --type vhost-user --path {} {options}",
+            path.display()
+        ));
+    };
+    add("quarter", "");
+    add("own", "--memory-max 3T");
+    add("small", "--memory-max 4096M");
+    let hint = |name: &str| daemon.port(name)["socket"]["hint"].as_str().map(str::to_owned);
+    assert!(share_sparse(&socket("small"), 5 << 30).is_none());
+    let told = hint("small").expect("a hint");
+    assert!(
+        told.contains("5 GiB more of guest memory") && told.contains("4 GiB that this port may share"),
+        "{told}"
+    );
+    assert!(told.contains("--memory-max") && told.contains("--guest-memory-max"), "{told}");
+    assert!(daemon.log().contains(&told[told.find("5 GiB").expect("told")..]), "{}", daemon.log());
+    let _small = share_sparse(&socket("small"), 4 << 30).expect("as much as it may");
+    assert_eq!(hint("small"), None);
+    assert!(share_sparse(&socket("quarter"), (2 << 40) + 4096).is_none());
+    // Until it goes, when it is there for others.
+    let quarter = share_sparse(&socket("quarter"), 2 << 40).expect("a quarter");
+    let own = share_sparse(&socket("own"), 3 << 40).expect("its own bound");
+    add("late", "");
+    assert!(share_sparse(&socket("late"), 2 << 40).is_none(), "less than twice of it is left");
+    assert!(hint("late").is_some_and(|told| told.contains("who may share 8 TiB together")));
+    add("later", "");
+    let _later = share_sparse(&socket("later"), 512 << 30).expect("and is for smaller ones");
+    drop((quarter, own));
+    eventually("given back", || share_sparse(&socket("late"), 2 << 40).is_some());
+
+    assert!(
+        daemon
+            .refused("port add t1 --bridge br0 --type tap --memory-max 1G")
+            .contains("'memory-max' is for vhost-user")
+    );
+    daemon.misused("port add v1 --bridge br0 --type vhost-user --path /tmp/x --memory-max 1.5G");
+    let again =
+        format!("port add own --may-exist --bridge br0 --type vhost-user --path {}", socket("own").display());
+    assert!(daemon.refused(&again).contains("memory-max is 3T, not default"));
+    daemon.ctl(&format!("{again} --memory-max 3072G"));
     Ok(())
 }

@@ -16,6 +16,7 @@ enum Op {
     Expire { ageing_secs: u32 },
     FlushPort { port: u16 },
     Ports { number: u32 },
+    Device { port: u16, device: u16 },
     Wait { secs: u32 },
 }
 
@@ -28,8 +29,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (n.clone(), port.clone()).prop_map(|(n, port)| Op::Local { n, port }),
         2 => n.prop_map(|n| Op::Remove { n }),
         1 => (0..40_u32).prop_map(|ageing_secs| Op::Expire { ageing_secs }),
-        1 => port.prop_map(|port| Op::FlushPort { port }),
+        1 => port.clone().prop_map(|port| Op::FlushPort { port }),
         1 => (0..6_u32).prop_map(|number| Op::Ports { number }),
+        1 => (port.clone(), port.clone()).prop_map(|(port, device)| Op::Device { port, device }),
         4 => (0..10_u32).prop_map(|secs| Op::Wait { secs }),
     ]
 }
@@ -38,12 +40,23 @@ struct Model {
     entries: HashMap<Key, Entry>,
     max: usize,
     share: usize,
+    /// Whose remote each port is.
+    devices: [u16; PORTS as usize],
     now: Tick,
 }
 
 impl Model {
     fn count(&self, port: PortId) -> usize {
         self.entries.values().filter(|entry| entry.port == port).count()
+    }
+
+    fn device(&self, port: PortId) -> u16 {
+        self.devices[port.index()]
+    }
+
+    fn count_device(&self, port: PortId) -> usize {
+        let device = self.device(port);
+        self.entries.values().filter(|entry| self.device(entry.port) == device).count()
     }
 
     fn dynamic(&self) -> impl Iterator<Item = (&Key, &Entry)> {
@@ -57,14 +70,21 @@ impl Model {
 
     /// Entries that may go for a station learned on `port`.
     fn victims(&self, port: PortId) -> Vec<Key> {
-        let own = self.count(port) > self.share;
-        let may = |entry: &Entry| if own { entry.port == port } else { self.count(entry.port) > self.share };
+        let own = self.count_device(port) > self.share;
+        let may = |entry: &Entry| {
+            if own {
+                self.device(entry.port) == self.device(port)
+            } else {
+                self.count_device(entry.port) > self.share
+            }
+        };
         self.dynamic().filter(|(_, entry)| may(entry)).map(|(key, _)| *key).collect()
     }
 
-    /// Entries that may go for a configured one: the oldest of the fullest port that has any.
+    /// Entries that may go for a configured one: the oldest of the fullest port of the fullest device that has any.
     fn victims_of_fixed(&self) -> Vec<Key> {
-        let rank = |entry: &Entry| (self.count(entry.port), entry.age_secs(self.now));
+        let rank =
+            |entry: &Entry| (self.count_device(entry.port), self.count(entry.port), entry.age_secs(self.now));
         let most = self.dynamic().map(|(_, entry)| rank(entry)).max();
         self.dynamic().filter(|(_, entry)| Some(rank(entry)) == most).map(|(key, _)| *key).collect()
     }
@@ -87,7 +107,7 @@ impl Model {
             let victims = self.victims(port);
             if learned == Learned::Full {
                 assert_eq!(self.entries.len(), self.max);
-                let entitled = self.count(port) != self.share;
+                let entitled = self.count_device(port) != self.share;
                 assert!(!entitled || victims.is_empty(), "these may go: {victims:?}");
             } else {
                 assert_eq!(learned, Learned::Added);
@@ -160,6 +180,10 @@ impl Model {
                 fdb.set_ports(number);
                 self.share = (self.max / number.max(1) as usize).max(1);
             }
+            Op::Device { port, device } => {
+                fdb.set_device(PortId(port), PortId(device));
+                self.devices[usize::from(port)] = device;
+            }
             Op::Wait { secs } => self.now.0 += secs,
         }
     }
@@ -176,8 +200,8 @@ proptest! {
         ops in prop::collection::vec(op(), 1..200),
     ) {
         let fdb = Fdb::with_seed(max, seed);
-        let mut model =
-            Model { entries: HashMap::new(), max: max as usize, share: max as usize, now: Tick(start) };
+        let (max, devices) = (max as usize, std::array::from_fn(|port| port as u16));
+        let mut model = Model { entries: HashMap::new(), max, share: max, devices, now: Tick(start) };
         for op in ops {
             model.apply(&fdb, op);
             let known: HashMap<Key, Entry> = fdb.iter().collect();

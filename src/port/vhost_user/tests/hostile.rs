@@ -1,12 +1,21 @@
 //! A front end that means harm, beside others under the same worker.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use super::load::{frame, switch};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo};
+
+use super::load::{frame, guest_at, switch, switch_with};
 use super::{Folder, Guest, connect};
-use crate::port::mem::MemFrame;
-use crate::switch::PollMode;
+use crate::offload::Capabilities;
+use crate::port::mem::{MemFrame, MemPort};
+use crate::spec::{PortKind, PortSettings, PortSpec, SocketRole, VhostUserSpec};
+use crate::switch::{Missing, Options, PollMode};
 use crate::sys::caller::make_blocking;
+use crate::virtio::driver::{USER, file};
 
 const LONG: Duration = Duration::from_secs(10);
 
@@ -41,7 +50,6 @@ fn who_cannot_be_rung_holds_up_nobody() {
 fn a_port_can_be_deleted_whatever_its_front_end_sent() {
     use std::io::{IoSlice, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
     use std::time::Instant;
 
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -93,4 +101,127 @@ fn the_pairs_of_a_guest_have_one_budget() {
     assert!(matches!(queue.receive(&mut batch, &inbound), Received::More));
     let looked = counters.drops(DropReason::RxError);
     assert!(looked * REGIONS <= PIECES, "{looked} chains in one turn");
+}
+
+/// A sparse memory file of this many bytes, and its region behind all that a guest has.
+fn sparse(len: u64, number: u64) -> (File, VhostUserMemoryRegionInfo) {
+    let file = file(0);
+    file.set_len(len).expect("sparse");
+    let place = (1 << 46) + number * len;
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: place,
+        memory_size: len,
+        userspace_addr: USER + place,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    };
+    (file, region)
+}
+
+/// Adds regions until one is refused; returns how many were not.
+fn add_regions(guest: &mut Guest, len: u64) -> Option<u64> {
+    (0..100).find(|&number| {
+        let (_file, region) = sparse(len, number);
+        guest.front_end.add_mem_region(&region).is_err()
+    })
+}
+
+#[test]
+fn memory_without_end_is_refused() {
+    let folder = Folder::new();
+    let (switch, memory) = switch(&folder, 1, PollMode::default());
+    let mut guest = Guest::boot(connect(&folder));
+    assert_eq!(
+        add_regions(&mut guest, 1 << 40),
+        Some(0),
+        "1 TiB is more than twice of what this machine has"
+    );
+    let hint = || switch.port("guest").expect("there").hint;
+    assert!(
+        hint().is_some_and(|hint| hint.contains("1 TiB more of guest memory beside 1 MiB")),
+        "{:?}",
+        hint()
+    );
+    // It is given up, and begins again.
+    drop(guest);
+    let mut guest = Guest::boot(connect(&folder));
+    assert_eq!(hint(), None);
+    guest.send([frame(2, 1, 1)]);
+    assert!(memory.receive(LONG).is_some());
+    // A log, too, and records longer than they need to be are not mapped whole.
+    let (sparse, _) = sparse(1 << 40, 0);
+    let about = VhostUserInflight::new(1 << 40, 0, 2, super::SIZE);
+    guest.front_end.set_inflight_fd(&about, sparse.as_raw_fd()).expect("little of it is needed");
+    let log = VhostUserDirtyLogRegion { mmap_size: 1 << 40, mmap_offset: 0, mmap_handle: sparse.as_raw_fd() };
+    assert!(guest.front_end.set_log_base(0, Some(log)).is_err());
+    super::eventually("it is said", || hint().is_some());
+}
+
+#[test]
+fn a_front_end_that_takes_all_it_can_leaves_others_theirs() {
+    const REGION: u64 = 1 << 20;
+    let (folder, other_folder) = (Folder::new(), Folder::new());
+    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
+    let options = Options { workers: Some(1), guest_memory_max: Some(16 * REGION), ..Options::default() };
+    let ports = [("guest", guest_at(&folder, None)), ("memory", PortKind::Mem(memory.clone()))];
+    let switch = switch_with(&options, ports);
+    // Again and again: what one connection had is there for the next.
+    for _ in 0..3 {
+        let mut guest = Guest::boot(connect(&folder));
+        assert_eq!(
+            add_regions(&mut guest, REGION),
+            Some(3),
+            "a quarter of all, its own first one among them"
+        );
+    }
+    let mut greedy = Guest::meet(connect(&folder));
+    greedy.share(&greedy.file).expect("taken");
+    (0..3).for_each(|number| {
+        let (_file, region) = sparse(REGION, number);
+        greedy.front_end.add_mem_region(&region).expect("a quarter of all");
+    });
+    // A table as large as can be is replaced by another: the one goes before the other comes.
+    let (_large, region) = sparse(4 * REGION, 0);
+    greedy.front_end.set_mem_table(&[region]).expect("a quarter of all");
+    greedy.front_end.set_mem_table(&[region]).expect("again");
+
+    let port = PortSpec {
+        name: "other".into(),
+        bridge: "br0".into(),
+        kind: guest_at(&other_folder, None),
+        settings: PortSettings::default(),
+    };
+    switch.add_port(port.clone(), Missing::Refuse).expect("added meanwhile");
+    for n in 0..3 {
+        let mut other = Guest::boot(connect(&other_folder));
+        other.send([frame(2, 3, n)]);
+        assert!(memory.receive(LONG).is_some(), "boots and talks, time and again");
+    }
+    // Ports that go give back what they had.
+    for _ in 0..8 {
+        switch.del_port("guest").expect("there");
+        let port = PortSpec { name: "guest".into(), kind: guest_at(&folder, None), ..port.clone() };
+        switch.add_port(port, Missing::Refuse).expect("room");
+        let (_file, region) = sparse(4 * REGION, 0);
+        Guest::meet(connect(&folder)).front_end.set_mem_table(&[region]).expect("a quarter of all");
+    }
+}
+
+#[test]
+fn a_bound_of_its_own_counts() {
+    let folder = Folder::new();
+    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
+    let spec = VhostUserSpec {
+        memory_max: Some(5 << 20),
+        ..VhostUserSpec::new(folder.socket(), SocketRole::Server)
+    };
+    let _switch = switch_with(
+        &Options { workers: Some(1), ..Options::default() },
+        [
+            ("guest", PortKind::VhostUser(VhostUserSpec { queues: Some(super::PAIRS), ..spec })),
+            ("memory", PortKind::Mem(memory)),
+        ],
+    );
+    let mut guest = Guest::boot(connect(&folder));
+    assert_eq!(add_regions(&mut guest, 2 << 20), Some(2));
 }

@@ -56,8 +56,12 @@ impl Guest {
 
 /// A switch with these ports.
 pub(super) fn switch_of(workers: usize, poll: PollMode, ports: [(&str, PortKind); 2]) -> Switch {
-    let options = Options { workers: Some(workers), poll, ..Options::default() };
-    let switch = Switch::start(&options).expect("a switch");
+    switch_with(&Options { workers: Some(workers), poll, ..Options::default() }, ports)
+}
+
+/// The same with these options.
+pub(super) fn switch_with(options: &Options, ports: [(&str, PortKind); 2]) -> Switch {
+    let switch = Switch::start(options).expect("a switch");
     switch.add_bridge(BridgeSpec::new("br0")).expect("a bridge");
     for (name, kind) in ports {
         let (name, bridge) = (name.to_owned(), "br0".to_owned());
@@ -70,7 +74,7 @@ pub(super) fn switch_of(workers: usize, poll: PollMode, ports: [(&str, PortKind)
 /// A port for the guest of this folder.
 pub(super) fn guest_at(folder: &Folder, mtu: Option<u32>) -> PortKind {
     let (path, role) = (folder.socket(), SocketRole::Server);
-    PortKind::VhostUser(VhostUserSpec { path, role, queues: Some(PAIRS), mtu })
+    PortKind::VhostUser(VhostUserSpec { queues: Some(PAIRS), mtu, ..VhostUserSpec::new(path, role) })
 }
 
 /// A switch with a port for a guest, and one in memory.

@@ -33,6 +33,8 @@ pub struct Start<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     unprivileged: bool,
+    user: Option<u32>,
+    without: Vec<libc::c_ulong>,
     in_user_namespace: bool,
     private_mounts: bool,
 }
@@ -46,6 +48,8 @@ impl<'a> Start<'a> {
             arguments: Vec::new(),
             environment: Vec::new(),
             unprivileged: false,
+            user: None,
+            without: Vec::new(),
             in_user_namespace: false,
             private_mounts: false,
         }
@@ -77,6 +81,18 @@ impl<'a> Start<'a> {
     /// Without any capability.
     pub fn unprivileged(mut self) -> Self {
         self.unprivileged = true;
+        self
+    }
+
+    /// As a user without capabilities, whose the folder is.
+    pub fn as_user(mut self, uid: u32) -> Self {
+        self.user = Some(uid);
+        self
+    }
+
+    /// Without these capabilities, by their numbers.
+    pub fn without(mut self, capabilities: &[libc::c_ulong]) -> Self {
+        self.without.extend(capabilities);
         self
     }
 
@@ -118,6 +134,12 @@ impl<'a> Start<'a> {
             let mut command = Command::new("unshare");
             command.args(["--user", "--map-root-user", VSWITCHD]);
             command
+        } else if let Some(uid) = self.user {
+            // Where others than root can reach it.
+            let program = folder.path().join("vswitchd");
+            fs::copy(VSWITCHD, &program).expect("copied");
+            std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).expect("root may");
+            Command::new(program)
         } else {
             Command::new(VSWITCHD)
         };
@@ -126,7 +148,8 @@ impl<'a> Start<'a> {
             fs::write(&config, text).expect("written");
             command.arg("--config").arg(config);
         }
-        let (hide_config, unprivileged) = (self.config.is_none(), self.unprivileged);
+        let (hide_config, unprivileged, user) = (self.config.is_none(), self.unprivileged, self.user);
+        let without = self.without;
         let private_mounts = self.private_mounts;
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
@@ -158,6 +181,16 @@ impl<'a> Start<'a> {
                 // What is not in the bounding set is not gained by exec; it ends at the first that the kernel does not know.
                 let mut drop = (0..64).take_while(|_| unprivileged);
                 drop.all(|capability| libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0);
+                if !without.iter().all(|&number| libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) == 0) {
+                    return Err(std::io::Error::last_os_error());
+                }
+                if let Some(uid) = user
+                    && (libc::setgroups(0, std::ptr::null()) != 0
+                        || libc::setgid(uid) != 0
+                        || libc::setuid(uid) != 0)
+                {
+                    return Err(std::io::Error::last_os_error());
+                }
                 // A test run that is killed takes its daemons along.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())

@@ -51,6 +51,8 @@ pub const EXPECTED_SKIPS: &[(&str, &str)] = &[
     ("attach::users_without_a_number", USERS),
     ("attach::hostile_clients", USERS),
     ("sockets::senders_without_a_number", USERS),
+    ("shortage::no_thread_to_be_had", USERS),
+    ("shortage::locks_of_others", USERS),
     ("sockets::descriptors_are_refused", rights::RIGHTS),
     ("vde::descriptors_are_refused", rights::RIGHTS),
     ("vhost_user::dpdk_forwards", "dpdk-testpmd"),
