@@ -74,7 +74,7 @@ pub enum Meeting<'a> {
 impl PortKind {
     /// The socket that a port of this kind and one of `other` cannot both make.
     ///
-    /// One file is one socket's, and what is in a folder of vde sockets is that port's. By TCP a port that listens at all
+    /// One file is one socket's; that of a vde port is `ctl` in its folder. By TCP a port that listens at all
     /// addresses of a family takes the number from every other of that family.
     #[must_use]
     pub fn shares_socket<'a>(&'a self, other: &'a PortKind) -> Option<Meeting<'a>> {
@@ -82,9 +82,9 @@ impl PortKind {
             PortKind::Vde(spec) => spec.folder(),
             _ => None,
         };
-        let is_in = |path: &Path, kind| folder(kind).is_some_and(|folder| path.parent() == Some(folder));
+        let is_control = |path: &Path, kind| folder(kind).is_some_and(|folder| *path == folder.join("ctl"));
         if let (Some(ours), Some(theirs)) = (self.socket_path(), other.socket_path())
-            && (ours == theirs || is_in(ours, other) || is_in(theirs, self))
+            && (ours == theirs || is_control(ours, other) || is_control(theirs, self))
         {
             return Some(Meeting::File(ours));
         }

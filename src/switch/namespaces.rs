@@ -101,7 +101,8 @@ impl Namespaces {
     pub(super) fn news(&mut self) -> Vec<(Place, News)> {
         let mut news = Vec::new();
         for (place, namespace) in &mut self.open {
-            if place.as_ref().is_some_and(|name| netns::identity(name) != namespace.identity) {
+            let is_another = |name| netns::identity_now(name).is_ok_and(|now| now != namespace.identity);
+            if place.as_ref().is_some_and(is_another) {
                 news.push((place.clone(), News::Vanished));
                 continue;
             }

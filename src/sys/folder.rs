@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::lookups::{self, PATIENCE};
 use super::unix::{self, Descriptors, SockType, SocketFile};
 use super::{Error, Result};
 
@@ -23,7 +24,10 @@ const LEFT: usize = 1024;
 
 /// A folder with a socket that listens. Both go when this is dropped, and sockets that others left there; what else they left stays, with the folder.
 #[derive(Debug)]
-pub struct SocketFolder {
+pub struct SocketFolder(Option<Folder>);
+
+#[derive(Debug)]
+struct Folder {
     path: PathBuf,
     /// While it is open, its inode's number is no other's.
     there: fs::File,
@@ -38,7 +42,48 @@ impl SocketFolder {
     /// Something else is at the path, or the kernel refused.
     pub fn open(path: &Path, name: &str, mode: u32) -> Result<(OwnedFd, SocketFolder)> {
         unix::check_path(&path.join(name))?;
-        let mut folder = SocketFolder::make(path, name)?;
+        let (there, called) = (path.to_owned(), name.to_owned());
+        let made = lookups::within(PATIENCE, move || Folder::open(&there, &called, mode));
+        let (listener, folder) =
+            made.map_err(Error::on(|| format!("cannot make the folder {}", path.display())))??;
+        Ok((listener, SocketFolder(Some(folder))))
+    }
+
+    /// A datagram socket connected to another in it, which the user `uid` made, before it has a name ([`SocketFolder::bind`]): at no moment
+    /// does it take anything from others.
+    ///
+    /// # Errors
+    /// There is no such socket of his.
+    pub fn connected(&self, peer: &OsStr, uid: u32) -> io::Result<OwnedFd> {
+        let Some(folder) = &self.0 else { return Err(io::ErrorKind::NotFound.into()) };
+        let (there, peer) = (folder.there.try_clone()?, peer.to_owned());
+        lookups::within(PATIENCE, move || unix::connected_in(&there, &peer, uid))?
+    }
+
+    /// Gives a datagram socket a name in it: its path, and its file, which has this mode.
+    ///
+    /// # Errors
+    /// Something else has the name, or the kernel refused.
+    pub fn bind(&self, socket: &OwnedFd, name: &str, mode: u32) -> Result<(PathBuf, SocketFile)> {
+        let path = self.0.as_ref().map_or_else(PathBuf::new, |folder| folder.path.join(name));
+        let cannot = || format!("cannot make the socket {}", path.display());
+        let (socket, there) = (socket.try_clone().map_err(Error::on(cannot))?, path.clone());
+        let bound = lookups::within(PATIENCE, move || unix::bind_to(&socket, &there, mode));
+        let file = bound.map_err(Error::on(cannot))??;
+        Ok((path, file))
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        let folder = self.0.take();
+        let _ = lookups::within(PATIENCE, move || drop(folder));
+    }
+}
+
+impl Folder {
+    fn open(path: &Path, name: &str, mode: u32) -> Result<(OwnedFd, Folder)> {
+        let mut folder = Folder::make(path, name)?;
         let cannot =
             |operation| Error::on(move || format!("cannot {operation} the folder {}", path.display()));
         folder.set_mode(CLOSED).map_err(cannot("close"))?;
@@ -49,26 +94,7 @@ impl SocketFolder {
         Ok((listener, folder))
     }
 
-    /// A datagram socket connected to another in it, which the user `uid` made, before it has a name ([`SocketFolder::bind`]): at no moment
-    /// does it take anything from others.
-    ///
-    /// # Errors
-    /// There is no such socket of his.
-    pub fn connected(&self, peer: &OsStr, uid: u32) -> io::Result<OwnedFd> {
-        unix::connected_in(&self.there, peer, uid)
-    }
-
-    /// Gives a datagram socket a name in it: its path, and its file, which has this mode.
-    ///
-    /// # Errors
-    /// Something else has the name, or the kernel refused.
-    pub fn bind(&self, socket: &OwnedFd, name: &str, mode: u32) -> Result<(PathBuf, SocketFile)> {
-        let path = self.path.join(name);
-        let file = unix::bind_to(socket, &path, mode)?;
-        Ok((path, file))
-    }
-
-    fn make(path: &Path, name: &str) -> Result<SocketFolder> {
+    fn make(path: &Path, name: &str) -> Result<Folder> {
         let cannot = |error| Error::new(format!("cannot make the folder {}", path.display()), error);
         let refuse = |why: &str| {
             let what = format!("{} {why}: remove it, or choose another path", path.display());
@@ -99,7 +125,7 @@ impl SocketFolder {
         if !made && !unix::is_stale(&path.join(name), SockType::Stream)? {
             return refuse("is a folder that no vswitchd left");
         }
-        Ok(SocketFolder { path: path.to_owned(), there, socket: None })
+        Ok(Folder { path: path.to_owned(), there, socket: None })
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -132,7 +158,7 @@ fn inside(there: &fs::File) -> PathBuf {
     format!("/proc/self/fd/{}", there.as_raw_fd()).into()
 }
 
-impl Drop for SocketFolder {
+impl Drop for Folder {
     fn drop(&mut self) {
         // One without our socket is not known again: where it cannot be looked into, for want of a descriptor, it goes if it is empty.
         if !self.clear().unwrap_or(self.socket.is_none()) {

@@ -7,7 +7,7 @@
 //! - No call moves the calling thread to another namespace: what must run elsewhere runs on a scratch thread
 //!   ([`netns::run_in`]). The one exception says so: [`netns::exec`], which ends the program.
 //! - An [`Error`] names the object and the operation and carries the kernel's answer.
-//! - Nothing here logs, and nothing here keeps state that is not in a value the caller holds. The two exceptions say so: `sigbus.rs`, `caller.rs`.
+//! - Nothing here logs, and nothing here keeps state that is not in a value the caller holds. The exceptions say so: `sigbus.rs`, `caller.rs`, `lookups.rs`, and, of paths, `netns.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -22,6 +22,7 @@ mod btf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
+pub(crate) mod lookups;
 pub mod machine;
 pub mod macvtap;
 pub(crate) mod mem;

@@ -10,6 +10,7 @@
 //! failure on the way back leaves a thread of the pool in the wrong place, and every later socket with it. Forking,
 //! as the `rtnetlink` crate does, was rejected because forking a threaded daemon is only safe up to `exec`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -18,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,6 +29,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use super::lookups::{self, LookUp, PATIENCE};
 use super::netlink::{LinkChange, Netlink};
 use super::{Error, Result, thread};
 use crate::spec::Netns;
@@ -72,10 +75,18 @@ pub fn check_name(name: &str) -> Result<()> {
 /// namespace; otherwise the kernel's answer.
 pub fn open(ns: &Netns) -> Result<OwnedFd> {
     let path = path_of(ns)?;
+    if is_at_hand(&path) {
+        return open_at(ns, &path);
+    }
+    let (named, cannot) = (ns.clone(), || format!("cannot open network namespace '{ns}'"));
+    lookups::within(PATIENCE, move || open_at(&named, &path)).map_err(Error::on(cannot))?
+}
+
+fn open_at(ns: &Netns, path: &Path) -> Result<OwnedFd> {
     let fd: OwnedFd = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(&path)
+        .open(path)
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => absent(ns),
             _ => Error::new(format!("cannot open network namespace '{ns}'"), error),
@@ -89,6 +100,11 @@ pub fn open(ns: &Netns) -> Result<OwnedFd> {
         )),
         Err(error) => Err(Error::new(format!("cannot examine network namespace '{ns}'"), error)),
     }
+}
+
+/// Whether looking there never waits for a file system of somebody's: names are in a folder of root's in memory, and /proc is the kernel's.
+fn is_at_hand(path: &Path) -> bool {
+    path.starts_with("/proc") || path.parent() == Some(Path::new(RUN_DIR))
 }
 
 /// Opens the namespace of the calling thread.
@@ -108,8 +124,32 @@ pub fn open_current() -> Result<OwnedFd> {
 /// compare with an identity whose namespace is still pinned by something of yours.
 #[must_use]
 pub fn identity(ns: &Netns) -> Option<(u64, u64)> {
-    let stat = std::fs::metadata(ns.path()).ok()?;
-    Some((stat.dev(), stat.ino()))
+    identity_now(ns).unwrap_or(None)
+}
+
+/// The same, but a file system that does not answer is told from a name that is not there.
+///
+/// # Errors
+/// It is not known yet.
+pub(crate) fn identity_now(ns: &Netns) -> io::Result<Option<(u64, u64)>> {
+    fn at(path: &Path) -> Option<(u64, u64)> {
+        let stat = std::fs::metadata(path).ok()?;
+        Some((stat.dev(), stat.ino()))
+    }
+    type Look = LookUp<Option<(u64, u64)>>;
+    /// Paths that are being looked at. Only those are here that did not answer at once, or somebody asks for just now.
+    static ASKED: Mutex<BTreeMap<PathBuf, Look>> = Mutex::new(BTreeMap::new());
+    let path = ns.path();
+    if is_at_hand(&path) {
+        return Ok(at(&path));
+    }
+    let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = path.clone();
+    let answer = asked.entry(path.clone()).or_default().ask(move || at(&there));
+    if !asked.get(&path).is_some_and(LookUp::is_pending) {
+        asked.remove(&path);
+    }
+    answer?.ok_or_else(lookups::unanswered)
 }
 
 /// Device and inode number of an open namespace, comparable with [`identity`].

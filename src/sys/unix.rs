@@ -20,6 +20,7 @@ use nix::sys::stat::{Mode, fchmod};
 
 pub use nix::sys::socket::SockType;
 
+use super::lookups::{self, PATIENCE};
 use super::{Error, Result, users};
 
 /// Longest path of a socket in bytes: `sun_path` less its NUL.
@@ -67,9 +68,16 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity) {
-            let _ = fs::remove_file(&self.path);
+        let (path, ours) = (std::mem::take(&mut self.path), self.identity);
+        if path.as_os_str().is_empty() {
+            return;
         }
+        // One that is left because its file system does not answer is replaced by who comes next.
+        let _ = lookups::within(PATIENCE, move || {
+            if fs::symlink_metadata(&path).is_ok_and(|there| identity(&there) == ours) {
+                let _ = fs::remove_file(&path);
+            }
+        });
     }
 }
 
@@ -117,7 +125,7 @@ pub enum Descriptors {
 /// `Datagram` it is told who sends. A file that a program left which ended is replaced.
 ///
 /// # Errors
-/// Somebody else's socket or another file is there, or the kernel refused.
+/// Somebody else's socket or another file is there, or the kernel refused; its file system does not answer.
 pub fn bind_at(
     path: &Path,
     kind: SockType,
@@ -125,6 +133,18 @@ pub fn bind_at(
     descriptors: Descriptors,
 ) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
+    let (there, shown) = (path.to_owned(), path.display());
+    lookups::within(PATIENCE, move || bind_now(&there, kind, mode, descriptors))
+        .map_err(Error::on(|| format!("cannot make the socket {shown}")))?
+}
+
+/// The same, for as long as the file system takes.
+fn bind_now(
+    path: &Path,
+    kind: SockType,
+    mode: u32,
+    descriptors: Descriptors,
+) -> Result<(OwnedFd, SocketFile)> {
     remove_stale(path, kind)?;
     let cannot = Error::on(|| format!("cannot make the socket {}", path.display()));
     let made = || -> io::Result<(OwnedFd, SocketFile)> {
@@ -315,14 +335,15 @@ fn connect_file(fd: &OwnedFd, file: &fs::File, given_by: Option<libc::uid_t>) ->
     Ok(connect(fd.as_raw_fd(), &UnixAddr::new(same.as_str())?)?)
 }
 
-/// Connects a datagram socket to whoever sent what waits first, which goes on waiting. `None`: nothing waits.
+/// The path of whoever sent what waits first, which goes on waiting, and the user who has sent it, for [`connect_datagrams`]. `None`: nothing
+/// waits.
 ///
-/// The sender's name is a path as *he* sees it, and may be another program's socket here. So what is found has to belong to the user that the
+/// The path is one as *the sender* sees it, and may be another program's socket here. So what is found there has to belong to the user that the
 /// kernel says has sent, and it has to be able to say that ([`users`]). A name without a file (unix(7), "abstract") shows nobody's ownership, and is refused.
 ///
 /// # Errors
-/// The sender cannot be sent to: it has no path, or none that leads from here to a socket of the same user.
-pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
+/// The sender cannot be sent to: it has no path.
+pub fn first_sender(fd: &OwnedFd) -> io::Result<Option<(PathBuf, libc::uid_t)>> {
     let (sender, uid) = match peek_sender(fd.as_fd()) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         sender => sender?,
@@ -331,7 +352,7 @@ pub fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "nobody can tell whose the sender is"));
     }
     match sender.path() {
-        Some(path) if path.is_absolute() => connect_datagrams(fd, path, Some(uid)).map(Some),
+        Some(path) if path.is_absolute() => Ok(Some((path.to_owned(), uid))),
         _ => Err(no_address()),
     }
 }
@@ -607,6 +628,10 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    fn connect_to_sender(fd: &OwnedFd) -> io::Result<Option<Remote>> {
+        first_sender(fd)?.map(|(path, uid)| connect_datagrams(fd, &path, Some(uid))).transpose()
     }
 
     /// Sends a datagram from a socket bound to `path`, which may fill its field.

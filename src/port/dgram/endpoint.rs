@@ -1,4 +1,5 @@
-//! Where the peer of a dgram port is found. Only the control side has one; nothing here waits.
+//! Where the peer of a dgram port is found. Only the control side has one; nothing here waits, which is why paths are looked up by others
+//! ([`crate::sys::lookups`]), one at a time for a port: a first sender whose path's file system does not answer holds up its own port alone.
 //!
 //! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
 //! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
@@ -16,6 +17,7 @@ use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::DgramSpec;
 use crate::sys::Error;
+use crate::sys::lookups::LookUp;
 use crate::sys::unix::{self, Descriptors, Remote, SockType, SocketFile};
 
 /// Bytes that wait for the peer to read them, at most.
@@ -32,7 +34,9 @@ pub struct Endpoint {
     _file: SocketFile,
     /// Where the peer is; `None`: whoever sends first.
     peer: Option<PathBuf>,
-    current: Option<Remote>,
+    current: Option<Arc<Remote>>,
+    found: LookUp<io::Result<Remote>>,
+    is_there: LookUp<bool>,
     backoff: Backoff,
     /// Peers that there were.
     pub connections: u64,
@@ -55,6 +59,8 @@ impl Endpoint {
             _file: file,
             peer: spec.peer.clone(),
             current: None,
+            found: LookUp::default(),
+            is_there: LookUp::default(),
             backoff: Backoff::new(BACKOFF_MAX),
             connections: 0,
             refused: 0,
@@ -73,16 +79,18 @@ impl Endpoint {
         self.current.is_none() && unix::is_readable(&self.socket)
     }
 
-    /// The peer has gone, or is not the one at its path any more.
-    #[must_use]
-    pub fn has_lost_peer(&self) -> bool {
-        self.current.as_ref().is_some_and(|remote| !remote.is_there())
+    /// The peer has gone, or is not the one at its path any more, as far as it is known yet.
+    pub fn has_lost_peer(&mut self) -> bool {
+        let Some(remote) = &self.current else { return false };
+        let remote = Arc::clone(remote);
+        matches!(self.is_there.ask(move || remote.is_there()), Ok(Some(false)))
     }
 
     /// The connection has ended.
     pub fn ended(&mut self, now: Instant) {
         unix::disconnect(&self.socket);
         self.current = None;
+        self.is_there.forget();
         self.backoff.ended(now);
     }
 
@@ -96,16 +104,18 @@ impl Endpoint {
         }
         let Some(remote) = self.find()? else { return Ok(None) };
         let uid = remote.uid();
-        self.current = Some(remote);
+        self.current = Some(Arc::new(remote));
         self.backoff.began(now);
         self.connections += 1;
         Ok(Some(Connected { socket: Arc::clone(&self.socket), uid }))
     }
 
     fn find(&mut self) -> Result<Option<Remote>, Error> {
-        let Some(path) = &self.peer else { return Ok(self.first_sender()) };
-        match unix::connect_datagrams(&self.socket, path, None) {
-            Ok(remote) => Ok(Some(remote)),
+        let Some(path) = self.peer.clone() else { return self.first_sender() };
+        let (socket, peer) = (Arc::clone(&self.socket), path.clone());
+        let asked = self.found.ask(move || unix::connect_datagrams(&socket, &peer, None));
+        match asked.and_then(Option::transpose) {
+            Ok(found) => Ok(found),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
             {
@@ -116,16 +126,29 @@ impl Endpoint {
     }
 
     /// Whoever sent what waits first and can be answered; what others sent before is thrown away.
-    fn first_sender(&mut self) -> Option<Remote> {
+    fn first_sender(&mut self) -> Result<Option<Remote>, Error> {
         for _ in 0..REFUSALS {
-            match unix::connect_to_sender(&self.socket) {
-                Ok(found) => return found,
-                Err(_) => {
+            let asked = if self.found.is_pending() {
+                self.found.answer()
+            } else {
+                match unix::first_sender(&self.socket) {
+                    Ok(None) => return Ok(None),
+                    Ok(Some((path, uid))) => {
+                        let socket = Arc::clone(&self.socket);
+                        self.found.ask(move || unix::connect_datagrams(&socket, &path, Some(uid)))
+                    }
+                    Err(error) => Ok(Some(Err(error))),
+                }
+            };
+            match asked.map_err(|error| Error::new("cannot look up the socket of who sent first", error))? {
+                None => return Ok(None),
+                Some(Ok(remote)) => return Ok(Some(remote)),
+                Some(Err(_)) => {
                     let _ = unix::receive(self.socket.as_fd(), &mut []);
                     self.refused += 1;
                 }
             }
         }
-        None
+        Ok(None)
     }
 }

@@ -18,6 +18,7 @@ use crate::port::backoff::Backoff;
 use crate::port::check_mtu;
 use crate::spec::{SocketRole, StreamAddress, StreamSpec};
 use crate::sys::Error;
+use crate::sys::lookups::LookUp;
 use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 
 /// The longest pause between two connections or tries.
@@ -42,8 +43,16 @@ pub struct Endpoint {
 
 #[derive(Debug)]
 enum Way {
-    Listen { listener: OwnedFd, tcp: bool, _file: Option<SocketFile> },
-    Connect { to: StreamAddress, under_way: Option<(Socket, Instant)> },
+    Listen {
+        listener: OwnedFd,
+        tcp: bool,
+        _file: Option<SocketFile>,
+    },
+    Connect {
+        to: StreamAddress,
+        under_way: Option<(Socket, Instant)>,
+        looked_up: LookUp<io::Result<OwnedFd>>,
+    },
 }
 
 impl Endpoint {
@@ -58,7 +67,7 @@ impl Endpoint {
                 if let StreamAddress::Unix(path) = address {
                     unix::check_path(path)?;
                 }
-                Way::Connect { to: address.clone(), under_way: None }
+                Way::Connect { to: address.clone(), under_way: None, looked_up: LookUp::default() }
             }
             (SocketRole::Server, StreamAddress::Unix(path)) => {
                 let (listener, file) =
@@ -113,8 +122,8 @@ impl Endpoint {
             Way::Listen { listener, .. } => {
                 (accept_living(listener, &mut self.refused), "cannot accept a peer".to_owned())
             }
-            Way::Connect { to, under_way } => {
-                (connect(to, under_way, registry, token, now), format!("cannot connect to {to}"))
+            Way::Connect { to, under_way, looked_up } => {
+                (connect(to, under_way, looked_up, registry, token, now), format!("cannot connect to {to}"))
             }
         };
         let tcp = self.is_tcp();
@@ -217,12 +226,17 @@ fn accept_living(listener: &OwnedFd, gone: &mut u64) -> io::Result<Option<OwnedF
 fn connect(
     to: &StreamAddress,
     under_way: &mut Option<(Socket, Instant)>,
+    looked_up: &mut LookUp<io::Result<OwnedFd>>,
     registry: &Registry,
     token: Token,
     now: Instant,
 ) -> io::Result<Option<OwnedFd>> {
     let address = match to {
-        StreamAddress::Unix(path) => return unix::connect_to(path, Descriptors::Refused).map(Some),
+        StreamAddress::Unix(path) => {
+            let path = path.clone();
+            let asked = looked_up.ask(move || unix::connect_to(&path, Descriptors::Refused));
+            return asked.and_then(Option::transpose);
+        }
         StreamAddress::Tcp(address) => *address,
     };
     let Some((socket, since)) = under_way.take() else {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::CONTROL;
 use super::endpoint::{Connection, Watch};
 use super::protocol::{self, ADDRESS_LEN, Bad};
+use crate::sys::lookups::LookUp;
 use crate::sys::peer::Peer;
 use crate::sys::unix::{self, Descriptors, SockType, SocketFile};
 use crate::sys::{self, Error};
@@ -29,6 +30,8 @@ pub(super) struct Client {
     folder: PathBuf,
     mode: u32,
     asked: Option<Asked>,
+    request: LookUp<Result<Asked, Error>>,
+    connection: LookUp<io::Result<Connection>>,
 }
 
 /// A request that was sent.
@@ -44,59 +47,78 @@ struct Asked {
 
 impl Client {
     pub(super) fn new(folder: &Path, mode: u32) -> Client {
-        Client { folder: folder.to_owned(), mode, asked: None }
+        let (request, connection) = (LookUp::default(), LookUp::default());
+        Client { folder: folder.to_owned(), mode, asked: None, request, connection }
     }
 
     /// The connection, when the switch has answered.
     pub(super) fn next(&mut self, watch: Watch<'_>, now: Instant) -> Result<Option<Connection>, Error> {
+        if self.connection.is_pending() {
+            let answer = self.connection.answer();
+            return answer.and_then(Option::transpose).map_err(|error| self.cannot(error));
+        }
         let mut asked = match self.asked.take() {
             Some(asked) => asked,
-            None => self.ask(watch, now)?,
+            None => {
+                let (folder, mode) = (self.folder.clone(), self.mode);
+                let asked = self.request.ask(move || Asked::new(&folder, mode));
+                let Some(asked) = asked.map_err(|error| self.cannot(error))?.transpose()? else {
+                    return Ok(None);
+                };
+                watch.control(&asked.control).map_err(|error| self.cannot(error))?;
+                Asked { since: now, ..asked }
+            }
         };
-        let cannot = |error| self.cannot(error);
-        if !asked.is_answered().map_err(cannot)? {
+        if !asked.is_answered().map_err(|error| self.cannot(error))? {
             if now.duration_since(asked.since) > ANSWER_MAX {
-                return Err(cannot(io::ErrorKind::TimedOut.into()));
+                return Err(self.cannot(io::ErrorKind::TimedOut.into()));
             }
             self.asked = Some(asked);
             return Ok(None);
         }
-        asked.connect(&self.folder).map(Some).map_err(cannot)
-    }
-
-    fn ask(&self, watch: Watch<'_>, now: Instant) -> Result<Asked, Error> {
-        let cannot = |error| self.cannot(error);
-        let control = unix::connect_to(&self.folder.join(CONTROL), Descriptors::Refused).map_err(cannot)?;
-        let (path, socket, file) = self.bind()?;
-        let request = protocol::request_for(&path, "vswitchd");
-        match unix::send_connected(control.as_fd(), &[IoSlice::new(&request)]).map_err(cannot)? {
-            Some(len) if len == request.len() => {}
-            _ => return Err(cannot(io::ErrorKind::WriteZero.into())),
-        }
-        watch.control(&control).map_err(cannot)?;
-        Ok(Asked { control, socket, _file: file, answer: [0; ADDRESS_LEN], len: 0, since: now })
+        let folder = self.folder.clone();
+        let connected = self.connection.ask(move || asked.connect(&folder));
+        connected.and_then(Option::transpose).map_err(|error| self.cannot(error))
     }
 
     fn cannot(&self, error: io::Error) -> Error {
-        Error::new(format!("cannot plug into {}", self.folder.display()), error)
+        cannot(&self.folder, error)
     }
+}
 
-    /// A socket of a name that nobody has.
-    fn bind(&self) -> Result<(PathBuf, OwnedFd, SocketFile), Error> {
-        let mut number = 0;
-        loop {
-            let path = self.folder.join(format!(".{:05}-{number:05}", std::process::id()));
-            match unix::bind_at(&path, SockType::Datagram, self.mode, Descriptors::Refused) {
-                Ok((fd, file)) => return Ok((path, fd, file)),
-                // One of a program that is gone, too: another user's cannot be removed.
-                Err(_) if number < NAMES && path.symlink_metadata().is_ok() => number += 1,
-                Err(error) => return Err(error),
-            }
+fn cannot(folder: &Path, error: io::Error) -> Error {
+    Error::new(format!("cannot plug into {}", folder.display()), error)
+}
+
+/// A socket in a folder, of a name that nobody has.
+fn bind(folder: &Path, mode: u32) -> Result<(PathBuf, OwnedFd, SocketFile), Error> {
+    let mut number = 0;
+    loop {
+        let path = folder.join(format!(".{:05}-{number:05}", std::process::id()));
+        match unix::bind_at(&path, SockType::Datagram, mode, Descriptors::Refused) {
+            Ok((fd, file)) => return Ok((path, fd, file)),
+            // One of a program that is gone, too: another user's cannot be removed.
+            Err(_) if number < NAMES && path.symlink_metadata().is_ok() => number += 1,
+            Err(error) => return Err(error),
         }
     }
 }
 
 impl Asked {
+    /// Asks the switch whose folder it is. That may take as long as the folder's file system does.
+    fn new(folder: &Path, mode: u32) -> Result<Asked, Error> {
+        let cannot = |error| cannot(folder, error);
+        let control = unix::connect_to(&folder.join(CONTROL), Descriptors::Refused).map_err(cannot)?;
+        let (path, socket, file) = bind(folder, mode)?;
+        let request = protocol::request_for(&path, "vswitchd");
+        match unix::send_connected(control.as_fd(), &[IoSlice::new(&request)]).map_err(cannot)? {
+            Some(len) if len == request.len() => {}
+            _ => return Err(cannot(io::ErrorKind::WriteZero.into())),
+        }
+        let since = Instant::now();
+        Ok(Asked { control, socket, _file: file, answer: [0; ADDRESS_LEN], len: 0, since })
+    }
+
     /// Reads of the answer what has come; whether that is all.
     fn is_answered(&mut self) -> io::Result<bool> {
         while let Some(spare) = self.answer.get_mut(self.len..).filter(|spare| !spare.is_empty()) {
@@ -137,9 +159,8 @@ mod tests {
         let _theirs = UnixDatagram::bind(name(0)).unwrap();
         // Not to be removed either.
         fs::create_dir(name(1)).unwrap();
-        let client = Client::new(&folder, 0o600);
-        let bound = client.bind().map(|(path, ..)| path);
-        let without_folder = Client::new(&folder.join("none"), 0o600).bind().map(|(path, ..)| path);
+        let bound = bind(&folder, 0o600).map(|(path, ..)| path);
+        let without_folder = bind(&folder.join("none"), 0o600).map(|(path, ..)| path);
         let expected = name(2);
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!(bound.unwrap(), expected);

@@ -26,7 +26,7 @@ const TOKEN: Token = Token(2);
 pub(super) enum Endpoint {
     Stream(stream::endpoint::Endpoint),
     Dgram(dgram::endpoint::Endpoint),
-    Vde(vde::endpoint::Endpoint),
+    Vde(Box<vde::endpoint::Endpoint>),
 }
 
 impl Endpoint {
@@ -147,7 +147,7 @@ impl Control {
                     Endpoint::Stream(stream::endpoint::Endpoint::open(spec, registry, TOKEN)?)
                 }
                 PortKind::Dgram(spec) => Endpoint::Dgram(dgram::endpoint::Endpoint::open(spec)?),
-                PortKind::Vde(spec) => Endpoint::Vde(vde::endpoint::Endpoint::open(spec, watch)?),
+                PortKind::Vde(spec) => Endpoint::Vde(Box::new(vde::endpoint::Endpoint::open(spec, watch)?)),
                 _ => return Ok(None),
             }),
         };

@@ -24,8 +24,9 @@ impl Daemon {
     /// # Errors
     /// The file cannot be read or is wrong, or a change is refused; everything is as before then.
     pub fn reload(&self) -> Result<ReloadReport, Error> {
-        let mut record = self.record();
-        let path = match record.path.clone() {
+        // Read without the record: the file system may take its time, and requests need that.
+        let path = self.record().path.clone();
+        let path = match path {
             Some(path) => path,
             None if Path::new(DEFAULT_CONFIG).exists() => PathBuf::from(DEFAULT_CONFIG),
             None => {
@@ -35,6 +36,7 @@ impl Daemon {
             }
         };
         let config = Config::read(&path).map_err(Error::Invalid)?;
+        let mut record = self.record();
         self.reconcile(&mut record, &config, Missing::Wait)
     }
 

@@ -14,6 +14,7 @@ mod explained;
 mod failed;
 mod faults;
 mod guests;
+mod hanging;
 mod harness;
 mod host;
 mod identity;
@@ -102,6 +103,8 @@ const TESTS: &[(&str, Test)] = &[
     ("failed::comes_by_itself", failed::comes_by_itself),
     ("failed::strict", failed::strict),
     ("failed::reload_is_all_or_nothing", failed::reload_is_all_or_nothing),
+    ("hanging::senders_paths", hanging::senders_paths),
+    ("hanging::the_operators_own", hanging::the_operators_own),
     ("host::stays_silent", host::stays_silent),
     ("host::stays_silent_in_ipv6", host::stays_silent_in_ipv6),
     ("faults::interface_deleted", faults::interface_deleted),

@@ -196,9 +196,9 @@ pub fn as_asked() -> Outcome {
     refused("vde --listen 127.0.0.1:1", "'listen' is for stream ports");
     refused(&format!("vde --path {}", daemon.path("").display()), "is a folder that no vswitchd left");
     refused(&format!("vde --path {}", daemon.path("log").display()), "exists and is not a folder");
-    refused(&format!("vde --path {text}/ctl"), "exists and is not a folder");
+    refused(&format!("vde --path {text}/ctl"), "port del vm1");
     refused("vde --path /nowhere/x", "No such file");
-    refused(&format!("stream --path {text}/ctl"), "another program has the socket");
+    refused(&format!("stream --path {text}/ctl"), "port del vm1");
     assert!(connect(&place).write_all(b"?").is_ok(), "it goes on listening");
 
     daemon.ctl(&format!("port add c --bridge br0 --type vde --path {text}.c --client"));

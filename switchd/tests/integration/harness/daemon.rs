@@ -36,6 +36,7 @@ pub struct Start<'a> {
     user: Option<u32>,
     without: Vec<libc::c_ulong>,
     in_user_namespace: bool,
+    private_mounts: bool,
 }
 
 impl<'a> Start<'a> {
@@ -50,6 +51,7 @@ impl<'a> Start<'a> {
             user: None,
             without: Vec::new(),
             in_user_namespace: false,
+            private_mounts: false,
         }
     }
 
@@ -100,6 +102,12 @@ impl<'a> Start<'a> {
         self
     }
 
+    /// With mounts of its own: what is mounted there later is seen by nobody else.
+    pub fn private_mounts(mut self) -> Self {
+        self.private_mounts = true;
+        self
+    }
+
     /// In the folder of one that ended, if there was one.
     pub fn folder(mut self, folder: impl Into<Option<TempDir>>) -> Self {
         self.folder = folder.into();
@@ -142,6 +150,7 @@ impl<'a> Start<'a> {
         }
         let (hide_config, unprivileged, user) = (self.config.is_none(), self.unprivileged, self.user);
         let without = self.without;
+        let private_mounts = self.private_mounts;
         let socket = folder.path().join("ctl.sock");
         let log = fs::File::options()
             .create(true)
@@ -163,6 +172,8 @@ impl<'a> Start<'a> {
             command.pre_exec(move || {
                 if hide_config {
                     hide_default_config()?;
+                } else if private_mounts {
+                    unshare_mounts()?;
                 }
                 if libc::setns(target.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
                     return Err(std::io::Error::last_os_error());
@@ -188,6 +199,17 @@ impl<'a> Start<'a> {
         let child = command.spawn().expect("vswitchd starts");
         Daemon { child, socket, folder: Some(folder) }
     }
+}
+
+/// Gives the calling process mounts of its own; what others mount later still appears to it.
+fn unshare_mounts() -> std::io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: system calls with constant C strings and null where mount(2) ignores the argument.
+    let done = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none.cast()) == 0
+    };
+    if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// Covers /etc/vswitchd, for the calling process and its children only; namespaces made later still appear to them.
