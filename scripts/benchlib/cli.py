@@ -14,7 +14,7 @@ from .guests import attachments
 from .load import QUIET_CPUS, wait_for_quiet
 from .metrics import METRICS, Setting, applies, measure
 from .overlays import overlays
-from .system import Failed, exit_on_sigterm, undoing
+from .system import Failed, exit_on_sigterm, target_folder, undoing
 from .vhost import front_ends
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -35,13 +35,14 @@ def arguments(argv):
     parser.add_argument("--metrics", metavar="NAME[,NAME]", help=f"only these of {','.join(ALL_METRICS)}")
     parser.add_argument("--out", metavar="DIR", help="where results go (default results/DATE-HOST)")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are in --out already")
-    parser.add_argument("--bin", default=os.path.join(ROOT, "target/release"), metavar="DIR", help="folder of vswitchd and vswitchctl")
+    parser.add_argument("--bin", metavar="DIR", help="folder of vswitchd and vswitchctl (default: where cargo puts them)")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=DIR", help="another build of ours, to compare in the same run")
     parser.add_argument("--vswitchd-args", default="", metavar="ARGS", help="more arguments for vswitchd")
     parser.add_argument("--patience", type=float, default=20, metavar="S", help="how long to wait for other processes to be quiet before each sample (default 20)")
     parser.add_argument("--tries", type=int, default=3, metavar="N", help="how often a sample is taken before a disturbed one is kept (default 3)")
     parser.add_argument("--list", action="store_true", help="list contenders and whether they can run, then exit")
     options = parser.parse_args(argv)
+    options.bin = options.bin or os.path.join(target_folder(ROOT), "release")
     if min(options.rounds, options.seconds, options.tries) < 1:
         parser.error("--rounds, --seconds and --tries are at least 1")
     if options.append and not options.out:
@@ -171,7 +172,7 @@ def main(argv=None):
 
     exit_on_sigterm()
     # The measuring tools are this tree's, whatever folder the switch comes from.
-    setting = Setting(options.seconds, os.path.join(ROOT, "target/release/vswitch-bench"))
+    setting = Setting(options.seconds, os.path.join(target_folder(ROOT), "release/vswitch-bench"))
     options.out = options.out or os.path.join(ROOT, "results", time.strftime("%Y-%m-%d-%H%M%S-") + platform.node())
     try:
         results = start(options, contenders, missing)

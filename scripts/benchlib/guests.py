@@ -14,10 +14,10 @@ import os
 import shutil
 
 from .contenders import ADDRESS_A, PREFIX, Contender, Vswitch, quietly
-from .system import Failed, Server, directory, run, undoing, veth
+from .system import Failed, Server, directory, run, target_folder, undoing, veth
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-QEMU, KERNEL = "qemu-system-x86_64", os.path.join(ROOT, "target/guest/vmlinuz")
+QEMU = "qemu-system-x86_64"
 ADDRESSES = ("10.1.2.11", "10.1.2.12")
 BOOT_SECONDS = 120
 KVM_SECONDS = 15
@@ -30,6 +30,12 @@ CARDS = {
 }
 
 
+@functools.cache
+def kernel():
+    """The guests' kernel, which scripts/setup unpacks."""
+    return os.path.join(target_folder(ROOT), "guest/vmlinuz")
+
+
 class Guest:
     """A guest that runs lines from its console and says how each ended."""
 
@@ -39,7 +45,7 @@ class Guest:
             run(os.path.join(ROOT, "scripts/lib/initramfs.sh"), initramfs, "iperf3")
         self.server = Server(
             stack, name, QEMU, "-accel", accelerator, "-cpu", "max", "-m", MEMORY, "-nodefaults", "-no-user-config",
-            "-display", "none", "-serial", "stdio", "-kernel", KERNEL, "-initrd", initramfs,
+            "-display", "none", "-serial", "stdio", "-kernel", kernel(), "-initrd", initramfs,
             "-append", "console=ttyS0 quiet panic=-1 mitigations=off", *argv, netns=netns, directory=folder,
         )  # fmt: skip
         self.seen = 0
@@ -101,7 +107,7 @@ class Attached(Contender):
         for program, package in ((QEMU, "qemu-system-x86"), ("busybox", "busybox-static")):
             if not shutil.which(program):
                 return f"no {program}: apt-get install {package}"
-        if not os.path.exists(KERNEL):
+        if not os.path.exists(kernel()):
             return "no kernel for guests: scripts/setup guests"
         return None if self.kind == "bridge" else self.ours.missing()
 

@@ -3,13 +3,15 @@
 import contextlib
 import io
 import os
+import re
 import sys
+import tempfile
 import types
 import unittest
 import unittest.mock
 import xml.etree.ElementTree
 
-from . import cli, contenders, guests, load, metrics, report, stats, vhost
+from . import cli, contenders, guests, load, metrics, report, stats, system, vhost
 from .line import Line
 from .system import Failed, Server, directory, run, undoing
 
@@ -40,6 +42,38 @@ class Stats(unittest.TestCase):
         self.assertEqual(list(summary["x"]), ["bridge", "ours"])
         self.assertEqual(summary["x"]["ours"]["value"], {"median": 7.0, "min": 5.0, "max": 20.0, "n": 3})
         self.assertIsNone(summary["x"]["bridge"]["ratio"])
+
+
+class Folders(unittest.TestCase):
+    scripts = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def both(self, root, **more):
+        """What Python and what the shell scripts take for cargo's target folder."""
+        env = {name: value for name, value in os.environ.items() if name not in ("CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR")} | more
+        asked = [". \"$1/lib/common.sh\" && target_folder \"$2\"", "sh", self.scripts, root]
+        return system.target_folder(root, env), run("sh", "-euc", *asked, env=env).strip()
+
+    def test_programs_are_where_cargo_puts_them(self):
+        with tempfile.TemporaryDirectory() as root:
+            os.makedirs(os.path.join(root, "src"))
+            for name, text in (("Cargo.toml", '[package]\nname = "p"\n[workspace]\n'), ("src/lib.rs", "")):
+                with open(os.path.join(root, name), "w") as file:
+                    file.write(text)
+            self.assertEqual(self.both(root), (f"{root}/target",) * 2)
+            self.assertEqual(self.both(root, CARGO_TARGET_DIR="/somewhere/else"), ("/somewhere/else",) * 2)
+            os.makedirs(os.path.join(root, ".cargo"))
+            with open(os.path.join(root, ".cargo/config.toml"), "w") as file:
+                file.write('[build]\ntarget-dir = "built here"\n')
+            self.assertEqual(self.both(root), (f"{root}/built here",) * 2)
+
+    def test_no_script_knows_better(self):
+        guess = re.compile(r"(?<!\$)target/(release|debug|guest|libvirt|loom|test-logs)")
+        for folder, _, names in os.walk(self.scripts):
+            for name in names:
+                path = os.path.join(folder, name)
+                if path != os.path.abspath(__file__) and not name.endswith(".pyc"):
+                    with open(path) as file:
+                        self.assertIsNone(guess.search(file.read()), path)
 
 
 class Iperf(unittest.TestCase):

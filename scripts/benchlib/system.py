@@ -32,6 +32,16 @@ def run(*argv, netns=None, timeout=60, env=None):
     return done.stdout
 
 
+def target_folder(root, env=None):
+    """Where cargo puts what it builds in the repository at `root`: CARGO_TARGET_DIR, build.target-dir, or neither."""
+    asked = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
+    try:
+        said = subprocess.run(asked, cwd=root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        return json.loads(said.stdout)["target_directory"]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+        return os.path.join(root, (env or os.environ).get("CARGO_TARGET_DIR", "target"))
+
+
 def within(netns, argv):
     """The same command inside a namespace. /sys stays the host's: nothing here reads it."""
     return ["nsenter", f"--net=/run/netns/{netns}", "--", *argv] if netns else list(argv)

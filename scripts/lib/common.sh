@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2034 # the colours are for those who source this
-# What scripts/demo and scripts/test share. Sourced from the repository's root.
+# What the scripts share. Sourced from the repository's root.
 
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -12,6 +12,13 @@ fi
 # Tells of a step that went well, or of one that did not.
 good() { printf '  %s✓%s %s\n' "$green" "$plain" "$*"; }
 bad() { printf '  %s✗%s %s\n' "$red" "$plain" "$*" >&2; }
+
+# target_folder ROOT: where cargo puts what it builds in the repository at ROOT, whatever says so: CARGO_TARGET_DIR, build.target-dir
+# of a configuration file, or neither. Without cargo it is what it would be by default.
+target_folder() {
+    found=$(cd "$1" && cargo metadata --no-deps --format-version 1 2>/dev/null | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p') || true
+    printf '%s\n' "${found:-${CARGO_TARGET_DIR:-$1/target}}"
+}
 
 # become_root SCRIPT [ARG…]: returns if we are root; else starts the script again as the root of a user namespace with
 # its own network and its own /run, where namespaces and taps may be made without privilege; else says what it takes.

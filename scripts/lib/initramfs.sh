@@ -1,10 +1,12 @@
 #!/bin/sh
-# Makes what a guest of tests and measurements boots from: busybox, the drivers that scripts/setup unpacked into target/guest,
-# guest-init.sh as the first program, and the programs that are named, with the libraries they need.
+# Makes what a guest of tests and measurements boots from: busybox, the drivers that scripts/setup unpacked into guest of cargo's
+# target folder, guest-init.sh as the first program, and the programs that are named, with the libraries they need.
 #
 # usage: scripts/lib/initramfs.sh FILE [PROGRAM]…
 set -eu
 here=$(dirname "$0")
+# shellcheck source=scripts/lib/common.sh
+. "$here/common.sh"
 into=$1
 shift
 
@@ -13,7 +15,7 @@ trap 'rm -rf "$tree"' EXIT
 trap 'exit 130' INT TERM
 mkdir "$tree/bin" "$tree/dev"
 cp "$(command -v busybox)" "$tree/bin/busybox"
-cp "$here"/../../target/guest/*.ko "$tree"
+cp "$(target_folder "$here/../..")"/guest/*.ko "$tree"
 cp "$here/guest-init.sh" "$tree/init"
 chmod 755 "$tree/init"
 for program in "$@"; do

@@ -69,7 +69,10 @@ impl Inspection {
         let indices: Vec<u32> = links.iter().map(|link| link.index).collect();
         let found = match self.inspector() {
             Some(inspector) => inspector.look(place.as_ref().map(|_| here.as_fd()), &indices)?,
-            None => by_kind(netlink, &here, &indices)?,
+            None => {
+                let (all, (_, inode)) = (netlink.links()?, netns::identity_of(here.as_fd())?);
+                indices.iter().map(|&index| Some(by_kind(&all, inode, index))).collect()
+            }
         };
         let words = |below: u32, uppers: Uppers| {
             let counts = |upper: &&Upper| uppers.has_handler || upper.is_vlan || upper.is_master;
@@ -88,25 +91,20 @@ impl Inspection {
     }
 }
 
-/// The same by what netlink tells of the interfaces' own namespace.
-fn by_kind(netlink: &Netlink, here: &OwnedFd, indices: &[u32]) -> sys::Result<Vec<Option<Uppers>>> {
-    let inode = u32::try_from(netns::identity_of(here.as_fd())?.1).unwrap_or_default();
-    let links = netlink.links()?;
-    let on = |index: u32| {
-        let is_on = |link: &&Link| {
-            let known = link.kind.as_deref().is_some_and(|kind| KINDS.contains(&kind));
-            known && link.link == Some(index) && link.link_netnsid.is_none()
-        };
-        let upper = |link: &Link| Upper {
-            name: link.name.clone(),
-            index: link.index,
-            netns_inode: inode,
-            is_vlan: true,
-            is_master: false,
-        };
-        Uppers { devices: links.iter().filter(is_on).map(upper).collect(), ..Uppers::default() }
+/// The same by what netlink tells of the interfaces' own namespace, whose inode number this is.
+fn by_kind(links: &[Link], inode: u64, index: u32) -> Uppers {
+    let is_on = |link: &&Link| {
+        let known = link.kind.as_deref().is_some_and(|kind| KINDS.contains(&kind));
+        known && link.link == Some(index) && link.link_netnsid.is_none()
     };
-    Ok(indices.iter().map(|&index| Some(on(index))).collect())
+    let upper = |link: &Link| Upper {
+        name: link.name.clone(),
+        index: link.index,
+        netns_inode: u32::try_from(inode).unwrap_or_default(),
+        is_vlan: true,
+        is_master: false,
+    };
+    Uppers { devices: links.iter().filter(is_on).map(upper).collect(), ..Uppers::default() }
 }
 
 /// Its kind and name, and where it is when that is elsewhere. `None` for one that only remembers the interface `below`, as far as can be known:
@@ -228,5 +226,50 @@ impl Port {
             "interface '{}' carries {devices}, where no frames arrive while it is a port; delete one of the two",
             link.name.escape_debug()
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, kind: &str, below: Option<u32>, netnsid: Option<i32>) -> Link {
+        Link {
+            index,
+            name: format!("{kind}{index}"),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            ethernet: true,
+            master: None,
+            kind: Some(kind.to_owned()),
+            link: below,
+            link_netnsid: netnsid,
+            txqlen: 0,
+            group: 0,
+            persistent: false,
+            alias: None,
+        }
+    }
+
+    #[test]
+    fn without_the_kernels_word_kinds_are_known() {
+        let links = [
+            link(2, "veth", Some(7), None),
+            link(3, "macvlan", Some(2), None),
+            link(4, "vlan", Some(2), None),
+            // The other end of a pair, a tunnel that remembers it, one on another, and one on what has its number elsewhere.
+            link(7, "veth", Some(2), None),
+            link(8, "gretap", Some(2), None),
+            link(9, "macvtap", Some(7), None),
+            link(10, "macvlan", Some(2), Some(0)),
+        ];
+        let names = |index: u32| {
+            by_kind(&links, 1, index).devices.into_iter().map(|upper| upper.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(2), ["macvlan3", "vlan4"]);
+        assert_eq!(names(7), ["macvtap9"]);
+        assert!(names(3).is_empty());
     }
 }

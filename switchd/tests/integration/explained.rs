@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::harness::daemon::{Daemon, HELPER, folder};
 use crate::harness::net::{Ns, has_program, run, try_run};
 use crate::harness::qemu::{Qemu, can_boot};
-use crate::harness::{Outcome, Skip, eventually};
+use crate::harness::{Outcome, Skip, eventually, target_folder};
 
 /// What the schema of a domain calls for beside the network.
 const DOMAIN: &str = "<domain type='kvm'><name>guest</name><memory unit='GiB'>1</memory>{memory}\
@@ -174,7 +174,7 @@ pub fn libvirt_xml() -> Outcome {
     if !has_program("xmllint") {
         return Err(Skip("xmllint (libxml2-utils)".to_owned()));
     }
-    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/libvirt/domain.rng");
+    let schema = target_folder().join("libvirt/domain.rng");
     if !schema.exists() {
         return Err(Skip("libvirt's schemas (scripts/setup test unpacks them)".to_owned()));
     }

@@ -20,6 +20,7 @@ pub mod underlay;
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed};
@@ -99,6 +100,12 @@ pub const BPF: &str = "CAP_BPF outside of user namespaces";
 
 /// Who else is lacking there.
 const USERS: &str = "users other than root, in this user namespace";
+
+/// Where cargo puts what it builds, and `scripts/setup` what it unpacks.
+pub fn target_folder() -> &'static Path {
+    let inside = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    inside.parent().unwrap_or(inside)
+}
 
 /// Whether there are others than root to be.
 ///

@@ -3,7 +3,7 @@
 //! A guest boots in a few seconds, emulated (`-accel tcg`: a `/dev/kvm` may be there and not boot a stock kernel). Its serial
 //! console is a channel for commands. It takes the network devices that the test names, and it ends with the test.
 //!
-//! The kernel and its drivers are unpacked by `scripts/setup test` into `target/guest`.
+//! The kernel and its drivers are unpacked by `scripts/setup test` into `guest` of cargo's target folder.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::daemon::folder;
 use super::net::{Ns, run};
-use super::{PATIENCE, Random, Skip};
+use super::{PATIENCE, Random, Skip, target_folder};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// A guest's network card on the netdev `net`.
@@ -57,7 +57,7 @@ pub fn can_boot() -> Result<(), Skip> {
 }
 
 fn kernel() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/vmlinuz")
+    target_folder().join("guest/vmlinuz")
 }
 
 /// A running guest; dropping it ends it.
