@@ -33,7 +33,7 @@ impl Identity {
         let key = match MachineId::read() {
             Some(MachineId::Lasting(id)) => Some(id),
             Some(MachineId::UntilBoot(id)) => {
-                tracing::warn!(
+                tracing::info!(
                     "this machine has no id (see machine-id(5)): interfaces made without --mac keep their addresses \
                      until the next boot only"
                 );

@@ -101,6 +101,17 @@ pub fn by_bridge_port_and_daemon() -> Outcome {
     daemons[0].ctl("port del p2");
     daemons[0].ctl("port add p2 --bridge br0 --type internal --ifname again");
     assert_ne!(mac(&one, "again"), all[2], "it is on another bridge");
+
+    // A macvtap device that has an address of its own, too; one that takes all frames has the lower's.
+    one.veth("l0", &two, "far", 1500);
+    let made = |mode: &str| {
+        daemons[0].ctl(&format!("port add m0 --bridge br1 --type macvtap --lower l0 --mode {mode}"));
+        let made = mac(&one, "m0");
+        daemons[0].ctl("port del m0");
+        made
+    };
+    assert_eq!((made("private"), made("passthru")), (made("private"), mac(&one, "l0")));
+    assert_ne!(made("private"), mac(&one, "l0"));
     Ok(())
 }
 
