@@ -22,14 +22,15 @@ use crate::sys::{self, macvtap, netns, packet};
 const KIND: &str = "macvtap";
 
 pub(super) fn check(spec: &MacvtapSpec, workers: usize) -> Result<(), sys::Error> {
-    sys::check_ifname(&spec.ifname)?;
-    spec.lower.as_ref().map_or(Ok(()), |lower| sys::check_ifname(&lower.ifname))?;
+    match &spec.lower {
+        Some(lower) => sys::check_ifname(&spec.ifname).and(sys::check_known_ifname(&lower.ifname))?,
+        None => sys::check_known_ifname(&spec.ifname)?,
+    }
     tap::queues_of(&spec.ifname, spec.queues, workers).map(drop)
 }
 
 pub(super) fn open(spec: &MacvtapSpec, workers: usize) -> Result<OpenPort, sys::Error> {
-    let check = if spec.lower.is_some() { sys::check_ifname } else { sys::check_known_ifname };
-    check(&spec.ifname)?;
+    check(spec, workers)?;
     let queues = tap::queues_of(&spec.ifname, spec.queues, workers)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
     let target = target.as_ref().map(AsFd::as_fd);

@@ -157,7 +157,7 @@ impl OpenPort {
 pub(crate) fn check(kind: &PortKind, workers: usize) -> Result<(), sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::check(spec, workers),
-        PortKind::Packet(spec) => sys::check_ifname(&spec.ifname),
+        PortKind::Packet(spec) => sys::check_known_ifname(&spec.ifname),
         PortKind::Macvtap(spec) => macvtap::check(spec, workers),
         PortKind::VhostUser(spec) => vhost_user::check(spec),
         PortKind::Stream(spec) => check_mtu(spec.mtu).and_then(|()| match &spec.address {

@@ -23,7 +23,6 @@ use crate::api::{
 };
 use crate::attach::device::Purpose;
 use crate::attach::rules::Rules;
-use crate::attach::told::Told;
 use crate::compare;
 use crate::config::{Config, DaemonSection};
 use crate::control::Control;
@@ -35,8 +34,6 @@ pub struct Daemon {
     record: Mutex<Record>,
     /// Who may attach guests. Apart from the record, because every connection looks at it, and changes may take a while.
     rules: Mutex<Arc<Rules>>,
-    /// Log lines about guests who were refused.
-    refusals: Told,
     socket: PathBuf,
     attach_socket: Option<PathBuf>,
     poll: String,
@@ -114,7 +111,6 @@ impl Daemon {
             switch,
             record: Mutex::default(),
             rules: Mutex::default(),
-            refusals: Told::default(),
             socket: section.socket().to_owned(),
             attach_socket: section.attach_socket(),
             poll: section.poll.unwrap_or_default().to_string(),

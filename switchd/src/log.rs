@@ -139,8 +139,8 @@ struct Words {
     named: Option<String>,
 }
 
-/// Fields that name an object.
-const OBJECTS: [&str; 4] = ["port", "bridge", "worker", "socket"];
+/// Fields that name an object. A user is one: they may ask for as many others as they like.
+const OBJECTS: [&str; 5] = ["port", "bridge", "worker", "socket", "uid"];
 
 impl Words {
     fn text(&self) -> String {

@@ -12,7 +12,6 @@
 //! | [`server`] | the socket, against clients that mean ill |
 //! | [`device`] | the TAP |
 //! | [`helper`] | the program that QEMU starts |
-//! | [`told`] | log lines that anybody can cause |
 //!
 //! Rejected: a helper that is setuid root and does the work itself, as QEMU's is (privileges in a program that anybody starts, and
 //! a second place with rules), and attaching over the control socket (whoever may open that controls the whole switch).
@@ -24,7 +23,6 @@ pub mod helper;
 pub mod protocol;
 pub mod rules;
 pub mod server;
-pub mod told;
 
 /// Where the attach socket is, when the control socket is where it is by default.
 pub const DEFAULT_SOCKET: &str = "/run/vswitchd/attach.sock";

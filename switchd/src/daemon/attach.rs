@@ -118,16 +118,14 @@ impl Daemon {
         if rules.allow(peer, bridge) {
             return Ok(());
         }
-        if let Some(left_out) = self.refusals.due() {
-            let (uid, pid) = (who.uid, peer.pid);
-            let path = rules.path().unwrap_or(Path::new(DEFAULT_CONFIG)).display();
-            tracing::warn!(
-                pid,
-                left_out,
-                "no attach rule admits uid {uid} to bridge '{bridge}'; to admit it, add to {path}: [[attach]] user = {uid} \
-                 bridge = \"{bridge}\"; then: vswitchctl reload"
-            );
-        }
+        let (uid, pid) = (who.uid, peer.pid);
+        let path = rules.path().unwrap_or(Path::new(DEFAULT_CONFIG)).display();
+        tracing::warn!(
+            uid,
+            pid,
+            "no attach rule admits uid {uid} to bridge '{bridge}'; to admit it, add to {path}: [[attach]] user = {uid} \
+             bridge = \"{bridge}\"; then: vswitchctl reload"
+        );
         Err(Error::Invalid(not_admitted(who, bridge)))
     }
 
@@ -214,9 +212,7 @@ impl Daemon {
         if who.uid == 0 || matches!(error, Error::System { .. }) {
             return error;
         }
-        if let Some(left_out) = self.refusals.due() {
-            tracing::warn!(left_out, "uid {} cannot attach to bridge '{bridge}': {error}", who.uid);
-        }
+        tracing::warn!(uid = who.uid, "cannot attach a guest to bridge '{bridge}': {error}");
         Error::Invalid(format!(
             "vswitchd cannot make a port of bridge '{bridge}': ask the administrator of this host, its log says why"
         ))
