@@ -469,8 +469,9 @@ impl Control {
             _ => None,
         };
         let mtu = port.link.as_ref().map_or(opened.mtu, |link| link.mtu);
+        let carriers = opened.link.as_ref().map_or(0, port::vhost_user::Link::carriers);
         // A new device is a new port to the workers, but it goes on counting where the old one ended.
-        let shared = PortShared::new(self.crew.len(), mtu, opened.strict_mtu);
+        let shared = PortShared::new(self.crew.len() + carriers, mtu, opened.strict_mtu);
         shared.continue_from(&port.shared);
         port.shared = Arc::new(shared);
         port.capabilities = opened.capabilities;

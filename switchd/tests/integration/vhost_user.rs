@@ -302,5 +302,22 @@ pub fn memory_is_bounded() -> Outcome {
         format!("port add own --may-exist --bridge br0 --type vhost-user --path {}", socket("own").display());
     assert!(daemon.refused(&again).contains("memory-max is 3T, not default"));
     daemon.ctl(&format!("{again} --memory-max 3072G"));
+    let shown = daemon.ctl("port show own");
+    assert!(
+        shown.contains("memory-max:") && shown.contains("3T") && !shown.contains("own-thread"),
+        "{shown}"
+    );
+
+    add("apart", "--own-thread");
+    assert!(share_sparse(&socket("apart"), 4096).is_some());
+    assert_eq!(daemon.port("apart")["socket"]["own_thread"].as_bool(), Some(true));
+    assert!(daemon.ctl("port show apart").contains("own-thread:"));
+    let again = format!(
+        "port add apart --may-exist --bridge br0 --type vhost-user --path {}",
+        socket("apart").display()
+    );
+    assert!(daemon.refused(&again).contains("own-thread is on, not off"));
+    daemon.ctl("port del apart");
+    assert!(!socket("apart").exists());
     Ok(())
 }
