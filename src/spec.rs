@@ -239,13 +239,15 @@ pub struct VhostUserSpec {
     pub mtu: Option<u32>,
     /// Bytes of memory that the guest may share; `None` is a part of what all guests may ([`crate::virtio::room`]).
     pub memory_max: Option<u64>,
+    /// A thread of the port's own touches the guest's memory, and no worker does.
+    pub own_thread: bool,
 }
 
 impl VhostUserSpec {
     /// At this socket, with defaults for everything else.
     #[must_use]
     pub fn new(path: PathBuf, role: SocketRole) -> VhostUserSpec {
-        VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None }
+        VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None, own_thread: false }
     }
 
     /// Its MTU in bytes.

@@ -497,8 +497,9 @@ impl Control {
             _ => None,
         };
         let mtu = link.as_ref().map_or(opened.mtu, |link| link.mtu);
+        let carriers = opened.link.as_ref().map_or(0, port::vhost_user::Link::carriers);
         // A new device is a new port to the workers, but it goes on counting where the old one ended.
-        let shared = Arc::new(PortShared::new(self.crew.len(), mtu, opened.strict_mtu));
+        let shared = Arc::new(PortShared::new(self.crew.len() + carriers, mtu, opened.strict_mtu));
         if let Some(guest) = &mut opened.link {
             let what = || format!("port '{}': cannot serve its front end", port.spec.name);
             let pool = Arc::clone(&self.guest_memory);

@@ -131,13 +131,13 @@ pub(crate) struct Bytes(pub u64);
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-        let power = (self.0.max(1).ilog2() / 10) as usize;
-        let shift = 10 * power;
-        let tenths = (self.0 & ((1u64 << shift) - 1)).checked_shr(shift.saturating_sub(10) as u32);
-        let tenths = tenths.unwrap_or(0) * 10 / 1024;
-        match (power, tenths) {
-            (0, _) | (_, 0) => write!(f, "{} {}", self.0 >> shift, UNITS[power]),
-            _ => write!(f, "{}.{tenths} {}", self.0 >> shift, UNITS[power]),
+        let power = self.0.max(1).ilog2() / 10;
+        let (shift, unit) = (10 * power, UNITS[power as usize]);
+        // In 1/1024 of the unit.
+        let rest = (self.0 & ((1 << shift) - 1)) >> shift.saturating_sub(10);
+        match rest * 10 / 1024 {
+            tenths if power > 0 && tenths > 0 => write!(f, "{}.{tenths} {unit}", self.0 >> shift),
+            _ => write!(f, "{} {unit}", self.0 >> shift),
         }
     }
 }

@@ -147,7 +147,7 @@ pub enum PortVerb {
     /// Options that a type does not know are refused. tap takes --ifname, --netns, --mac, --mtu, --address, --gateway,
     /// --queues and --no-offload; packet --ifname and --netns; internal --ifname, --mac, --mtu and --address; macvtap
     /// --lower, --mode, --ifname, --netns, --mac, --mtu and --queues; vhost-user --path, --server, --client, --queues,
-    /// --memory-max and --mtu; vde --path, --server, --client, --mode and --mtu; stream and dgram those under 'Sockets' and --mtu; tunnels those under
+    /// --memory-max, --own-thread and --mtu; vde --path, --server, --client, --mode and --mtu; stream and dgram those under 'Sockets' and --mtu; tunnels those under
     /// 'Tunnels', --netns and --mtu.
     Add {
         #[command(flatten)]

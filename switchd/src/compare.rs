@@ -90,6 +90,7 @@ pub(crate) fn ports(existing: &PortSpec, asked: &PortSpec) -> Vec<String> {
         (PortKind::VhostUser(old), PortKind::VhostUser(new)) => {
             sockets(&mut all, &existing.kind, &asked.kind);
             all.add("queues", &old.queues, &new.queues, or_default);
+            all.add("own-thread", &old.own_thread, &new.own_thread, switch);
             all.add("memory-max", &old.memory_max.map(Size), &new.memory_max.map(Size), or_default);
         }
         (old, new) => all.add("type", &old.name(), &new.name(), |name| (*name).to_owned()),

@@ -19,6 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::Device;
+use super::own::Own;
 use super::{Rings, messages};
 use crate::port::backoff::{Backoff, GOOD};
 use crate::spec::{SocketRole, VhostUserSpec};
@@ -48,6 +49,8 @@ pub struct Link {
     inner: Arc<Inner>,
     listener: Option<UnixListener>,
     thread: Option<Thread>,
+    /// What carries frames in the workers' place.
+    own: Option<Own>,
     _file: Option<SocketFile>,
 }
 
@@ -72,7 +75,11 @@ struct Inner {
 
 impl Link {
     /// A server makes its socket here, so that one that cannot be made is a port that cannot be added.
-    pub(super) fn open(spec: &VhostUserSpec, rings: Arc<Rings>) -> Result<Link, sys::Error> {
+    pub(super) fn open(
+        spec: &VhostUserSpec,
+        rings: Arc<Rings>,
+        own: Option<Own>,
+    ) -> Result<Link, sys::Error> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| sys::Error::new("cannot make an eventfd", error))?;
         let path = spec.path.clone();
@@ -83,7 +90,13 @@ impl Link {
         let (ends, stream) = (AtomicBool::new(false), Mutex::new(None));
         let memory_max = spec.memory_max;
         let inner = Arc::new(Inner { path, memory_max, rings, ends, bell, stream });
-        Ok(Link { inner, listener, thread: None, _file: file })
+        Ok(Link { inner, listener, thread: None, own, _file: file })
+    }
+
+    /// How many threads beside the workers count its frames, each with counters behind theirs.
+    #[must_use]
+    pub fn carriers(&self) -> usize {
+        usize::from(self.own.is_some())
     }
 
     /// Begins to speak, for a port whose guest's memory is counted in this pool.
@@ -92,6 +105,9 @@ impl Link {
     /// There is no thread to be had.
     pub fn start(&mut self, port: Arc<PortShared>, pool: Arc<Pool>) -> io::Result<()> {
         port.set_taken(capabilities(0));
+        if let Some(own) = &mut self.own {
+            own.start(Arc::clone(&port))?;
+        }
         let (inner, listener) = (Arc::clone(&self.inner), self.listener.take());
         let (ends, ended) = crossbeam_channel::bounded(0);
         let run = move || {
@@ -107,7 +123,7 @@ impl Link {
     /// Whether the guest receives and sends.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.inner.rings.is_live()
+        self.inner.rings.is_live() && self.own.as_ref().is_none_or(Own::is_alive)
     }
 
     /// What would be better, if anything.
@@ -119,6 +135,13 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // First, as workers do: what is late is shown while there is a front end.
+        if !self.own.as_mut().is_none_or(|own| own.end(GRACE)) {
+            tracing::error!(
+                "{}: a front end holds up the thread that carries its frames; it is left alone",
+                self.inner.path.display()
+            );
+        }
         self.inner.ends.store(true, Ordering::Relaxed);
         let _ = self.inner.bell.write(1);
         if let Some(stream) = &*self.inner.stream.lock().unwrap_or_else(PoisonError::into_inner) {

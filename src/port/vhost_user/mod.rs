@@ -6,6 +6,8 @@
 //! **One copy.** A long frame's end stays in the memory of the guest that sent it, and is copied from there to where it goes: between two guests that
 //! is all the copying there is. Until its batch has left, the ring is lending, and its chains are not given back.
 //!
+//! **A thread of its own.** A port may have one that does all of this in the workers' place, so that none of them waits for memory of the guest's (`own.rs`).
+//!
 //! **Who has a ring.** It lies in a slot behind a mutex, taken once a batch, and once more after one to which it lent. From a slot's transmit queue only one worker
 //! takes frames, and a receive queue is that of all workers with more workers than queues; the protocol's thread takes the mutex to put a ring in or out, which is
 //! rare and short, and waits for a ring that is lending. So a ring that has been taken out is used by nobody, whatever the workers do at that moment, and no hand-over of the
@@ -38,8 +40,10 @@ use crate::wire::arp;
 mod device;
 mod link;
 mod messages;
+mod own;
 
 pub use link::Link;
+use own::Own;
 
 /// Most queue pairs of a port: bits of a word.
 pub const PAIRS_MAX: u16 = 64;
@@ -61,12 +65,21 @@ pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys
     let pairs = spec.queues.unwrap_or(PAIRS_DEFAULT);
     // Guests with one queue each are shared out among the workers.
     let first = spec.path.as_os_str().as_encoded_bytes().iter().map(|&byte| usize::from(byte)).sum();
-    let rings = Rings::new(usize::from(pairs), workers, first)
+    // With a thread of its own, that is the one user of its rings.
+    let users = if spec.own_thread { 1 } else { workers };
+    let rings = Rings::new(usize::from(pairs), users, first)
         .map_err(|source| sys::Error::new("cannot make an epoll instance", source))?;
     let rings = Arc::new(rings);
     let queue = |worker| Box::new(Queue::new(Arc::clone(&rings), worker, workers)) as Box<dyn PortQueue>;
+    let (own, queues) = if spec.own_thread {
+        let (own, queues) = Own::new(&rings, workers, first)
+            .map_err(|source| sys::Error::new("cannot make an eventfd", source))?;
+        (Some(own), queues)
+    } else {
+        (None, (0..workers).map(queue).collect())
+    };
     Ok(OpenPort {
-        queues: (0..workers).map(queue).collect(),
+        queues,
         receiving: usize::from(pairs),
         // What of these holds is seen when a guest has come.
         capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
@@ -75,7 +88,7 @@ pub(super) fn open(spec: &VhostUserSpec, workers: usize) -> Result<OpenPort, sys
         strict_mtu: false,
         keep: Vec::new(),
         watches: Vec::new(),
-        link: Some(Link::open(spec, rings)?),
+        link: Some(Link::open(spec, rings, own)?),
         made: None,
     })
 }

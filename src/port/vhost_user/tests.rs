@@ -44,6 +44,7 @@ mod huge;
 mod lending;
 mod load;
 mod migration;
+mod own;
 mod pairs;
 
 /// A folder of its own, gone with the test.

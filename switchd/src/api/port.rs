@@ -322,6 +322,11 @@ with_port_settings! {
         #[arg(long, value_name = "BYTES", help_heading = "Sockets")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub memory_max: Option<Size>,
+        /// Have a thread of its own touch the guest's memory, and no worker: slower, and whatever its front end does to that memory holds
+        /// up no other port (vhost-user)
+        #[arg(long, help_heading = "Sockets")]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pub own_thread: bool,
         /// Make the macvtap device, on top of this interface [default: it exists]
         #[arg(long, value_name = "IF", help_heading = "Macvtap")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -587,6 +592,7 @@ impl PortAdd {
             ("gateway", self.gateway.is_some(), TAP),
             ("queues", self.queues.is_some(), QUEUES),
             ("memory-max", self.memory_max.is_some(), GUEST),
+            ("own-thread", self.own_thread, GUEST),
             ("no-offload", self.no_offload, TAP),
         ];
         for (option, given, fits) in given {
@@ -617,7 +623,14 @@ impl PortAdd {
         }
         let role = if self.client { SocketRole::Client } else { SocketRole::Server };
         let memory_max = self.memory_max.map(|size| size.0);
-        Ok(VhostUserSpec { path, role, queues: self.queues, mtu: self.mtu, memory_max })
+        Ok(VhostUserSpec {
+            path,
+            role,
+            queues: self.queues,
+            mtu: self.mtu,
+            memory_max,
+            own_thread: self.own_thread,
+        })
     }
 
     /// Refuses what no device has.

@@ -11,6 +11,7 @@ use vswitch::status::PeersStatus;
 use super::Role;
 use super::mode::{FileMode, ModeChoice};
 use super::port::{PortAdd, PortType};
+use super::size::Size;
 
 /// Those that listen or connect.
 pub(super) const STREAM: &[PortType] = &[PortType::Stream];
@@ -37,6 +38,13 @@ pub struct SocketInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub mode: Option<FileMode>,
+    /// Memory that the guest may share, where that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub memory_max: Option<Size>,
+    /// Whether a thread of the port's own carries the guest's frames.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_thread: bool,
     /// Peers so far, and what became of others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<PeersInfo>,
@@ -83,6 +91,8 @@ impl SocketInfo {
             address: None,
             peer: None,
             mode: None,
+            memory_max: None,
+            own_thread: false,
             peers: peers.map(PeersInfo::from),
             hint: None,
         };
@@ -113,7 +123,9 @@ impl SocketInfo {
                 ..none
             },
             PortKind::VhostUser(spec) => {
-                SocketInfo { role: spec.role.into(), path: text(&spec.path), ..none }
+                let memory_max = spec.memory_max.map(Size);
+                let (role, own_thread) = (spec.role.into(), spec.own_thread);
+                SocketInfo { role, path: text(&spec.path), memory_max, own_thread, ..none }
             }
             _ => return None,
         })

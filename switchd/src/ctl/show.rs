@@ -207,6 +207,12 @@ pub(super) fn port(port: &PortInfo) -> String {
         if let Some(peers) = &socket.peers {
             pairs.push(("connections", peers.summary()));
         }
+        if let Some(max) = socket.memory_max {
+            pairs.push(("memory-max", max.to_string()));
+        }
+        if socket.own_thread {
+            pairs.push(("own-thread", "on".to_owned()));
+        }
         if let Some(mode) = socket.mode {
             pairs.push(("mode", mode.to_string()));
         }

@@ -82,7 +82,7 @@ fn kind() -> impl Strategy<Value = PortKind> {
         1 => path().prop_map(|path| PortKind::Dgram(DgramSpec { path, peer: None, mtu: 1500, mode: 0o660 })),
         1 => (path(), role()).prop_map(|(path, role)| PortKind::Vde(VdeSpec { path, role, mtu: 1500, mode: 0o660 })),
         2 => (path(), role())
-            .prop_map(|(path, role)| PortKind::VhostUser(VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None })),
+            .prop_map(|(path, role)| PortKind::VhostUser(VhostUserSpec { path, role, queues: None, mtu: None, memory_max: None, own_thread: false })),
     ]
 }
 
@@ -231,7 +231,7 @@ proptest! {
         let kind = |which: usize, name: &str| match which {
             0 => PortKind::VhostUser(VhostUserSpec {
                 path: format!("/{name}/s").into(), role: SocketRole::Server, queues: None, mtu: None,
-                memory_max: None,
+                memory_max: None, own_thread: false,
             }),
             1 => PortKind::Tap(TapSpec { netns: Some(Netns(name.to_owned())), ..TapSpec::new("i") }),
             _ => PortKind::Packet(PacketSpec { ifname: name.to_owned(), netns: None }),

@@ -57,12 +57,12 @@ fn guest(name: &str, socket: &Path, role: &str) -> String {
 }
 
 /// A guest and a host, through everything that may happen to either side of the socket.
-fn through_restarts(role: &str) -> Outcome {
+fn through_restarts(role: &str, options: &str) -> Outcome {
     can_boot()?;
     let (switch, station) = (Ns::new("v"), Ns::new("h"));
     let folder = crate::harness::daemon::folder();
     let socket = folder.path().join("vm1.sock");
-    let config = layout(&(host(&station) + &guest("vm1", &socket, role)));
+    let config = layout(&(host(&station) + &guest("vm1", &socket, role) + options));
     let daemon = Start::new(&switch).config(&config).ready();
     let mut vm = Qemu::boot(&switch, &arguments(&socket, 1, role == "client"));
     vm.address("10.9.0.2/24");
@@ -80,7 +80,7 @@ fn through_restarts(role: &str) -> Outcome {
     let kept = daemon.kill();
     drop(station);
     let station = Ns::new("h");
-    let config = layout(&(host(&station) + &guest("vm1", &socket, role)));
+    let config = layout(&(host(&station) + &guest("vm1", &socket, role) + options));
     let daemon = Start::new(&switch).folder(kept).config(&config).ready();
     daemon.wait_port_state("vm1", "up");
     vm.talk("10.9.0.2", &station, "10.9.0.1");
@@ -97,11 +97,12 @@ fn through_restarts(role: &str) -> Outcome {
 }
 
 pub fn the_switch_listens() -> Outcome {
-    through_restarts("server")
+    through_restarts("server", "")
 }
 
 pub fn qemu_listens() -> Outcome {
-    through_restarts("client")
+    // The same of a port with a thread of its own, whose guest may share what QEMU gives it, 192 MiB, and no more.
+    through_restarts("client", "own_thread = true\nmemory_max = \"192M\"\n")
 }
 
 /// Two guests with jumbo frames, one of them with two queues, under two workers: big frames stay whole between them.
@@ -302,5 +303,22 @@ pub fn memory_is_bounded() -> Outcome {
         format!("port add own --may-exist --bridge br0 --type vhost-user --path {}", socket("own").display());
     assert!(daemon.refused(&again).contains("memory-max is 3T, not default"));
     daemon.ctl(&format!("{again} --memory-max 3072G"));
+    let shown = daemon.ctl("port show own");
+    assert!(
+        shown.contains("memory-max:") && shown.contains("3T") && !shown.contains("own-thread"),
+        "{shown}"
+    );
+
+    add("apart", "--own-thread");
+    assert!(share_sparse(&socket("apart"), 4096).is_some());
+    assert_eq!(daemon.port("apart")["socket"]["own_thread"].as_bool(), Some(true));
+    assert!(daemon.ctl("port show apart").contains("own-thread:"));
+    let again = format!(
+        "port add apart --may-exist --bridge br0 --type vhost-user --path {}",
+        socket("apart").display()
+    );
+    assert!(daemon.refused(&again).contains("own-thread is on, not off"));
+    daemon.ctl("port del apart");
+    assert!(!socket("apart").exists());
     Ok(())
 }

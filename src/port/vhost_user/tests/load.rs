@@ -85,8 +85,16 @@ pub(super) fn switch(folder: &Folder, workers: usize, poll: PollMode) -> (Switch
 }
 
 fn through(poll: PollMode) {
+    through_with(poll, false);
+}
+
+/// The same, of a port that has a thread of its own.
+pub(super) fn through_with(poll: PollMode, own_thread: bool) {
     let folder = Folder::new();
-    let (switch, memory) = switch(&folder, 2, poll);
+    let memory = MemPort::new(Capabilities::default(), 1500).expect("a port");
+    let PortKind::VhostUser(guest) = guest_at(&folder, None) else { unreachable!() };
+    let guest = PortKind::VhostUser(VhostUserSpec { own_thread, ..guest });
+    let switch = switch_of(2, poll, [("guest", guest), ("memory", PortKind::Mem(memory.clone()))]);
     let mut guest = Guest::boot(connect(&folder));
     let (mut sent, mut turn) = (0, 0u32);
     while sent < FRAMES {
