@@ -27,6 +27,9 @@ pub mod tunnel;
 pub mod vde;
 pub mod vhost_user;
 
+pub use packet::Preparation;
+pub(crate) use packet::warn_of_host;
+
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
     /// What becomes readable when frames wait; `None` when this queue only sends.
@@ -143,9 +146,21 @@ impl OpenPort {
 /// # Errors
 /// Names the interface or namespace and the operation that failed.
 pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
+    open_prepared(kind, workers, &mut Preparation::default())
+}
+
+/// As [`open`], with what was opened before it.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_prepared(
+    kind: &PortKind,
+    workers: usize,
+    preparation: &mut Preparation,
+) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
-        PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::Packet(spec) => packet::open(spec, workers, preparation),
         PortKind::Macvtap(spec) => macvtap::open(spec, workers),
         PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),

@@ -100,6 +100,7 @@ const TESTS: &[(&str, Test)] = &[
     ("faults::nothing_piles_up", faults::nothing_piles_up),
     ("rings::a_frame_stops_one", rings::a_frame_stops_one),
     ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
+    ("rings::as_cheap_with_many_workers", rings::as_cheap_with_many_workers),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),
