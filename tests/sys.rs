@@ -20,7 +20,7 @@ use vswitch::addr::MacAddr;
 use vswitch::spec::{MacvtapLower, MacvtapMode, MacvtapSpec, Netns, PortKind, TapSpec};
 use vswitch::status::Peer;
 use vswitch::sys::netlink::{Link, LinkChange, LinkEvent, Monitor, Netlink, VethEnd};
-use vswitch::sys::packet::{self, Kernel, PacketSocket, Received};
+use vswitch::sys::packet::{self, Kernel, PacketSocket, Received, Spares};
 use vswitch::sys::uppers::{Inspector, Uppers};
 use vswitch::sys::{bpf, netns};
 
@@ -653,7 +653,7 @@ fn numbered(number: u8) -> Vec<u8> {
 fn what_the_host_sends_is_not_received_whatever_the_kernel() -> Outcome {
     for ignores_outgoing in [true, false] {
         let (a, b, va, vb) = pair();
-        let open = || packet::open_on(Kernel { ignores_outgoing }, va.index, 2);
+        let open = || packet::open_on(Kernel { ignores_outgoing }, va.index, 2, &mut Spares::default());
         let mut sockets = netns::run_in(a.fd(), open).expect("entered").expect("packet sockets");
         if sockets.receiving < 2 {
             return Err(Skip("CAP_BPF outside of user namespaces"));
@@ -679,7 +679,7 @@ fn few_receive_and_all_send() -> Outcome {
     let mut used = std::collections::BTreeSet::new();
     for workers in [1, 2, 3, 5, 16] {
         let (a, b, va, vb) = pair();
-        let open = || packet::open(va.index, workers);
+        let open = || packet::open(va.index, workers, &mut Spares::open(1, workers));
         let mut sockets = netns::run_in(a.fd(), open).expect("entered").expect("packet sockets");
         let receivers = sockets.queues.iter().filter(|queue| queue.receives()).count();
         assert_eq!((sockets.queues.len(), sockets.receiving), (workers, receivers));

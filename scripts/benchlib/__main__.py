@@ -2,6 +2,9 @@
 
 import sys
 
+from . import ports
 from .cli import main
 
+if sys.argv[1:2] == ["ports"]:
+    sys.exit(ports.main(sys.argv[2:]))
 sys.exit(main())

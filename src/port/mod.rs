@@ -29,6 +29,8 @@ pub mod vde;
 pub mod vhost_user;
 
 pub use made::Made;
+pub use packet::Preparation;
+pub(crate) use packet::warn_of_host;
 
 /// One worker's way in and out of one port.
 pub trait PortQueue: Send + Debug {
@@ -178,9 +180,21 @@ pub(crate) fn check(kind: &PortKind, workers: usize) -> Result<(), sys::Error> {
 /// # Errors
 /// Names the interface or namespace and the operation that failed.
 pub fn open(kind: &PortKind, workers: usize) -> Result<OpenPort, sys::Error> {
+    open_prepared(kind, workers, &mut Preparation::default())
+}
+
+/// As [`open`], with what was opened before it.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_prepared(
+    kind: &PortKind,
+    workers: usize,
+    preparation: &mut Preparation,
+) -> Result<OpenPort, sys::Error> {
     match kind {
         PortKind::Tap(spec) | PortKind::Internal(spec) => tap::open(spec, workers),
-        PortKind::Packet(spec) => packet::open(spec, workers),
+        PortKind::Packet(spec) => packet::open(spec, workers, preparation),
         PortKind::Macvtap(spec) => macvtap::open(spec, workers),
         PortKind::VhostUser(spec) => vhost_user::open(spec, workers),
         PortKind::Mem(port) => Ok(port.open(workers)),

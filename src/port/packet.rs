@@ -8,19 +8,58 @@
 //! solicitations, forwarding. So everything is dropped at the interface's ingress, behind the packet sockets
 //! ([`sys::bpf`]); closing the port, or dying, undoes it. The interface should have no address: it would not be reachable.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::Capabilities;
-use crate::spec::PacketSpec;
+use crate::spec::{Netns, PacketSpec, PortKind};
 use crate::stats::{Counters, DropReason};
 use crate::sys::netlink::{Link, Netlink};
-use crate::sys::packet::{self, PacketSocket};
+use crate::sys::packet::{self, PacketSocket, Spares};
 use crate::sys::{self, bpf, netns};
 
-pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::Error> {
+/// What is opened and left for later when many ports are to come.
+#[derive(Debug, Default)]
+pub struct Preparation {
+    /// Sockets of namespaces, each by its identity; `None` is the switch's own.
+    spares: HashMap<Option<(u64, u64)>, Spares>,
+    /// The host is silenced later.
+    pub silence_later: bool,
+}
+
+impl Preparation {
+    /// Opens the sockets of these ports, as far as they are packet ports.
+    pub fn prepare<'a>(&mut self, ports: impl Iterator<Item = &'a PortKind>, workers: usize) {
+        let mut places: HashMap<&Option<Netns>, usize> = HashMap::new();
+        for kind in ports {
+            if let PortKind::Packet(spec) = kind {
+                *places.entry(&spec.netns).or_default() += 1;
+            }
+        }
+        for (place, ports) in places {
+            let Ok(target) = place.as_ref().map(netns::open).transpose() else { continue };
+            let target = target.as_ref().map(AsFd::as_fd);
+            let Ok(identity) = target.map(netns::identity_of).transpose() else { continue };
+            if let Ok(spares) = netns::run_in(target, || Spares::open(ports, workers)) {
+                self.spares.insert(identity, spares);
+            }
+        }
+    }
+
+    /// Sockets that were opened and not needed.
+    pub fn left(&mut self) -> Vec<PacketSocket> {
+        self.spares.drain().flat_map(|(_, spares)| spares.into_sockets()).collect()
+    }
+}
+
+pub(super) fn open(
+    spec: &PacketSpec,
+    workers: usize,
+    preparation: &mut Preparation,
+) -> Result<OpenPort, sys::Error> {
     let name = &spec.ifname;
     sys::check_known_ifname(name)?;
     let target = spec.netns.as_ref().map(netns::open).transpose()?;
@@ -44,9 +83,13 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     let cannot =
         |source| sys::Error::new(format!("cannot open packet sockets on interface '{name}'"), source);
     // Each waits for the kernel, so both at once.
+    let identity = target.map(netns::identity_of).transpose()?;
+    let silence_later = preparation.silence_later;
+    let mut none = Spares::default();
+    let spares = preparation.spares.get_mut(&identity).unwrap_or(&mut none);
     let (sockets, silence) = sys::thread::both(
-        || netns::run_in(target, || packet::open(link.index, workers)),
-        || bpf::silence_host(link.index, target),
+        || netns::run_in(target, || packet::open(link.index, workers, spares)),
+        || (!silence_later).then(|| bpf::silence_host(link.index, target)),
     );
     let sockets = sockets.map_err(cannot)?.map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) if !link.up && workers > 1 => sys::Error::refused(
@@ -60,10 +103,11 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
     })?;
     let mut keep = Vec::new();
     match silence {
-        Ok(silence) => keep.push(silence),
+        None => {}
+        Some(Ok(silence)) => keep.push(silence),
         // That passes, and what is done now is for long.
-        Err(error) if sys::thread::is_lacking(&error.source) => return Err(error),
-        Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
+        Some(Err(error)) if sys::thread::is_lacking(&error.source) => return Err(error),
+        Some(Err(error)) => warn_of_host(name, &error),
     }
     Ok(OpenPort {
         receiving: sockets.receiving,
@@ -82,6 +126,11 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         link: None,
         made: None,
     })
+}
+
+/// Says that the host's stack hears what the port does.
+pub(crate) fn warn_of_host(ifname: &str, error: &sys::Error) {
+    tracing::warn!("the host's own stack stays awake on interface '{ifname}': {error}");
 }
 
 /// Refuses what Linux's bridge refuses: what has no Ethernet frames, and what is part of something else.

@@ -18,12 +18,14 @@ mod above;
 mod announce;
 mod neighbours;
 mod rings;
+mod silence;
 mod stations;
 mod streams;
 mod tunnels;
 mod wires;
 mod world;
 
+pub(super) use silence::silence;
 use streams::Endpoint;
 use tunnels::{Changes, Queues, Tunnels};
 use world::{RETRY_FIRST, RETRY_MAX, RETRY_MIN};
@@ -39,7 +41,7 @@ use crate::bridge::neighbours::Neighbours;
 use crate::bridge::vlan::VlanPolicy;
 use crate::offload::Capabilities;
 use crate::port::backoff::Backoff;
-use crate::port::{self, OpenPort};
+use crate::port::{self, OpenPort, Preparation};
 use crate::spec::{BridgeSpec, Meeting, PortKind, PortSettings, PortSpec, Shared, TunnelSettings, VlanMode};
 use crate::stats::DropReason;
 use crate::status::{BridgeStatus, Peer, PortCounters, PortState, PortStatus};
@@ -64,6 +66,10 @@ pub(super) struct Control {
     announcements: announce::Announcements,
     /// What the addresses of interfaces are made of.
     pub(super) identity: Identity,
+    /// What is opened before ports come and what is left for later.
+    preparation: Preparation,
+    /// Packet ports on whose interfaces the host is to be silenced.
+    awake: Vec<silence::Awake>,
     /// Ids of removed ports that a worker may still know, until all workers have reached this generation.
     retired: Vec<(PortId, u64)>,
     /// What guests share with us.
@@ -262,6 +268,8 @@ impl Control {
             news: neighbours::News::default(),
             announcements: announce::Announcements::default(),
             identity: Identity::default(),
+            preparation: Preparation::default(),
+            awake: Vec::new(),
             retired: Vec::new(),
             guest_memory: Arc::new(Pool::new(None)),
         }
@@ -448,8 +456,11 @@ impl Control {
         self.check_wire(&port.spec)?;
         self.check_above(&port.spec)?;
         let named = |error| Error::port(&port.spec.name, error);
-        let opened = port::open(&self.identity.dress(&port.spec), self.crew.len()).map_err(named)?;
+        let kind = self.identity.dress(&port.spec);
+        let opened = port::open_prepared(&kind, self.crew.len(), &mut self.preparation).map_err(named)?;
+        let ifindex = opened.ifindex;
         let queues = self.attach(port, opened)?;
+        self.silence_later(id, port, ifindex);
         if port.is_tap() {
             self.announcements.begin(id);
         }
@@ -585,8 +596,9 @@ impl Control {
         let released = self.publish(&all, Vec::new());
         self.forget_ids(&leaving);
         self.delete_devices(&ports);
-        let keep = ports.iter_mut().map(|port| std::mem::take(&mut port.keep)).collect();
-        release(released, keep);
+        let of_packet = |port: &&mut Port| matches!(port.spec.kind, PortKind::Packet(_));
+        let silence = ports.iter_mut().filter(of_packet).flat_map(|port| port.keep.drain(..)).collect();
+        release(released, silence);
         drop(ports);
         self.release_namespaces();
     }
@@ -846,19 +858,22 @@ impl Bridge {
     }
 }
 
-/// Closes what workers have given up and what ports kept, as much as possible at the same time. The
-/// former are parts of a socket each; the latter the kernel undoes under a lock of its own, so one
-/// thread will do.
-fn release(released: Vec<Applied>, keep: Vec<Vec<std::os::fd::OwnedFd>>) {
+/// Closes what workers have given up, as much as possible at the same time, and ends the silence of
+/// packet ports' interfaces.
+fn release(released: Vec<Applied>, silence: Vec<std::os::fd::OwnedFd>) {
     let mut things: Vec<Box<dyn Send>> = Vec::new();
-    if keep.iter().any(|keep| !keep.is_empty()) {
-        things.push(Box::new(keep));
-    }
     for Applied { released, before } in released {
         things.extend(released.into_iter().map(|queue| Box::new(queue) as Box<dyn Send>));
         drop(before);
     }
-    disposal::dispose(things);
+    if silence.len() >= sys::bpf::MANY {
+        // The kernel holds the lock of all interfaces while it ends the silence, and sockets need
+        // it.
+        disposal::dispose(things);
+        sys::bpf::end_silence(silence);
+    } else {
+        sys::thread::both(|| disposal::dispose(things), || drop(silence));
+    }
 }
 
 /// Whether VLANs are networks to it.

@@ -23,7 +23,7 @@ mod disposal;
 mod identity;
 mod namespaces;
 
-use control::Control;
+use control::{Control, silence};
 use crew::Crew;
 use identity::Identity;
 use namespaces::Namespaces;
@@ -166,6 +166,8 @@ pub struct Switch {
     bell: Arc<Waker>,
     end: Arc<AtomicBool>,
     caretaker: Option<JoinHandle<()>>,
+    /// Threads that silence the host.
+    silencers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Switch {
@@ -197,7 +199,7 @@ impl Switch {
         let caretaker = Caretaker { poll, inbox, control: Arc::clone(&control), end: Arc::clone(&end) };
         let thread = sys::thread::spawn("caretaker", move || caretaker.run());
         let caretaker = Some(thread.map_err(system("cannot start a thread"))?);
-        Ok(Switch { control, bell, end, caretaker })
+        Ok(Switch { control, bell, end, caretaker, silencers: Mutex::default() })
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -247,6 +249,49 @@ impl Switch {
     /// The name or the interface is taken, there is no such bridge, the bridge does not filter VLANs, or the kernel refused.
     pub fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
         self.control().add_port(spec, missing)
+    }
+
+    /// Says that these ports will be added next, so that what takes the kernel long is done for
+    /// all of them together. [`Switch::expect_no_more`] has to follow.
+    pub fn expect_ports<'a>(&self, ports: impl Iterator<Item = &'a PortSpec>) {
+        self.control().expect(ports.map(|port| &port.kind));
+    }
+
+    /// The ports that were expected have been added. On the interfaces of packet ports among them
+    /// the host is silenced now; this waits for it up to a second.
+    pub fn expect_no_more(&self) {
+        let awake = self.control().expect_no_more();
+        if awake.is_empty() {
+            return;
+        }
+        let (number, began) = (awake.len(), Instant::now());
+        let (control, end) = (Arc::clone(&self.control), Arc::clone(&self.end));
+        let (done, is_done) = crossbeam_channel::bounded(1);
+        let job = std::sync::Arc::new(Mutex::new(Some(awake)));
+        let theirs = Arc::clone(&job);
+        let work = move || {
+            let awake = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
+            silence(&control, awake.unwrap_or_default(), || end.load(Ordering::Relaxed));
+            if began.elapsed() > SILENCE_WAIT && !end.load(Ordering::Relaxed) {
+                let seconds = began.elapsed().as_secs_f32();
+                tracing::info!("the host is silent on {number} interfaces after {seconds:.1} s");
+            }
+            let _ = done.send(());
+        };
+        match std::thread::Builder::new().name("silence".into()).spawn(work) {
+            Ok(thread) => {
+                let mut silencers = self.silencers.lock().unwrap_or_else(PoisonError::into_inner);
+                silencers.retain(|thread| !thread.is_finished());
+                silencers.push(thread);
+                drop(silencers);
+                let _ = is_done.recv_timeout(SILENCE_WAIT);
+            }
+            Err(error) => {
+                tracing::warn!("no thread to silence the host with, so it takes longer: {error}");
+                let awake = job.lock().unwrap_or_else(PoisonError::into_inner).take();
+                silence(&self.control, awake.unwrap_or_default(), || false);
+            }
+        }
     }
 
     /// Replaces every setting of a port, without losing a frame.
@@ -371,6 +416,10 @@ impl Drop for Switch {
         if let Some(thread) = self.caretaker.take() {
             let _ = thread.join();
         }
+        let silencers = std::mem::take(&mut *self.silencers.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in silencers {
+            let _ = thread.join();
+        }
         let mut control = self.control();
         control.close_all();
         control.crew.stop();
@@ -378,6 +427,8 @@ impl Drop for Switch {
 }
 
 const BELL: Token = Token(0);
+/// How long those who add many ports wait until the host is silent on all of their interfaces.
+const SILENCE_WAIT: Duration = Duration::from_secs(1);
 /// How often namespaces are looked at, and packet ports that wait for their interface; peers of stream ports may be due sooner.
 const ROUND: Duration = Duration::from_millis(250);
 /// Events that are seen to in one go: operators wait meanwhile.

@@ -22,6 +22,7 @@ use super::{Error, Result};
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -47,6 +48,31 @@ static DROP_ALL: [Instruction; 2] = [
     Instruction { opcode: MOV64_IMMEDIATE, registers: 0, offset: 0, immediate: TCX_DROP },
     Instruction { opcode: EXIT, registers: 0, offset: 0, immediate: 0 },
 ];
+
+/// Verdict of tcx: ask the next program, if there is one.
+const TCX_NEXT: i32 = -1;
+
+/// "Not my business": the whole program.
+static PASS_ALL: [Instruction; 2] = [
+    Instruction { opcode: MOV64_IMMEDIATE, registers: 0, offset: 0, immediate: TCX_NEXT },
+    Instruction { opcode: EXIT, registers: 0, offset: 0, immediate: 0 },
+];
+
+/// From so many links on, closing them should be left to the kernel: [`end_silence`].
+pub const MANY: usize = 16;
+/// Descriptors that a message on a Unix socket can carry: SCM_MAX_FD is 253. A datagram socket
+/// queues ten messages by default, so this is enough for more than two thousand links.
+const FDS_A_MESSAGE: usize = 253;
+
+/// The part of `union bpf_attr` that BPF_LINK_UPDATE needs.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
 
 /// The part of `union bpf_attr` that BPF_PROG_LOAD needs (linux/bpf.h); what follows in newer kernels counts as zero.
 #[repr(C)]
@@ -121,6 +147,68 @@ pub fn silence_host(ifindex: u32, ns: Option<BorrowedFd<'_>>) -> Result<OwnedFd>
         ),
         _ => Error::new(format!("cannot silence the host on interface {ifindex}"), error),
     })
+}
+
+/// Ends the silence on many interfaces: for the host at once, in the kernel when it gets round to
+/// it.
+///
+/// To detach a program takes the kernel a grace period under the lock that all changes of
+/// interfaces need, one program after the other: seconds for some hundred. So each link first gets
+/// a program that lets everything pass. Then the links are sent to a Unix socket that nothing but
+/// its own queue refers to, and the kernel's collector of such sockets closes them, in a thread of
+/// its own from Linux 6.10 on. Where any of this fails they are closed here.
+///
+/// Rejected: a child process that closes them, for which a container's end and systemd would wait.
+pub fn end_silence(links: Vec<OwnedFd>) {
+    if let_all_pass(&links).is_err() {
+        return;
+    }
+    let _ = leave_to_the_collector(links);
+}
+
+fn let_all_pass(links: &[OwnedFd]) -> io::Result<()> {
+    let pass = load(BPF_PROG_TYPE_SCHED_CLS, *b"vswitch_pass\0\0\0\0", &PASS_ALL)?;
+    for link in links {
+        let attr = LinkUpdate {
+            link_fd: link.as_raw_fd().cast_unsigned(),
+            new_prog_fd: pass.as_raw_fd().cast_unsigned(),
+            ..LinkUpdate::default()
+        };
+        // SAFETY: a LinkUpdate is laid out as BPF_LINK_UPDATE expects and holds no pointers. The
+        // command returns no descriptor.
+        let done = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<LinkUpdate>())
+        };
+        // ENOLINK: the interface has gone.
+        if done != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOLINK) {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn leave_to_the_collector(links: Vec<OwnedFd>) -> io::Result<()> {
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+    };
+    let (from, to) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+    let send = |fds: &[RawFd]| {
+        let rights = [ControlMessage::ScmRights(fds)];
+        let byte = [io::IoSlice::new(b"x")];
+        sendmsg::<()>(from.as_raw_fd(), &byte, &rights, MsgFlags::MSG_DONTWAIT, None)
+    };
+    // First of all what keeps the queue when `to` is closed.
+    send(&[to.as_raw_fd()])?;
+    let all: Vec<RawFd> = links.iter().map(AsRawFd::as_raw_fd).collect();
+    for fds in all.chunks(FDS_A_MESSAGE) {
+        send(fds)?;
+    }
+    // Before the collector can, or the last reference would be ours.
+    drop(links);
+    // The close of `from` is the last: it wakes the collector.
+    drop(to);
+    drop(from);
+    Ok(())
 }
 
 fn load_drop_all() -> io::Result<OwnedFd> {

@@ -24,11 +24,12 @@
 // The kernel's constants and the sizes of its structures all fit the narrow types its interface has for them.
 #![allow(clippy::cast_possible_truncation)]
 
+use std::cell::RefCell;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -48,6 +49,8 @@ pub const RECEIVERS: usize = 2;
 /// Looks in a row that find frames dropped and none delivered before a ring is taken to have
 /// stopped.
 const STRIKES: u32 = 2;
+/// Threads that open sockets at the same time.
+const SPARES_THREADS: usize = 64;
 /// Bytes of socket queue: GSO frames waiting to be read (the default holds three), and frames being sent.
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
@@ -65,7 +68,6 @@ const TP_STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
 pub struct PacketSocket {
     fd: Arc<SharedFd>,
     inbound: Inbound,
-    scratch: Scratch,
     /// Drops that were told of.
     told: u64,
 }
@@ -114,20 +116,65 @@ pub struct Kernel {
 /// # Errors
 /// The operation that the kernel refused. Before Linux 6.13 it lets nobody join a group on an interface that is down:
 /// EINVAL.
-pub fn open(ifindex: u32, queues: usize) -> io::Result<Sockets> {
-    open_on(Kernel { ignores_outgoing: super::filter::at_least_linux_6_2() }, ifindex, queues)
+pub fn open(ifindex: u32, queues: usize, spares: &mut Spares) -> io::Result<Sockets> {
+    open_on(Kernel { ignores_outgoing: super::filter::at_least_linux_6_2() }, ifindex, queues, spares)
+}
+
+/// Sockets that are opened before it is known what for, many at once, so that they wait for the
+/// kernel together. They belong to the namespace of the thread that opened them.
+#[derive(Debug, Default)]
+pub struct Spares(Vec<PacketSocket>);
+
+impl Spares {
+    /// Enough for `ports` ports of `queues` workers, as far as the kernel lets us have them.
+    #[must_use]
+    pub fn open(ports: usize, queues: usize) -> Spares {
+        let number = ports * queues.clamp(1, RECEIVERS);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut opened = Vec::new();
+            while next.fetch_add(1, Ordering::Relaxed) < number {
+                opened.extend(PacketSocket::open());
+            }
+            opened
+        };
+        let mut sockets = thread::scope(|scope| {
+            let start = |_| thread::Builder::new().name("open".into()).spawn_scoped(scope, work);
+            let helpers: Vec<_> = (1..number.min(SPARES_THREADS)).map_while(|at| start(at).ok()).collect();
+            let mut opened = work();
+            for helper in helpers {
+                opened.extend(helper.join().unwrap_or_default());
+            }
+            opened
+        });
+        sockets.truncate(number);
+        Spares(sockets)
+    }
+
+    /// Some of them.
+    #[must_use]
+    pub fn take(&mut self, number: usize) -> Spares {
+        Spares(self.0.split_off(self.0.len().saturating_sub(number)))
+    }
+
+    /// What is left.
+    #[must_use]
+    pub fn into_sockets(self) -> Vec<PacketSocket> {
+        self.0
+    }
 }
 
 /// As [`open`], on a kernel that does no more than this.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_on(kernel: Kernel, ifindex: u32, queues: usize) -> io::Result<Sockets> {
+pub fn open_on(kernel: Kernel, ifindex: u32, queues: usize, spares: &mut Spares) -> io::Result<Sockets> {
     // Without the right to load it, one socket receives for all. The kernel's own hash is no substitute: it may part the datagrams
     // of one GSO send.
     let steering = super::steering::by_flow().ok();
     let receiving = if steering.is_some() { queues.clamp(1, RECEIVERS) } else { 1 };
-    let receivers = open_together(receiving)?;
+    let mut receivers = spares.take(receiving).0;
+    receivers.extend(open_together(receiving - receivers.len())?);
     let mut group = 0;
     for (index, socket) in receivers.iter().enumerate() {
         // Until all have joined the group, a socket would receive other queues' share as well.
@@ -160,6 +207,9 @@ pub fn open_on(kernel: Kernel, ifindex: u32, queues: usize) -> io::Result<Socket
 /// Sockets with a ring, opened at the same time: the kernel lets them wait for one grace period
 /// together.
 fn open_together(number: usize) -> io::Result<Vec<PacketSocket>> {
+    if number == 0 {
+        return Ok(Vec::new());
+    }
     thread::scope(|scope| {
         let start = |_| thread::Builder::new().name("open".into()).spawn_scoped(scope, PacketSocket::open);
         let others: Vec<_> = (1..number).map(start).collect();
@@ -364,13 +414,13 @@ impl PacketSocket {
         }
         let ring = Ring::new(&fd)?;
         let fd = Arc::new(SharedFd { fd, delivered: AtomicU64::new(0), dropped: AtomicU64::new(0) });
-        Ok(PacketSocket { fd, inbound: Inbound::Ring(ring), scratch: Scratch::new(), told: 0 })
+        Ok(PacketSocket { fd, inbound: Inbound::Ring(ring), told: 0 })
     }
 
     /// Another worker's way out by a receiver's socket. A socket of its own would cost a grace
     /// period to close.
     fn to_send_by(fd: &Arc<SharedFd>) -> PacketSocket {
-        PacketSocket { fd: Arc::clone(fd), inbound: Inbound::None, scratch: Scratch::new(), told: 0 }
+        PacketSocket { fd: Arc::clone(fd), inbound: Inbound::None, told: 0 }
     }
 
     /// Whether frames come in here.
@@ -382,11 +432,14 @@ impl PacketSocket {
     /// Unmaps the ring if nothing waits in it, and receives without one from then on; whether it
     /// did. [`Watch::take_ring`] is next.
     pub fn leave_ring(&mut self) -> bool {
-        let stopped = matches!(&self.inbound, Inbound::Ring(ring) if ring.filled().is_none());
-        if stopped {
-            self.inbound = Inbound::Queue;
+        match &self.inbound {
+            Inbound::Ring(ring) if ring.filled().is_some() => return false,
+            Inbound::Ring(_) => self.inbound = Inbound::Queue,
+            // It did, and its answer came too late.
+            Inbound::Queue => {}
+            Inbound::None => return false,
         }
-        stopped
+        true
     }
 
     fn bind(&self, ifindex: u32, protocol: u16) -> io::Result<()> {
@@ -512,15 +565,25 @@ impl PacketSocket {
 
     /// Sends the frames in order and tells for each, by index, whether the kernel took it.
     #[inline]
-    pub fn send(&mut self, frames: &[Outgoing<'_>], mut outcome: impl FnMut(usize, io::Result<()>)) {
+    pub fn send(&mut self, frames: &[Outgoing<'_>], outcome: impl FnMut(usize, io::Result<()>)) {
+        SCRATCH.with_borrow_mut(|scratch| self.send_by(scratch, frames, outcome));
+    }
+
+    #[inline]
+    fn send_by(
+        &self,
+        scratch: &mut Scratch,
+        frames: &[Outgoing<'_>],
+        mut outcome: impl FnMut(usize, io::Result<()>),
+    ) {
         let mut sent = 0;
         let mut last_refused = None;
         for chunk in frames.chunks(BATCH_FRAMES) {
-            self.scratch.point_at(chunk);
+            scratch.point_at(chunk);
             let end = sent + chunk.len();
             let first = sent;
             while sent < end {
-                let messages = &mut self.scratch.messages[sent - first..end - first];
+                let messages = &mut scratch.messages[sent - first..end - first];
                 // SAFETY: `point_at` made each message refer to the slices of `chunk`, which outlive this call.
                 let n = unsafe {
                     libc::sendmmsg(
@@ -549,14 +612,16 @@ impl PacketSocket {
     }
 }
 
+thread_local! {
+    /// One a worker, not one a port: 8 KiB that stay in its cache.
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
 /// What sendmmsg(2) reads: kept between calls so that nothing is allocated or cleared per batch.
 struct Scratch {
     messages: Box<[libc::mmsghdr; BATCH_FRAMES]>,
     vectors: Box<[[libc::iovec; 4]; BATCH_FRAMES]>,
 }
-
-// SAFETY: the pointers inside are written and read within one call of `PacketSocket::send`, on one thread.
-unsafe impl Send for Scratch {}
 
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

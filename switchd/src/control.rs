@@ -19,6 +19,9 @@ pub trait Control: Send + Sync {
     fn del_bridge(&self, name: &str, with_ports: bool) -> Result<(), Error>;
     fn bridges(&self) -> Vec<BridgeStatus>;
     fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error>;
+    /// The model has nothing to prepare.
+    fn expect_ports(&self, _ports: &[PortSpec]) {}
+    fn expect_no_more(&self) {}
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error>;
     fn retry_port(&self, name: &str) -> Result<(), Error>;
     fn del_port(&self, name: &str) -> Result<(), Error>;
@@ -58,6 +61,12 @@ impl Control for Switch {
     }
     fn add_port(&self, spec: PortSpec, missing: Missing) -> Result<(), Error> {
         Switch::add_port(self, spec, missing)
+    }
+    fn expect_ports(&self, ports: &[PortSpec]) {
+        Switch::expect_ports(self, ports.iter());
+    }
+    fn expect_no_more(&self) {
+        Switch::expect_no_more(self);
     }
     fn set_port(&self, name: &str, settings: PortSettings) -> Result<(), Error> {
         Switch::set_port(self, name, settings)

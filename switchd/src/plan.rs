@@ -107,6 +107,15 @@ pub(crate) fn entry_vlan(bridge: &BridgeSpec, port: &PortSpec, asked: Option<u16
     }
 }
 
+impl Step {
+    fn added_port(&self) -> Option<&PortSpec> {
+        match self {
+            Step::AddPort(port) => Some(port),
+            _ => None,
+        }
+    }
+}
+
 /// One change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names say it; `from` is for the way back")]
@@ -343,6 +352,14 @@ pub struct Refused {
 /// # Errors
 /// The first refusal; what had been done by then is undone.
 pub fn apply(switch: &dyn Control, steps: &[Step], missing: Missing) -> Result<(), Refused> {
+    let coming: Vec<PortSpec> = steps.iter().filter_map(Step::added_port).cloned().collect();
+    switch.expect_ports(&coming);
+    let applied = apply_all(switch, steps, missing);
+    switch.expect_no_more();
+    applied
+}
+
+fn apply_all(switch: &dyn Control, steps: &[Step], missing: Missing) -> Result<(), Refused> {
     let failed_before = failures(switch);
     let mut todo: VecDeque<Step> = steps.iter().cloned().collect();
     let mut done: Vec<Step> = Vec::new();

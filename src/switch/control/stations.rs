@@ -176,6 +176,10 @@ impl Control {
                 wanted.insert((Key::new(mac, 0), id));
             }
         }
+        if wanted.is_empty() && fdb.is_empty() {
+            // While a configuration is loaded, which would go through the whole table for each port.
+            return;
+        }
         fdb.flush(|key, entry| entry.kind == Kind::Local && !wanted.contains(&(key, entry.port)));
         for (key, id) in wanted {
             if let Err(error) = fdb.insert_local(key, id) {

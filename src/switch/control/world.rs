@@ -101,7 +101,8 @@ impl Control {
             strangers.extend(unknown);
         }
         let released = self.publish(&all, Vec::new());
-        release(released, vec![keep]);
+        release(released, Vec::new());
+        drop(keep);
         for id in &lost {
             // Not while workers have its queues: then anybody may send, and would be taken for the peer.
             if let Some(endpoint) = self.ports.get_mut(id).and_then(|port| port.endpoint.as_mut()) {

@@ -124,6 +124,7 @@ const TESTS: &[(&str, Test)] = &[
     ("rings::a_frame_stops_one_without_a_filter", rings::a_frame_stops_one_without_a_filter),
     ("shortage::no_descriptor_to_be_had", shortage::no_descriptor_to_be_had),
     ("shortage::names_that_a_terminal_would_obey", shortage::names_that_a_terminal_would_obey),
+    ("rings::as_cheap_with_many_workers", rings::as_cheap_with_many_workers),
     ("tunnels::between_two_of_ours", tunnels::between_two_of_ours),
     ("tunnels::with_the_kernel", tunnels::with_the_kernel),
     ("tunnels::three_hosts", tunnels::three_hosts),

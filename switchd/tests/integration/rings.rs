@@ -105,3 +105,63 @@ pub fn a_frame_stops_one_without_a_filter() -> Outcome {
     stopped_by_one_frame(start, &switch, &wire);
     Ok(())
 }
+
+/// A packet port takes less than 2 MiB and a handful of descriptors, however many workers there
+/// are. Many at once come and go, and every one forwards and keeps the host silent.
+pub fn as_cheap_with_many_workers() -> Outcome {
+    const PORTS: u64 = 24;
+    let (switch, wire) = (Ns::new("v"), Ns::new("w"));
+    let mut with = "[[bridge]]\nname = \"br0\"\n".to_owned();
+    let without = with.clone();
+    for number in 0..PORTS {
+        switch.veth(&format!("a{number}"), &wire, &format!("b{number}"), 1500);
+        with += &format!("[[port]]\nname = \"a{number}\"\nbridge = \"br0\"\ntype = \"packet\"\n");
+    }
+    let daemon = Start::new(&switch).config(&without).arguments("--workers 16").ready();
+    let sum_of_rings = || {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).expect("it runs");
+        let size = |line: &str| {
+            let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+            Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
+        };
+        maps.lines().filter(|line| line.contains("socket:[")).filter_map(size).sum::<u64>() >> 10
+    };
+    let before = (daemon.resident_kib(), daemon.open_files() as u64, sum_of_rings());
+    assert_eq!(before.2, 0);
+    daemon.write_config(&with);
+    daemon.ctl("reload");
+    let (resident, files, rings) =
+        (daemon.resident_kib() - before.0, daemon.open_files() as u64 - before.1, sum_of_rings());
+    println!("{PORTS} ports: {resident} KiB more, of these {rings} KiB of rings, {files} more files");
+    assert!(rings > 0 && rings < 2048 * PORTS, "{rings} KiB of rings");
+    assert!(resident < 2048 * PORTS, "{resident} KiB");
+    assert!(files < 6 * PORTS, "{files} files");
+
+    let ports: Vec<Raw> = (0..PORTS).map(|number| Raw::open(&wire, &format!("b{number}"))).collect();
+    eventually("frames reach every port", || {
+        ports.iter().for_each(|raw| drop(raw.drain()));
+        ports[0].send(&test_frame(BROADCAST, GUEST, "to all")).expect("sent");
+        ports[1..].iter().all(|raw| raw.next(Duration::from_millis(200)).is_some())
+    });
+
+    daemon.write_config(&without);
+    daemon.ctl("reload");
+    assert_eq!(sum_of_rings(), 0);
+    assert!(daemon.open_files() as u64 <= before.1 + 4, "{} files", daemon.open_files());
+    // In one go, and all of it is usable at once.
+    daemon.write_config(&with);
+    daemon.ctl("reload");
+    daemon.ctl("bridge del br0 --with-ports");
+    assert_eq!(sum_of_rings(), 0);
+    daemon.ctl("bridge add br0");
+    daemon.ctl("port add a0 --bridge br0 --type packet");
+    daemon.ctl("port add a1 --bridge br0 --type packet");
+    eventually("frames pass again", || {
+        ports[0].send(&test_frame(BROADCAST, GUEST, "to one")).expect("sent");
+        ports[1].next(Duration::from_millis(200)).is_some()
+    });
+    let began = std::time::Instant::now();
+    daemon.terminate();
+    println!("ended after {:?}", began.elapsed());
+    Ok(())
+}
