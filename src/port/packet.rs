@@ -7,16 +7,22 @@
 //! solicitations, forwarding. So everything is dropped at the interface's ingress, behind the packet sockets
 //! ([`sys::bpf`]); closing the port, or dying, undoes it. The interface should have no address: it would not be reachable.
 
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
-use crate::offload::Capabilities;
+use crate::offload::big::{BIG_PIECES_MAX, Big};
+use crate::offload::{BadOffload, Capabilities, MAX_HEADERS_LEN, VNET_HDR_LEN};
 use crate::spec::PacketSpec;
 use crate::stats::{Counters, DropReason};
+use crate::sys::long::LongWay;
 use crate::sys::netlink::{Link, Netlink};
-use crate::sys::packet::{self, PacketSocket};
+use crate::sys::packet::{self, PacketSocket, Peeked};
 use crate::sys::{self, bpf, netns};
 
 pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::Error> {
@@ -53,22 +59,27 @@ pub(super) fn open(spec: &PacketSpec, workers: usize) -> Result<OpenPort, sys::E
         ),
         _ => cannot(source),
     })?;
+    let mut long = None;
     let mut keep = Vec::new();
     match bpf::silence_host(link.index, target) {
-        Ok(silence) => keep.push(silence),
+        Ok(silence) => {
+            keep.push(silence);
+            // Long frames want tcx, too. Without it, the port's limit is the socket's own.
+            long = Some(Arc::new(LongWay::new(link.index, link.mtu, target).map_err(cannot)?));
+        }
         Err(error) => tracing::warn!("the host's own stack stays awake on interface '{name}': {error}"),
     }
     Ok(OpenPort {
         receiving,
         queues: sockets
             .into_iter()
-            .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)
+            .map(|socket| Box::new(PacketQueue { socket, long: long.clone() }) as Box<dyn PortQueue>)
             .collect(),
         // The kernel finishes for the device whatever the device cannot.
         capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
         ifindex: Some(link.index),
         mtu: link.mtu,
-        strict_mtu: true,
+        strict_mtu: long.is_none(),
         keep,
         link: None,
     })
@@ -99,6 +110,36 @@ fn is_link_local(address: &std::net::IpAddr) -> bool {
 #[derive(Debug)]
 struct PacketQueue {
     socket: PacketSocket,
+    /// For frames that the socket refuses as too long; one a port.
+    long: Option<Arc<LongWay>>,
+}
+
+impl PacketQueue {
+    /// Takes a frame of more than 64 KiB in pieces, or drops it.
+    #[cold]
+    fn receive_big(&mut self, batch: &mut Batch) -> io::Result<Result<(), DropReason>> {
+        let mut head = [0; VNET_HDR_LEN + MAX_HEADERS_LEN];
+        let Some(Peeked { len, tag }) = self.socket.peek(&mut head)? else {
+            return Ok(Err(DropReason::RxTruncated));
+        };
+        let [header, frame] = [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..]];
+        let big = header.first_chunk().ok_or(BadOffload::Headers);
+        let Ok(big) = big.and_then(|header| Big::of(header, frame, len)) else {
+            self.socket.receive_scattered(&mut [])?;
+            return Ok(Err(DropReason::BadOffload));
+        };
+        let mut again = [0; VNET_HDR_LEN + MAX_HEADERS_LEN];
+        let again = &mut again[..VNET_HDR_LEN + big.received_len()];
+        let mut slices = ArrayVec::<IoSliceMut<'_>, { BIG_PIECES_MAX + 1 }>::new();
+        slices.push(IoSliceMut::new(again));
+        slices.extend(batch.big_room(&big).into_iter().map(IoSliceMut::new));
+        let received = self.socket.receive_scattered(&mut slices)?;
+        drop(slices);
+        if received != VNET_HDR_LEN + len || !head.starts_with(again) {
+            return Ok(Err(DropReason::RxTruncated));
+        }
+        Ok(batch.take_big(&big, tag).map_err(|_| DropReason::BadOffload))
+    }
 }
 
 impl PortQueue for PacketQueue {
@@ -116,6 +157,12 @@ impl PortQueue for PacketQueue {
             match self.socket.receive(batch.spare()) {
                 Ok(packet::Received::Empty) => return Received::Drained,
                 Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),
+                Ok(packet::Received::Longer) if !batch.takes_big() => break,
+                Ok(packet::Received::Longer) => match self.receive_big(batch) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(reason)) => counters.drop_frame(reason),
+                    Err(_) => return Received::Drained,
+                },
                 Ok(packet::Received::Frame { len, tag }) => {
                     if batch.take(len, tag).is_err() {
                         counters.drop_frame(DropReason::BadOffload);
@@ -129,7 +176,14 @@ impl PortQueue for PacketQueue {
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
-        self.socket.send(frames, |index, outcome| match outcome {
+        let long = self.long.as_ref();
+        // The kernel stops at a frame that it refuses, so one that goes the other way keeps its place.
+        let another_way = |index: usize, error: io::Error| match long {
+            Some(long) if error.raw_os_error() == Some(libc::EMSGSIZE) => long.send(&frames[index]),
+            _ => Err(error),
+        };
+        let outcome = |index, outcome: io::Result<()>| outcome.or_else(|error| another_way(index, error));
+        self.socket.send(frames, |index, refused_or_not| match outcome(index, refused_or_not) {
             Ok(()) => counters.sent(frames[index].frame_len(), frames[index].segments()),
             Err(error) if is_gone(&error) => counters.drop_frame(DropReason::PortGone),
             Err(error) => counters.drop_frame(refused(&error)),

@@ -20,6 +20,7 @@ pub mod bpf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
+pub mod long;
 pub mod macvtap;
 pub(crate) mod mem;
 pub mod netlink;

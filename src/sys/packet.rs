@@ -2,7 +2,8 @@
 //!
 //! Receiving is by a TPACKET_V2 ring of slots that hold an ordinary frame. A GSO frame does not fit: the kernel then marks
 //! the slot `TP_STATUS_COPY` and queues the whole frame on the socket (`PACKET_COPY_THRESH`), in the same order. So
-//! small frames cost no system call each, and large ones one. Transmitting is by sendmmsg.
+//! small frames cost no system call each, and large ones one. One of more than 64 KiB (BIG TCP) is looked at first, so that its
+//! payload is received in the pieces that it is cut into. Transmitting is by sendmmsg.
 //!
 //! Rejected: TPACKET_V3 wakes once a block or once a timer tick, 1 ms of round trip; the transmit ring copies on veth,
 //! so it gains nothing over sendmmsg.
@@ -134,8 +135,20 @@ pub enum Received {
         /// The VLAN tag that the kernel took out.
         tag: Option<[u8; TAG_LEN]>,
     },
+    /// A frame of more bytes than the caller's buffer, which still waits: [`PacketSocket::peek`], then
+    /// [`PacketSocket::receive_scattered`].
+    Longer,
     /// A frame that was cut short; it is gone.
     Truncated,
+}
+
+/// The beginning of a frame that still waits.
+#[derive(Debug)]
+pub struct Peeked {
+    /// Length in bytes, without FCS and without the tag below.
+    pub len: usize,
+    /// The VLAN tag that the kernel took out.
+    pub tag: Option<[u8; TAG_LEN]>,
 }
 
 impl PacketSocket {
@@ -196,6 +209,9 @@ impl PacketSocket {
         let ring = &mut self.ring;
         let Some(slot) = ring.filled() else { return Ok(Received::Empty) };
         if slot.status & libc::TP_STATUS_COPY != 0 {
+            if slot.frame_len() > buffer.len() - VNET_HDR_LEN {
+                return Ok(Received::Longer);
+            }
             ring.release();
             return self.receive_queued(buffer);
         }
@@ -206,19 +222,63 @@ impl PacketSocket {
 
     /// The frame that did not fit its slot.
     fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let Some((n, tag)) = self.receive_message(&mut [io::IoSliceMut::new(buffer)], 0)? else {
+            return Ok(Received::Truncated);
+        };
+        if n > buffer.len() || n < VNET_HDR_LEN {
+            return Ok(Received::Truncated);
+        }
+        Ok(Received::Frame { len: n - VNET_HDR_LEN, tag })
+    }
+
+    /// Copies the offload header and the beginning of the frame that [waits](Received::Longer), as far as there is room. `None`
+    /// when it was cut short by the kernel; it is gone then.
+    ///
+    /// # Errors
+    /// As of [`PacketSocket::receive`].
+    pub fn peek(&mut self, head: &mut [u8]) -> io::Result<Option<Peeked>> {
+        let peeked = self.receive_message(&mut [io::IoSliceMut::new(head)], libc::MSG_PEEK);
+        match peeked {
+            Ok(Some((n, tag))) if n >= VNET_HDR_LEN => Ok(Some(Peeked { len: n - VNET_HDR_LEN, tag })),
+            Ok(_) => {
+                self.ring.release();
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the frame that waits, with its offload header, into these slices, one behind the other, and returns how many bytes it
+    /// has. What does not fit is lost.
+    ///
+    /// # Errors
+    /// As of [`PacketSocket::receive`].
+    pub fn receive_scattered(&mut self, slices: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+        self.ring.release();
+        Ok(self.receive_message(slices, 0)?.map_or(0, |(n, _)| n))
+    }
+
+    /// A frame of the socket's queue: its length with its offload header, whether it fitted or not, and the tag beside it. `None` when
+    /// there is none.
+    fn receive_message(
+        &self,
+        slices: &mut [io::IoSliceMut<'_>],
+        flags: libc::c_int,
+    ) -> io::Result<Option<(usize, Option<[u8; TAG_LEN]>)>> {
         #[repr(align(8))]
         struct Control([u8; 64]);
         let mut control = Control([0; 64]);
         // SAFETY: msghdr is plain data for which zeros are valid.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = &raw mut iov;
-        message.msg_iovlen = 1;
+        // An IoSliceMut is laid out as an iovec.
+        message.msg_iov = slices.as_mut_ptr().cast();
+        message.msg_iovlen = slices.len();
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = control.0.len();
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let mut receive = || {
             // SAFETY: every pointer in `message` is to a live, exclusively borrowed buffer of the stated length.
-            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) }
         };
         let mut n = receive();
         if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
@@ -228,14 +288,7 @@ impl PacketSocket {
         }
         if n < 0 {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock {
-                Ok(Received::Truncated)
-            } else {
-                Err(error)
-            };
-        }
-        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < VNET_HDR_LEN {
-            return Ok(Received::Truncated);
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
         }
         let mut tag = None;
         // SAFETY: the kernel wrote well-formed control messages within msg_controllen.
@@ -251,7 +304,7 @@ impl PacketSocket {
                 control = libc::CMSG_NXTHDR(&raw const message, control);
             }
         }
-        Ok(Received::Frame { len: n.cast_unsigned() - VNET_HDR_LEN, tag })
+        Ok(Some((n.cast_unsigned(), tag)))
     }
 
     /// Frames that the kernel dropped for want of room since the last call.
@@ -448,6 +501,13 @@ impl Drop for Ring {
 }
 
 impl Slot {
+    /// Length of the frame, all of it, in bytes.
+    #[inline]
+    fn frame_len(&self) -> usize {
+        // SAFETY: as in `copy_to`.
+        unsafe { (&raw const (*self.memory.cast::<libc::tpacket2_hdr>()).tp_len).read() as usize }
+    }
+
     fn copy_to(&self, buffer: &mut [u8]) -> Received {
         // SAFETY: the acquire load of TP_STATUS_USER ordered the kernel's writes before this read of its header.
         let header = unsafe { self.memory.cast::<libc::tpacket2_hdr>().read() };
