@@ -5,7 +5,7 @@
 //! by the next batch. (A pool of 64 KiB buffers was the alternative: every small frame would touch a page of its own.)
 //!
 //! A batch is bounded by [`BATCH_FRAMES`] and by [`BATCH_BYTES`], so that bursts of 64 KiB GSO frames stay inside
-//! the L2 cache. The end of a long frame may stay where it came from, and then it is copied only once, to where it goes; room for it is kept
+//! the L2 cache. A frame of more than 64 KiB (BIG TCP) becomes several, for which there is room behind. The end of a long frame may stay where it came from, and then it is copied only once, to where it goes; room for it is kept
 //! all the same. In front of each frame lies its offload header, ready to be written out with it, and before that room
 //! for a VLAN tag to be put back.
 
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::frame::{ADDRESSES_LEN, Frame, Rest, TAG_LEN, TAG_SHIFT};
+use crate::offload::big::{BIG_FRAME_MAX, BIG_PIECES_MAX, Big};
 use crate::offload::{BadOffload, MAX_HEADERS_LEN, Offload, VNET_HDR_LEN};
 use crate::tunnel::Origin;
 use crate::virtio::GuestMemory;
@@ -40,6 +41,9 @@ const LENT_PIECES_MAX: usize = Budget::RECEIVING + PIECES_MAX;
 const HEADROOM: usize = TAG_LEN + VNET_HDR_LEN;
 const ALIGN: usize = 64;
 const SLOT_MAX: usize = (HEADROOM + FRAME_MAX).next_multiple_of(ALIGN);
+/// All pieces of a frame of BIG TCP. Pages of it that no such frame has touched cost nothing.
+const BIG_ROOM: usize = BIG_FRAME_MAX + BIG_PIECES_MAX * (HEADROOM + MAX_HEADERS_LEN + ALIGN);
+const _: () = assert!(BIG_ROOM > SLOT_MAX);
 
 /// Up to [`BATCH_FRAMES`] frames received from one port.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ struct Place {
 impl Default for Batch {
     fn default() -> Self {
         Batch {
-            arena: vec![0; BATCH_BYTES + SLOT_MAX].into_boxed_slice(),
+            arena: vec![0; BATCH_BYTES + BIG_ROOM].into_boxed_slice(),
             used: 0,
             lent: Lent { memory: None, rests: ArrayVec::new(), pieces: Vec::with_capacity(LENT_PIECES_MAX) },
             frames: ArrayVec::new(),
@@ -158,6 +162,39 @@ impl Batch {
             return Ok(());
         }
         self.take_with(start, len, tag)
+    }
+
+    /// Whether it takes all pieces of a frame of more than [`FRAME_MAX`] bytes.
+    #[must_use]
+    pub fn takes_big(&self) -> bool {
+        self.frames.remaining_capacity() >= BIG_PIECES_MAX && self.used < BATCH_BYTES
+    }
+
+    /// Where the payload of such a frame is to be put, one slice a piece. The batch must [take it](Batch::takes_big).
+    pub fn big_room(&mut self, big: &Big) -> ArrayVec<&mut [u8], BIG_PIECES_MAX> {
+        let mut slices = ArrayVec::new();
+        let (mut rest, mut at) = (&mut self.arena[self.used..], 0);
+        for piece in big.pieces() {
+            let (here, behind) = rest.split_at_mut((big_slot(big) + piece.len).next_multiple_of(ALIGN));
+            at += here.len();
+            slices.push(&mut here[big_slot(big)..][..piece.len]);
+            rest = behind;
+        }
+        debug_assert!(at <= BIG_ROOM);
+        slices
+    }
+
+    /// Takes the pieces whose payload is in [`Batch::big_room`]. `tag` is a VLAN tag that the kernel took out.
+    ///
+    /// # Errors
+    /// As of [`Batch::take`]; pieces before the one that is refused were taken.
+    pub fn take_big(&mut self, big: &Big, tag: Option<[u8; TAG_LEN]>) -> Result<(), BadOffload> {
+        for piece in big.pieces() {
+            let out = &mut self.arena[self.used..][..big_slot(big)];
+            big.write(piece, &mut out[TAG_LEN..]);
+            self.take(big.headers_len() + piece.len, tag)?;
+        }
+        Ok(())
     }
 
     /// Takes a frame of which something is left to do.
@@ -287,6 +324,11 @@ impl Batch {
     pub fn split(&mut self) -> (&mut [Frame], Arena<'_>) {
         (&mut self.frames, Arena(&self.arena, &self.lent.rests))
     }
+}
+
+/// Bytes before the payload of a piece.
+fn big_slot(big: &Big) -> usize {
+    HEADROOM + big.headers_len()
 }
 
 /// The memory of a batch, for reading while its frames change.

@@ -11,7 +11,8 @@ use hashbrown::HashMap;
 use crate::addr::PortId;
 use crate::bridge::fdb::Fdb;
 use crate::bridge::neighbours::Neighbours;
-use crate::bridge::vlan::VlanPolicy;
+use crate::bridge::vlan::{self, VlanPolicy};
+use crate::frame::{ETH_HEADER_LEN, TAG_LEN};
 use crate::offload::Capabilities;
 use crate::spec::Df;
 use crate::stats::Counters;
@@ -131,14 +132,26 @@ pub struct PortShared {
     /// Its device is gone; set by whoever sees it first, cleared by nobody (a new device is a new port).
     pub gone: AtomicBool,
     /// Longest untagged frame without GSO it can send, in bytes with Ethernet header; of a tunnel, the longest frame that
-    /// fits one packet of the path.
+    /// fits one packet of the path, with any tags.
     frame_max: AtomicU32,
     /// What of its capabilities holds now: a guest that boots may agree to less.
     taken: AtomicU8,
-    /// Extra bytes that a tagged frame may have.
-    tag_allowance: u32,
+    /// Which tags that limit leaves out.
+    uncounted: AtomicU8,
     /// One a worker.
     pub counters: Box<[Counters]>,
+}
+
+/// Which outermost tag does not count for the length of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Uncounted {
+    /// 802.1Q or 802.1ad.
+    Tag,
+    /// 802.1Q: of packet sockets.
+    CTag,
+    /// None: of tunnels.
+    Nothing,
 }
 
 impl Port {
@@ -164,7 +177,7 @@ impl PortShared {
             gone: AtomicBool::new(false),
             frame_max: AtomicU32::new(0),
             taken: AtomicU8::new(u8::MAX),
-            tag_allowance: if strict_mtu { 4 } else { 0 },
+            uncounted: AtomicU8::new(if strict_mtu { Uncounted::CTag } else { Uncounted::Tag } as u8),
             counters: (0..workers).map(|_| Counters::default()).collect(),
         };
         shared.set_mtu(mtu);
@@ -180,8 +193,10 @@ impl PortShared {
 
     /// Follows the MTU of the interface, in bytes.
     pub fn set_mtu(&self, mtu: u32) {
-        let header = if self.tag_allowance == 0 { 18 } else { 14 };
-        self.frame_max.store(mtu.saturating_add(header), Ordering::Relaxed);
+        let strict = self.uncounted.load(Ordering::Relaxed) == Uncounted::CTag as u8;
+        let header = if strict { ETH_HEADER_LEN } else { ETH_HEADER_LEN + TAG_LEN };
+        #[allow(clippy::cast_possible_truncation, reason = "18 at most")]
+        self.frame_max.store(mtu.saturating_add(header as u32), Ordering::Relaxed);
     }
 
     /// Follows what a guest agreed to take, among what the port can do.
@@ -202,6 +217,7 @@ impl PortShared {
 
     /// Follows the path of a tunnel: the longest frame that fits one packet of it, in bytes with any tags.
     pub fn set_path_max(&self, bytes: u32) {
+        self.uncounted.store(Uncounted::Nothing as u8, Ordering::Relaxed);
         self.frame_max.store(bytes, Ordering::Relaxed);
     }
 
@@ -212,12 +228,24 @@ impl PortShared {
         self.frame_max.load(Ordering::Relaxed) as usize
     }
 
-    /// Whether a frame of `len` bytes that is not GSO is too long for this port.
+    /// Whether a frame of `len` bytes that is not GSO, with this EtherType behind its addresses, is too long for this port.
+    ///
+    /// As in Linux's bridge (`is_skb_forwardable`), the outermost tag is not counted: it is not in the frame there.
     #[inline]
     #[must_use]
-    pub fn too_long(&self, len: usize, tagged: bool) -> bool {
-        let allowance = if tagged { self.tag_allowance } else { 0 };
-        len > self.frame_max() + allowance as usize
+    pub fn too_long(&self, len: usize, ethertype: impl FnOnce() -> [u8; 2]) -> bool {
+        len > self.frame_max() && self.too_long_with(len, ethertype())
+    }
+
+    #[cold]
+    fn too_long_with(&self, len: usize, ethertype: [u8; 2]) -> bool {
+        let uncounted = self.uncounted.load(Ordering::Relaxed);
+        let is = match u16::from_be_bytes(ethertype) {
+            vlan::TPID_8021Q => uncounted != Uncounted::Nothing as u8,
+            vlan::TPID_8021AD => uncounted == Uncounted::Tag as u8,
+            _ => false,
+        };
+        len > self.frame_max() + if is { TAG_LEN } else { 0 }
     }
 
     /// Whether its device is gone.

@@ -6,6 +6,7 @@ mod common;
 
 use common::Input;
 use vswitch::batch::FRAME_MAX;
+use vswitch::offload::big::{BIG_FRAME_MAX, BIG_PIECES_MAX, Big};
 use vswitch::offload::checksum::{self, Sum};
 use vswitch::offload::coalesce::Coalescer;
 use vswitch::offload::mss;
@@ -66,6 +67,29 @@ fn clamping_is_harmless() {
         assert!((1..=4).contains(&changed), "a size of two bytes, and the checksum");
         assert_eq!(mss::clamp(&frame, usize::from(*frame_max)), None);
     });
+}
+
+/// Never a panic; what a frame of more than 64 KiB is cut into is all of it, and not more pieces than there is room for.
+#[test]
+fn big_frames_are_cut_or_refused() {
+    bolero::check!().with_type::<(Header, Input, u32, bool)>().with_iterations(5000).for_each(
+        |(header, input, len, unset)| {
+            let mut frame = common::frame(input);
+            let header = virtio_header(header, input.0);
+            let len = FRAME_MAX + *len as usize % (BIG_FRAME_MAX - FRAME_MAX + 10);
+            if let (true, Some(layers)) = (*unset, Layers::parse(&frame)) {
+                // Such a frame's length does not fit its field.
+                let at = layers.l3 + if layers.ipv4 { 2 } else { 4 };
+                frame[at..at + 2].fill(0);
+            }
+            let Ok(big) = Big::of(&header, &frame, len) else { return };
+            let pieces: Vec<_> = big.pieces().collect();
+            assert!((1..=BIG_PIECES_MAX).contains(&pieces.len()), "{} pieces", pieces.len());
+            assert_eq!(pieces.iter().map(|piece| piece.len).sum::<usize>(), len - big.received_len());
+            let mut out = vec![0; VNET_HDR_LEN + big.headers_len()];
+            pieces.iter().for_each(|piece| big.write(*piece, &mut out));
+        },
+    );
 }
 
 /// The header that fits the good frame of this kind, with some bytes overwritten.

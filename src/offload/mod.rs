@@ -14,11 +14,14 @@
 //! 5. the leaving port [`takes`](Capabilities::takes) it as it is ([`Offload::to_virtio`]), or it is finished first:
 //!    [`checksum::finish`], or [`segment::Segmenter`].
 //!
+//! Frames of more than 64 KiB become several at the port that brought them, see [`big`].
+//!
 //! Frames that came one by one and were one frame at their sender become that again with [`coalesce::Coalescer`], at the
 //! port that brought them.
 //!
 //! Nothing here allocates, and no content of a frame or header makes it panic or reach outside the frame.
 
+pub mod big;
 pub mod checksum;
 pub mod coalesce;
 pub mod mss;

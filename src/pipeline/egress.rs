@@ -69,8 +69,6 @@ struct Form<'b> {
     tag: Option<[u8; TAG_LEN]>,
     /// From the EtherType on; with its own tag if it keeps that.
     rest: &'b [u8],
-    /// Whether it leaves with an 802.1Q tag.
-    tagged: bool,
     offload: Offload,
 }
 
@@ -83,7 +81,7 @@ impl Leaving<'_> {
         let mut departures = Departures::new();
         for &index in list {
             let frame = &batch.frames[usize::from(index)];
-            if self.takes_as_it_came(frame) && !self.clamps(batch, frame, 0) {
+            if self.takes_as_it_came(batch, frame) && !self.clamps(batch, frame, 0) {
                 let (bytes, segments) = (batch.with_header(frame), u32::from(frame.segments));
                 departures.push(match batch.rest(frame) {
                     None => Outgoing::Whole { bytes, segments },
@@ -101,16 +99,16 @@ impl Leaving<'_> {
     fn takes_lent(&self, batch: &Batch, list: &[u8]) -> bool {
         let as_it_came = |&index: &u8| {
             let frame = &batch.frames[usize::from(index)];
-            frame.lent == 0 || self.takes_as_it_came(frame)
+            frame.lent == 0 || self.takes_as_it_came(batch, frame)
         };
         self.queue.takes_lent() && !self.port.mss_clamp && list.iter().all(as_it_came)
     }
 
     /// Nearly every frame.
     #[inline]
-    fn takes_as_it_came(&self, frame: &Frame) -> bool {
+    fn takes_as_it_came(&self, batch: &Batch, frame: &Frame) -> bool {
         (!self.filtering || self.keeps_tag(frame))
-            && !self.too_long(frame.len(), frame.tagged, &frame.offload)
+            && !self.too_long(frame.len(), || ethertype(batch.bytes(frame)), &frame.offload)
             && self.capabilities.takes(&frame.offload) == Takes::AsIs
     }
 
@@ -125,8 +123,8 @@ impl Leaving<'_> {
 
     /// Whether it is too long; what is still to be segmented is not.
     #[inline]
-    fn too_long(&self, len: usize, tagged: bool, offload: &Offload) -> bool {
-        offload.gso == Gso::None && self.port.shared.too_long(len, tagged)
+    fn too_long(&self, len: usize, ethertype: impl FnOnce() -> [u8; 2], offload: &Offload) -> bool {
+        offload.gso == Gso::None && self.port.shared.too_long(len, ethertype)
     }
 
     #[inline]
@@ -146,7 +144,7 @@ impl Leaving<'_> {
     ) -> Result<(), DropReason> {
         let frame = &batch.frames[usize::from(index)];
         let form = self.form(batch, frame)?;
-        if self.too_long(form.len(), form.tagged, &form.offload) {
+        if self.too_long(form.len(), || form.ethertype(), &form.offload) {
             self.fragments(batch, index, &form, form.len())?;
             self.counters.tx_fragmented.add(1);
         }
@@ -195,7 +193,7 @@ impl Leaving<'_> {
         let (addresses, rest) = batch.bytes(frame).split_at(ADDRESSES_LEN);
         let offload = frame.offload;
         if !self.filtering || self.keeps_tag(frame) {
-            return Ok(Form { addresses, tag: None, rest, tagged: frame.tagged, offload });
+            return Ok(Form { addresses, tag: None, rest, offload });
         }
         let rest = if frame.tagged { &rest[TAG_LEN..] } else { rest };
         let tag = match self.port.vlan.leaves(frame.vid) {
@@ -212,7 +210,7 @@ impl Leaving<'_> {
             (false, Some(_)) => offload.shifted(TAG_SHIFT),
             _ => offload,
         };
-        Ok(Form { addresses, tag, rest, tagged: tag.is_some(), offload })
+        Ok(Form { addresses, tag, rest, offload })
     }
 
     /// Sends a frame with its checksum completed and its segment size clamped.
@@ -250,7 +248,7 @@ impl Leaving<'_> {
             // Longer ones would be fragmented on their way.
             segmenter.limit(self.port.shared.frame_max());
             let len = segmenter.segment_size_max();
-            if self.port.shared.too_long(len, form.tagged) {
+            if self.port.shared.too_long(len, || form.ethertype()) {
                 self.fragments(batch, index, form, len)?;
             }
         }
@@ -272,7 +270,7 @@ impl Leaving<'_> {
                     more = false;
                     break;
                 };
-                if self.port.shared.too_long(len + payload.len(), form.tagged) {
+                if self.port.shared.too_long(len + payload.len(), || form.ethertype()) {
                     if self.port.df.is_none() {
                         self.counters.drop_frame(DropReason::TooLong);
                         continue;
@@ -295,6 +293,12 @@ impl Leaving<'_> {
 impl<'b> Form<'b> {
     fn len(&self) -> usize {
         self.addresses.len() + self.tag.map_or(0, |tag| tag.len()) + self.rest.len()
+    }
+
+    /// What stands behind the addresses.
+    fn ethertype(&self) -> [u8; 2] {
+        let behind = self.tag.as_ref().map_or(self.rest, |tag| tag);
+        behind.first_chunk().copied().unwrap_or_default()
     }
 
     /// Bytes by which it is longer than the frame it is a form of.
@@ -323,6 +327,15 @@ impl<'b> Form<'b> {
         let head_len = self.copy_head_to(whole).len();
         whole[head_len..].copy_from_slice(self.rest);
     }
+}
+
+/// What stands behind a frame's addresses.
+fn ethertype(frame: &[u8]) -> [u8; 2] {
+    frame
+        .get(ADDRESSES_LEN..ETH_HEADER_LEN)
+        .and_then(|bytes| bytes.first_chunk())
+        .copied()
+        .unwrap_or_default()
 }
 
 /// Whether these bytes, which begin at the EtherType, are an 802.1Q or 802.1ad tag.

@@ -9,16 +9,22 @@
 //! ([`sys::bpf`]); closing the port, or dying, undoes it. The interface should have no address: it would not be reachable.
 
 use std::collections::HashMap;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone, refused};
 use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
-use crate::offload::Capabilities;
+use crate::offload::big::{BIG_PIECES_MAX, Big};
+use crate::offload::{BadOffload, Capabilities, MAX_HEADERS_LEN, VNET_HDR_LEN};
 use crate::spec::{Netns, PacketSpec, PortKind};
 use crate::stats::{Counters, DropReason};
+use crate::sys::long::LongWay;
 use crate::sys::netlink::{Link, Netlink};
-use crate::sys::packet::{self, PacketSocket, Spares};
+use crate::sys::packet::{self, PacketSocket, Peeked, Spares};
 use crate::sys::{self, bpf, netns};
 
 /// What is opened and left for later when many ports are to come.
@@ -101,10 +107,17 @@ pub(super) fn open(
         ),
         _ => cannot(source),
     })?;
+    let mut long = None;
     let mut keep = Vec::new();
+    // Long frames want tcx, as silencing the host does. Where that is put off, whether there is
+    // tcx is not known yet; a way that cannot be opened drops such frames.
+    let long_way = || LongWay::new(link.index, link.mtu, target).map(Arc::new).map_err(cannot);
     match silence {
-        None => {}
-        Some(Ok(silence)) => keep.push(silence),
+        None => long = Some(long_way()?),
+        Some(Ok(silence)) => {
+            keep.push(silence);
+            long = Some(long_way()?);
+        }
         // That passes, and what is done now is for long.
         Some(Err(error)) if sys::thread::is_lacking(&error.source) => return Err(error),
         Some(Err(error)) => warn_of_host(name, &error),
@@ -115,13 +128,13 @@ pub(super) fn open(
         queues: sockets
             .queues
             .into_iter()
-            .map(|socket| Box::new(PacketQueue { socket }) as Box<dyn PortQueue>)
+            .map(|socket| Box::new(PacketQueue { socket, long: long.clone() }) as Box<dyn PortQueue>)
             .collect(),
         // The kernel finishes for the device whatever the device cannot.
         capabilities: Capabilities { csum: true, tso4: true, tso6: true, uso: true },
         ifindex: Some(link.index),
         mtu: link.mtu,
-        strict_mtu: true,
+        strict_mtu: long.is_none(),
         keep,
         link: None,
         made: None,
@@ -158,6 +171,36 @@ fn is_link_local(address: &std::net::IpAddr) -> bool {
 #[derive(Debug)]
 struct PacketQueue {
     socket: PacketSocket,
+    /// For frames that the socket refuses as too long; one a port.
+    long: Option<Arc<LongWay>>,
+}
+
+impl PacketQueue {
+    /// Takes a frame of more than 64 KiB in pieces, or drops it.
+    #[cold]
+    fn receive_big(&mut self, batch: &mut Batch) -> io::Result<Result<(), DropReason>> {
+        let mut head = [0; VNET_HDR_LEN + MAX_HEADERS_LEN];
+        let Some(Peeked { len, tag }) = self.socket.peek(&mut head)? else {
+            return Ok(Err(DropReason::RxTruncated));
+        };
+        let [header, frame] = [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..]];
+        let big = header.first_chunk().ok_or(BadOffload::Headers);
+        let Ok(big) = big.and_then(|header| Big::of(header, frame, len)) else {
+            self.socket.receive_scattered(&mut [])?;
+            return Ok(Err(DropReason::BadOffload));
+        };
+        let mut again = [0; VNET_HDR_LEN + MAX_HEADERS_LEN];
+        let again = &mut again[..VNET_HDR_LEN + big.received_len()];
+        let mut slices = ArrayVec::<IoSliceMut<'_>, { BIG_PIECES_MAX + 1 }>::new();
+        slices.push(IoSliceMut::new(again));
+        slices.extend(batch.big_room(&big).into_iter().map(IoSliceMut::new));
+        let received = self.socket.receive_scattered(&mut slices)?;
+        drop(slices);
+        if received != VNET_HDR_LEN + len || !head.starts_with(again) {
+            return Ok(Err(DropReason::RxTruncated));
+        }
+        Ok(batch.take_big(&big, tag).map_err(|_| DropReason::BadOffload))
+    }
 }
 
 impl PortQueue for PacketQueue {
@@ -176,6 +219,12 @@ impl PortQueue for PacketQueue {
                 Ok(packet::Received::Empty) => return Received::Drained,
                 Ok(packet::Received::Truncated) => counters.drop_frame(DropReason::RxTruncated),
                 Ok(packet::Received::Undescribed) => counters.drop_frame(DropReason::RxUndescribed),
+                Ok(packet::Received::Longer) if !batch.takes_big() => break,
+                Ok(packet::Received::Longer) => match self.receive_big(batch) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(reason)) => counters.drop_frame(reason),
+                    Err(_) => return Received::Drained,
+                },
                 Ok(packet::Received::Frame { len, tag }) => {
                     if batch.take(len, tag).is_err() {
                         counters.drop_frame(DropReason::BadOffload);
@@ -189,7 +238,14 @@ impl PortQueue for PacketQueue {
     }
 
     fn transmit(&mut self, frames: &[Outgoing<'_>], counters: &Counters) -> Health {
-        self.socket.send(frames, |index, outcome| match outcome {
+        let long = self.long.as_ref();
+        // The kernel stops at a frame that it refuses, so one that goes the other way keeps its place.
+        let another_way = |index: usize, error: io::Error| match long {
+            Some(long) if error.raw_os_error() == Some(libc::EMSGSIZE) => long.send(&frames[index]),
+            _ => Err(error),
+        };
+        let outcome = |index, outcome: io::Result<()>| outcome.or_else(|error| another_way(index, error));
+        self.socket.send(frames, |index, refused_or_not| match outcome(index, refused_or_not) {
             Ok(()) => counters.sent(frames[index].frame_len(), frames[index].segments()),
             Err(error) if is_gone(&error) => counters.drop_frame(DropReason::PortGone),
             Err(error) => counters.drop_frame(refused(&error)),

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{Health, Inbound, OpenPort, PortQueue, Received, is_gone};
-use crate::batch::{BATCH_FRAMES, Batch};
+use crate::batch::{BATCH_FRAMES, Batch, FRAME_MAX};
 use crate::frame::Outgoing;
 use crate::offload::{Capabilities, VNET_HDR_LEN};
 use crate::spec::TapSpec;
@@ -173,6 +173,10 @@ impl PortQueue for TapQueue {
                 sys::read(self.fd.as_fd(), &mut spare[VNET_HDR_LEN..])
             };
             match read {
+                // A longer frame (BIG TCP, by a macvtap) is cut to the buffer's length without a word.
+                Ok(Some(read)) if read == VNET_HDR_LEN + FRAME_MAX => {
+                    counters.drop_frame(DropReason::RxTruncated);
+                }
                 Ok(Some(read)) => {
                     let len = if self.offload { read.saturating_sub(VNET_HDR_LEN) } else { read };
                     if batch.take(len, None).is_err() {

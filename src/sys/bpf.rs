@@ -26,6 +26,7 @@ const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 
 /// `struct bpf_insn` as the little- or big-endian machine lays it out: opcode, registers, offset, immediate.
 #[repr(C)]
@@ -136,7 +137,7 @@ pub fn silence_host(ifindex: u32, ns: Option<BorrowedFd<'_>>) -> Result<OwnedFd>
     let program = load_drop_all().map_err(Error::on(|| {
         format!("cannot load the program that silences the host on interface {ifindex}")
     }))?;
-    let attached = run_in(ns, || attach(&program, ifindex)).and_then(|attached| attached);
+    let attached = run_in(ns, || attach(&program, ifindex, BPF_TCX_INGRESS)).and_then(|attached| attached);
     attached.map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP) => Error::refused(
             io::ErrorKind::Unsupported,
@@ -252,6 +253,18 @@ pub(super) fn test_run(program: RawFd, ifindex: u32, frame: &mut [u8]) -> io::Re
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has a program see what leaves by an interface of the calling thread's namespace, until the returned descriptor is closed.
+///
+/// # Errors
+/// As of [`silence_host`], as the kernel says it.
+pub(super) fn attach_egress(
+    name: [u8; 16],
+    program: &'static [Instruction],
+    ifindex: u32,
+) -> io::Result<OwnedFd> {
+    attach(&load(BPF_PROG_TYPE_SCHED_CLS, name, program)?, ifindex, BPF_TCX_EGRESS)
+}
+
 fn load(prog_type: u32, prog_name: [u8; 16], program: &[Instruction]) -> io::Result<OwnedFd> {
     let attr = ProgLoad {
         prog_type,
@@ -265,11 +278,11 @@ fn load(prog_type: u32, prog_name: [u8; 16], program: &[Instruction]) -> io::Res
     unsafe { bpf(BPF_PROG_LOAD, &attr) }
 }
 
-fn attach(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
+fn attach(program: &OwnedFd, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
     let attr = LinkCreate {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         target_ifindex: ifindex,
-        attach_type: BPF_TCX_INGRESS,
+        attach_type,
         ..LinkCreate::default()
     };
     // SAFETY: a LinkCreate is laid out as BPF_LINK_CREATE expects and holds no pointers; `program` is open.

@@ -22,6 +22,7 @@ mod btf;
 pub(crate) mod caller;
 mod filter;
 pub mod folder;
+pub mod long;
 pub(crate) mod lookups;
 pub mod machine;
 pub mod macvtap;

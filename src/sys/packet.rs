@@ -2,7 +2,8 @@
 //!
 //! Receiving is by a TPACKET_V2 ring of slots that hold an ordinary frame. A GSO frame does not fit: the kernel then marks
 //! the slot `TP_STATUS_COPY` and queues the whole frame on the socket (`PACKET_COPY_THRESH`), in the same order. So
-//! small frames cost no system call each, and large ones one. Transmitting is by sendmmsg.
+//! small frames cost no system call each, and large ones one. One of more than 64 KiB (BIG TCP) is looked at first, so that its
+//! payload is received in the pieces that it is cut into. Transmitting is by sendmmsg.
 //!
 //! Rejected: TPACKET_V3 wakes once a block or once a timer tick, 1 ms of round trip; the transmit ring copies on veth,
 //! so it gains nothing over sendmmsg.
@@ -77,8 +78,9 @@ pub struct PacketSocket {
 enum Inbound {
     /// By a ring.
     Ring(Ring),
-    /// One by one, because the ring had stopped.
-    Queue,
+    /// One by one, because the ring had stopped. One that is longer than any buffer has been seen, so
+    /// the length is looked at first.
+    Queue { looks_first: bool },
     /// Others receive.
     None,
 }
@@ -390,10 +392,32 @@ pub enum Received {
         /// The VLAN tag that the kernel took out.
         tag: Option<[u8; TAG_LEN]>,
     },
+    /// A frame of more bytes than the caller's buffer, which still waits: [`PacketSocket::peek`], then
+    /// [`PacketSocket::receive_scattered`].
+    Longer,
     /// A frame that was cut short; it is gone.
     Truncated,
     /// A frame that the kernel could not describe; it is gone.
     Undescribed,
+}
+
+/// What recvmsg returned.
+enum Message {
+    /// Nothing waits.
+    None,
+    /// A frame that the kernel could not describe; unless it was only looked at, it is gone.
+    Undescribed,
+    /// A frame: its length with its offload header, whether it fitted or not, and the tag beside it.
+    Frame(usize, Option<[u8; TAG_LEN]>),
+}
+
+/// The beginning of a frame that still waits.
+#[derive(Debug)]
+pub struct Peeked {
+    /// Length in bytes, without FCS and without the tag below.
+    pub len: usize,
+    /// The VLAN tag that the kernel took out.
+    pub tag: Option<[u8; TAG_LEN]>,
 }
 
 impl PacketSocket {
@@ -434,9 +458,9 @@ impl PacketSocket {
     pub fn leave_ring(&mut self) -> bool {
         match &self.inbound {
             Inbound::Ring(ring) if ring.filled().is_some() => return false,
-            Inbound::Ring(_) => self.inbound = Inbound::Queue,
+            Inbound::Ring(_) => self.inbound = Inbound::Queue { looks_first: false },
             // It did, and its answer came too late.
-            Inbound::Queue => {}
+            Inbound::Queue { .. } => {}
             Inbound::None => return false,
         }
         true
@@ -481,11 +505,17 @@ impl PacketSocket {
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         let ring = match &mut self.inbound {
             Inbound::Ring(ring) => ring,
-            Inbound::Queue => return self.receive_queued(buffer),
+            Inbound::Queue { looks_first } => {
+                let looks_first = *looks_first;
+                return self.receive_without_ring(buffer, looks_first);
+            }
             Inbound::None => return Ok(Received::Empty),
         };
         let Some(slot) = ring.filled() else { return Ok(Received::Empty) };
         if slot.status & libc::TP_STATUS_COPY != 0 {
+            if slot.frame_len() > buffer.len() - VNET_HDR_LEN {
+                return Ok(Received::Longer);
+            }
             ring.release();
             return Ok(match self.receive_queued(buffer)? {
                 Received::Empty => Received::Truncated,
@@ -499,23 +529,87 @@ impl PacketSocket {
 
     /// The frame that did not fit its slot; without a ring, the next one.
     fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        Ok(match self.receive_message(&mut [io::IoSliceMut::new(buffer)], 0)? {
+            Message::None => Received::Empty,
+            Message::Undescribed => Received::Undescribed,
+            Message::Frame(n, _) if n > buffer.len() || n < VNET_HDR_LEN => Received::Truncated,
+            Message::Frame(n, tag) => Received::Frame { len: n - VNET_HDR_LEN, tag },
+        })
+    }
+
+    /// The next frame without a ring. After the first that is longer than the buffer, which is lost,
+    /// the length is looked at first.
+    #[cold]
+    fn receive_without_ring(&mut self, buffer: &mut [u8], looks_first: bool) -> io::Result<Received> {
+        let longer = |n: usize| n > buffer.len();
+        if looks_first
+            && let Message::Frame(n, _) = self.receive_message(&mut [], libc::MSG_PEEK)?
+            && longer(n)
+        {
+            return Ok(Received::Longer);
+        }
+        let received = self.receive_queued(buffer)?;
+        if matches!(received, Received::Truncated) {
+            self.inbound = Inbound::Queue { looks_first: true };
+        }
+        Ok(received)
+    }
+
+    /// Gives back the slot of a frame that waits in the socket's queue.
+    fn release_slot(&mut self) {
+        if let Inbound::Ring(ring) = &mut self.inbound {
+            ring.release();
+        }
+    }
+
+    /// Copies the offload header and the beginning of the frame that [waits](Received::Longer), as far as there is room. `None`
+    /// when it was cut short by the kernel; it is gone then.
+    ///
+    /// # Errors
+    /// As of [`PacketSocket::receive`].
+    pub fn peek(&mut self, head: &mut [u8]) -> io::Result<Option<Peeked>> {
+        match self.receive_message(&mut [io::IoSliceMut::new(head)], libc::MSG_PEEK)? {
+            Message::Frame(n, tag) if n >= VNET_HDR_LEN => Ok(Some(Peeked { len: n - VNET_HDR_LEN, tag })),
+            _ => {
+                self.release_slot();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads the frame that waits, with its offload header, into these slices, one behind the other, and returns how many bytes it
+    /// has. What does not fit is lost.
+    ///
+    /// # Errors
+    /// As of [`PacketSocket::receive`].
+    pub fn receive_scattered(&mut self, slices: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+        self.release_slot();
+        Ok(match self.receive_message(slices, 0)? {
+            Message::Frame(n, _) => n,
+            Message::None | Message::Undescribed => 0,
+        })
+    }
+
+    /// The next frame of the socket's queue.
+    fn receive_message(&self, slices: &mut [io::IoSliceMut<'_>], flags: libc::c_int) -> io::Result<Message> {
         #[repr(align(8))]
         struct Control([u8; 64]);
         let mut control = Control([0; 64]);
         // SAFETY: msghdr is plain data for which zeros are valid.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = &raw mut iov;
-        message.msg_iovlen = 1;
+        // An IoSliceMut is laid out as an iovec.
+        message.msg_iov = slices.as_mut_ptr().cast();
+        message.msg_iovlen = slices.len();
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = control.0.len();
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let mut receive = || {
             // SAFETY: every pointer in `message` is to a live, exclusively borrowed buffer of the stated length.
-            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+            unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) }
         };
         let mut n = receive();
         if n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
-            return Ok(Received::Undescribed);
+            return Ok(Message::Undescribed);
         }
         if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
             // The interface was down in between: that error is reported once, in place of the frame, which still waits
@@ -524,10 +618,7 @@ impl PacketSocket {
         }
         if n < 0 {
             let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::WouldBlock { Ok(Received::Empty) } else { Err(error) };
-        }
-        if message.msg_flags & libc::MSG_TRUNC != 0 || n.cast_unsigned() < VNET_HDR_LEN {
-            return Ok(Received::Truncated);
+            return if error.kind() == io::ErrorKind::WouldBlock { Ok(Message::None) } else { Err(error) };
         }
         let mut tag = None;
         // SAFETY: the kernel wrote well-formed control messages within msg_controllen.
@@ -543,7 +634,7 @@ impl PacketSocket {
                 control = libc::CMSG_NXTHDR(&raw const message, control);
             }
         }
-        Ok(Received::Frame { len: n.cast_unsigned() - VNET_HDR_LEN, tag })
+        Ok(Message::Frame(n.cast_unsigned(), tag))
     }
 
     /// Memory of its ring: the kernel's, mapped here, never swapped out.
@@ -760,6 +851,13 @@ impl Drop for Ring {
 }
 
 impl Slot {
+    /// Length of the frame, all of it, in bytes.
+    #[inline]
+    fn frame_len(&self) -> usize {
+        // SAFETY: as in `copy_to`.
+        unsafe { (&raw const (*self.memory.cast::<libc::tpacket2_hdr>()).tp_len).read() as usize }
+    }
+
     fn copy_to(&self, buffer: &mut [u8]) -> Received {
         // SAFETY: the acquire load of TP_STATUS_USER ordered the kernel's writes before this read of its header.
         let header = unsafe { self.memory.cast::<libc::tpacket2_hdr>().read() };

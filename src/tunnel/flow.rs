@@ -2,6 +2,9 @@
 //!
 //! Packets of different flows can take different paths, those of one flow never do (RFC 7348, section 5; RFC 8926, section
 //! 3.3). The frame is as it leaves, in pieces or not; nothing of it is believed, and what cannot be read is left out.
+//!
+//! What a flow is agrees with `sys/steering.rs`: ports count for TCP and SCTP alone. A UDP socket's fragments have none, and
+//! must not be overtaken by its whole datagrams.
 
 use crate::bridge::vlan::TPID_8021Q;
 use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};
@@ -13,8 +16,8 @@ const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// What a packet takes over from the frame in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
-    /// A number that is the same for all frames of a flow: of their addresses and, for what is neither fragmented nor has
-    /// options, their ports.
+    /// A number that is the same for all frames of a flow: of their addresses and, for TCP and SCTP that is neither
+    /// fragmented nor has options, their ports.
     pub number: u16,
     /// Nobody may fragment it on its way: IPv6, and IPv4 with DF.
     pub whole: bool,
@@ -87,7 +90,7 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
 }
 
 fn has_ports(protocol: Option<&u8>) -> bool {
-    protocol.is_some_and(|protocol| matches!(protocol, 6 | 17 | 132))
+    protocol.is_some_and(|protocol| matches!(protocol, 6 | 132))
 }
 
 #[cfg(test)]
@@ -156,11 +159,12 @@ mod tests {
             assert!(numbers.len() > 250, "{} of 256", numbers.len());
             for sockets in [2, 8] {
                 let mut loads = vec![0; usize::from(sockets)];
-                (0..=255).for_each(|value| loads[usize::from(number(value, 17) % sockets)] += 1);
+                (0..=255).for_each(|value| loads[usize::from(number(value, 6) % sockets)] += 1);
                 let fair = 256 / u32::from(sockets);
                 assert!(loads.iter().all(|&load| load > fair / 2 && load < fair * 2), "{loads:?}");
             }
             assert_eq!(number(1, 1), number(2, 1), "ICMP has no ports");
+            assert_eq!(number(1, 17), number(2, 17), "UDP's are not looked at");
         }
     }
 
@@ -171,6 +175,8 @@ mod tests {
         let mut second = packet(true, 17, [5, 6, 7, 8]);
         (second[8], second[9]) = (0, 185);
         assert_eq!(pieces(None, &first), pieces(None, &second));
+        let whole = packet(true, 17, [1, 2, 3, 4]);
+        assert_eq!(pieces(None, &first), pieces(None, &whole), "and where the whole ones go");
     }
 
     #[test]

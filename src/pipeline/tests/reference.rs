@@ -96,10 +96,11 @@ impl Reference {
         let port = &self.ports[usize::from(to)];
         let outside =
             if self.filtering { give_tag(&port.vlan, inside) } else { Ok((frame.to_vec(), inside.tagged)) };
-        let outside = outside.and_then(|(bytes, tagged)| {
-            let longest = match (port.strict_mtu, tagged) {
-                (false, _) | (true, true) => port.mtu + 18,
-                (true, false) => port.mtu + 14,
+        let outside = outside.and_then(|(bytes, _)| {
+            let longest = match (port.strict_mtu, ethertype(&bytes)) {
+                (false, 0x8100 | 0x88a8) => port.mtu + 22,
+                (false, _) | (true, 0x8100) => port.mtu + 18,
+                (true, _) => port.mtu + 14,
             };
             if bytes.len() > longest as usize { Err(DropReason::TooLong) } else { Ok(bytes) }
         });

@@ -254,16 +254,25 @@ fn a_tag_taken_out_by_the_kernel_is_put_back() {
 
 #[test]
 fn frames_too_long_for_a_port_are_dropped_there() {
-    for (strict_mtu, longest, longest_tagged) in [(false, 1518, 1518), (true, 1514, 1518)] {
+    // The outermost tag is not counted, one behind it is; a packet socket knows of 802.1Q alone.
+    for (strict_mtu, longest) in [(false, [1518, 1522, 1522, 1522]), (true, [1514, 1518, 1514, 1518])] {
         let port = with(|port| (port.mtu, port.strict_mtu) = (1500, strict_mtu));
         let mut lab = Lab::new(false, &[Setup::default(), port, Setup::default()]);
         for extra in [0, 1] {
-            let plain = frame_of(longest + extra, ALL, station(1), 0);
-            let tagged = tagged(0x8100, 5, &frame_of(longest_tagged + extra - 4, ALL, station(1), 0));
-            lab.arrive(0, &[plain.into(), tagged.into()]);
+            let [plain, q, ad, q_in_q] = longest.map(|len| len + extra);
+            let of = |len: usize| frame_of(len, ALL, station(1), 0);
+            lab.arrive(
+                0,
+                &[
+                    of(plain).into(),
+                    tagged(0x8100, 5, &of(q - 4)).into(),
+                    tagged(0x88a8, 5, &of(ad - 4)).into(),
+                    tagged(0x8100, 5, &tagged(0x8100, 6, &of(q_in_q - 8))).into(),
+                ],
+            );
         }
-        assert_eq!(lab.sent_counts(), [0, 2, 4]);
-        assert_eq!((lab.drops(0), lab.drops(1)), (vec![], vec![(DropReason::TooLong, 2)]));
+        assert_eq!(lab.sent_counts(), [0, 4, 8]);
+        assert_eq!((lab.drops(0), lab.drops(1)), (vec![], vec![(DropReason::TooLong, 4)]));
     }
 }
 

@@ -103,10 +103,29 @@ pub(super) fn port(port: &PortInfo, attach_socket: Option<&str>) -> String {
     if let (None, Some(hint)) = (&port.tunnel, port.hint()) {
         let _ = writeln!(text, "Hint: {hint}.");
     }
+    text.push_str(&lengths(port));
     text.push('\n');
     text.push_str(&vlans(port));
     behaviour(&mut text, port);
     text.push_str(&guest::lines(port, attach_socket));
+    text
+}
+
+/// What it sends, by length. A tunnel's path has its own words.
+fn lengths(port: &PortInfo) -> String {
+    let Some(mtu) = port.mtu.filter(|&mtu| mtu != 0 && port.tunnel.is_none()) else { return String::new() };
+    let mut text = format!(
+        "It sends frames of up to {} bytes (MTU {mtu} + 18), the outermost 802.1Q or 802.1ad tag not counted; longer\n\
+         ones are dropped as too_long.",
+        mtu.saturating_add(18)
+    );
+    if port.kind == "packet" {
+        text.push_str(
+            " Without tcx (Linux 6.6) or the right to load programs it is MTU + 14, or MTU + 18\n\
+             with an 802.1Q tag. TCP frames of more than 64 KiB (BIG TCP) are cut to 64 KiB when they come in.",
+        );
+    }
+    text.push('\n');
     text
 }
 

@@ -13,6 +13,7 @@ mod cli;
 mod explained;
 mod failed;
 mod faults;
+mod frames;
 mod guests;
 mod hanging;
 mod harness;
@@ -185,6 +186,8 @@ const TESTS: &[(&str, Test)] = &[
     ("traffic::too_long_for_one_port", traffic::too_long_for_one_port),
     ("traffic::order_is_kept", traffic::order_is_kept),
     ("traffic::one_worker_a_flow", traffic::one_worker_a_flow),
+    ("frames::big_tcp", frames::big_tcp),
+    ("frames::whole_and_fragmented_datagrams", frames::whole_and_fragmented_datagrams),
     ("traffic::a_guest_behind_a_tap", traffic::a_guest_behind_a_tap),
     ("attach::a_guest_comes_and_goes", attach::a_guest_comes_and_goes),
     ("attach::superframes_between_guests", attach::superframes_between_guests),
