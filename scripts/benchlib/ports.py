@@ -10,7 +10,7 @@ import os
 import time
 
 from . import machine
-from .system import Failed, Server, directory, exit_on_sigterm, netns, run, undoing
+from .system import Failed, Server, directory, exit_on_sigterm, netns, run, target_folder, undoing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NAMESPACES = ("vswb-ports", "vswb-ports-far")
@@ -21,8 +21,9 @@ def main(argv):
     """Measures, prints a table; 0 when all of it could be measured."""
     parser = argparse.ArgumentParser(prog="scripts/bench ports", description="Many packet ports beside the kernel's bridge.")
     parser.add_argument("--cases", default="100x2,100x16,100x32,400x2", metavar="PORTSxWORKERS[,…]")
-    parser.add_argument("--bin", default=os.path.join(ROOT, "target/release"), metavar="DIR", help="folder of vswitchd")
+    parser.add_argument("--bin", metavar="DIR", help="folder of vswitchd (default: where cargo puts it)")
     options = parser.parse_args(argv)
+    options.bin = options.bin or os.path.join(target_folder(ROOT), "release")
     cases = [tuple(int(number) for number in case.split("x")) for case in options.cases.split(",")]
     exit_on_sigterm()
     print(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, {machine.revision(ROOT)}\n")

@@ -10,7 +10,7 @@
 //!
 //! **A ring that stops.** A frame that `virtio_net_hdr` cannot describe (UDP fragmentation offload,
 //! SCTP) takes the slot at the kernel's head, and the kernel then gives up without filling or
-//! freeing it: nothing is received any more. [`filter`](super::filter) keeps away what it can
+//! freeing it: nothing is received any more. `filter.rs` keeps away what it can
 //! recognise. [`Watch`] finds the rest: the kernel drops frames and delivers none, while the slot
 //! is the kernel's. The socket then goes on without a ring: recvmsg fails for such a frame alone.
 //! Rejected: a new ring, which the next such frame stops again.

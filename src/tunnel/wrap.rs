@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn runs_end_where_packets_would_differ() {
         let frame = |len: usize, port: u8, tos: u8| {
-            let ip = [0x45, tos, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, port, 0, 9];
+            let ip = [0x45, tos, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, port, 0, 9];
             let mut bytes = [&[0; VNET_HDR_LEN][..], &[2; 12], &[8, 0], &ip].concat();
             bytes.resize(VNET_HDR_LEN + len, 0);
             bytes

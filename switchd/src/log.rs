@@ -2,8 +2,8 @@
 //!
 //! Lines are written by a layer of our own, because two things have to hold for every line,
 //! whatever logs it: what is in it obeys no terminal and forges no other line ([`crate::plain`]),
-//! and nobody outside can fill the log ([`limit`]). Not limited are debug and trace, which are
-//! asked for, and what an operator causes by signals and at the start ([`OPERATOR`]).
+//! and nobody outside can fill the log (`log/limit.rs`). Not limited are debug and trace, which are
+//! asked for, and what an operator causes by signals and at the start (`OPERATOR`).
 
 mod limit;
 

@@ -1,5 +1,5 @@
 //! Where the peer of a dgram port is found. Only the control side has one; nothing here waits, which is why paths are looked up by others
-//! ([`crate::sys::lookups`]), one at a time for a port: a first sender whose path's file system does not answer holds up its own port alone.
+//! (`sys/lookups.rs`), one at a time for a port: a first sender whose path's file system does not answer holds up its own port alone.
 //!
 //! A datagram socket is not told that its peer has gone. So the control side looks at it several times a second: another file, or nobody
 //! behind it, ends the connection, and so does a worker whose datagram is refused. The peer is the socket at a path, or, where none was
