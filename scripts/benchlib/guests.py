@@ -36,6 +36,10 @@ def kernel():
     return os.path.join(target_folder(ROOT), "guest/vmlinuz")
 
 
+# A console of an emulated machine that is busy may lose characters; the guest notices.
+LINE_TRIES = 5
+
+
 class Guest:
     """A guest that runs lines from its console and says how each ended."""
 
@@ -56,9 +60,12 @@ class Guest:
 
     def run(self, line, timeout=60):
         """Runs a line of shell and returns what it wrote."""
-        self.server.tell(line)
-        text = self.wait_for("@@ended ", timeout)
-        if (code := self.wait_for("\n", timeout)) != "0":
+        for _ in range(LINE_TRIES):
+            self.server.tell(f"{len(line)} {line}")
+            text = self.wait_for("@@ended ", timeout)
+            if (code := self.wait_for("\n", timeout)) != "garbled":
+                break
+        if code != "0":
             raise Failed(f"{self.server.name}: {line}: {code}: {text.strip()}")
         return text
 

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # shellcheck shell=sh
 # The first program in a guest of tests and measurements. It runs lines from the serial console and says how each ended; nothing is
-# echoed.
+# echoed. Before each line is its length: a busy emulated machine may lose characters, and such a line is not run.
 /bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s
 mount -t proc proc /proc
@@ -16,7 +16,11 @@ ip link set lo up
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty raw -echo
 echo "@@guest is ready"
-while read -r line; do
+while read -r length line; do
+    if [ "${#line}" != "$length" ]; then
+        echo "@@ended garbled"
+        continue
+    fi
     eval "$line" </dev/null
     echo "@@ended $?"
 done
