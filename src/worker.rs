@@ -31,7 +31,7 @@ use crate::bridge::fdb::Tick;
 use crate::bridge::neighbours::Heard;
 use crate::pipeline::{self, Context, Outbox, Workshop};
 use crate::port::{Inbound, PortQueue, Received};
-use crate::stats::{Counter, DropReason};
+use crate::stats::{Counter, Counters, DropReason};
 use crate::switch::PollMode;
 use crate::topology::{PORTS_MAX, Topology};
 use crate::tunnel::Origin;
@@ -82,6 +82,8 @@ pub enum Command {
     LeaveRing {
         /// The port.
         port: PortId,
+        /// Frames that it had delivered when it was looked at.
+        delivered: u64,
         /// Where to say whether it did.
         done: Sender<bool>,
     },
@@ -480,9 +482,9 @@ impl Worker {
                     self.count_missed();
                     let _ = done.send(());
                 }
-                Command::LeaveRing { port, done } => {
+                Command::LeaveRing { port, delivered, done } => {
                     let queue = self.queues.get_mut(port.index()).and_then(Option::as_mut);
-                    let _ = done.send(queue.is_some_and(|queue| queue.leave_ring()));
+                    let _ = done.send(queue.is_some_and(|queue| queue.leave_ring(delivered)));
                 }
                 Command::Apply { topology, remove, add, done } => {
                     let before = Arc::clone(&self.topology);
@@ -505,7 +507,7 @@ impl Worker {
             let Some(mut queue) = self.queues.get_mut(id.index()).and_then(Option::take) else { continue };
             let endpoint = || self.topology.endpoints.get(id).map(|endpoint| &endpoint.shared);
             if let Some(shared) = self.topology.port(*id).map(|port| &port.shared).or_else(endpoint) {
-                shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+                count_late(&shared.counters[self.index], &mut *queue);
             }
             deregister(&self.poll, &*queue);
             released.push(queue);
@@ -530,16 +532,21 @@ impl Worker {
     fn count_missed(&mut self) {
         for (port, queue) in self.topology.ports.iter().zip(&mut self.queues) {
             if let (Some(port), Some(queue)) = (port, queue) {
-                port.shared.counters[self.index].drop_frames(DropReason::RxMissed, queue.take_missed());
+                count_late(&port.shared.counters[self.index], &mut **queue);
             }
         }
         for (id, endpoint) in &self.topology.endpoints {
             if let Some(Some(queue)) = self.queues.get_mut(id.index()) {
-                let counters = &endpoint.shared.counters[self.index];
-                counters.drop_frames(DropReason::RxMissed, queue.take_missed());
+                count_late(&endpoint.shared.counters[self.index], &mut **queue);
             }
         }
     }
+}
+
+/// Counts what a queue knows of only when it is asked.
+fn count_late(counters: &Counters, queue: &mut dyn PortQueue) {
+    counters.drop_frames(DropReason::RxMissed, queue.take_missed());
+    counters.drop_frames(DropReason::TxError, queue.take_lost());
 }
 
 enum Served {

@@ -65,6 +65,11 @@ pub trait PortQueue: Send + Debug {
         0
     }
 
+    /// Frames that were counted as sent and could not be sent after all, since the last call. Not on the fast path.
+    fn take_lost(&mut self) -> u64 {
+        0
+    }
+
     /// Kernel memory that is mapped for it and never swapped out, in bytes. Not on the fast path.
     fn ring_bytes(&self) -> u64 {
         0
@@ -72,7 +77,7 @@ pub trait PortQueue: Send + Debug {
 
     /// Gives up a ring that it shares with the kernel, if the kernel has stopped filling it;
     /// whether it did. Not on the fast path.
-    fn leave_ring(&mut self) -> bool {
+    fn leave_ring(&mut self, _delivered: u64) -> bool {
         false
     }
 }

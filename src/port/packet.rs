@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -20,7 +20,7 @@ use crate::batch::{BATCH_FRAMES, Batch};
 use crate::frame::Outgoing;
 use crate::offload::big::{BIG_PIECES_MAX, Big};
 use crate::offload::{BadOffload, Capabilities, MAX_HEADERS_LEN, VNET_HDR_LEN};
-use crate::spec::{Netns, PacketSpec, PortKind};
+use crate::spec::{PacketSpec, PortKind};
 use crate::stats::{Counters, DropReason};
 use crate::sys::long::LongWay;
 use crate::sys::netlink::{Link, Netlink};
@@ -39,16 +39,18 @@ pub struct Preparation {
 impl Preparation {
     /// Opens the sockets of these ports, as far as they are packet ports.
     pub fn prepare<'a>(&mut self, ports: impl Iterator<Item = &'a PortKind>, workers: usize) {
-        let mut places: HashMap<&Option<Netns>, usize> = HashMap::new();
+        // By what the namespace is, which may be called by several names.
+        let mut places: HashMap<_, (usize, Option<OwnedFd>)> = HashMap::new();
         for kind in ports {
-            if let PortKind::Packet(spec) = kind {
-                *places.entry(&spec.netns).or_default() += 1;
-            }
+            let PortKind::Packet(spec) = kind else { continue };
+            let Ok(target) = spec.netns.as_ref().map(netns::open).transpose() else { continue };
+            let Ok(identity) = target.as_ref().map(AsFd::as_fd).map(netns::identity_of).transpose() else {
+                continue;
+            };
+            places.entry(identity).or_insert((0, target)).0 += 1;
         }
-        for (place, ports) in places {
-            let Ok(target) = place.as_ref().map(netns::open).transpose() else { continue };
+        for (identity, (ports, target)) in places {
             let target = target.as_ref().map(AsFd::as_fd);
-            let Ok(identity) = target.map(netns::identity_of).transpose() else { continue };
             if let Ok(spares) = netns::run_in(target, || Spares::open(ports, workers)) {
                 self.spares.insert(identity, spares);
             }
@@ -111,7 +113,7 @@ pub(super) fn open(
     let mut keep = Vec::new();
     // Long frames want tcx, as silencing the host does. Where that is put off, whether there is
     // tcx is not known yet; a way that cannot be opened drops such frames.
-    let long_way = || LongWay::new(link.index, link.mtu, target).map(Arc::new).map_err(cannot);
+    let long_way = || LongWay::new(link.index, target).map(Arc::new).map_err(cannot);
     match silence {
         None => long = Some(long_way()?),
         Some(Ok(silence)) => {
@@ -186,7 +188,7 @@ impl PacketQueue {
         let [header, frame] = [&head[..VNET_HDR_LEN], &head[VNET_HDR_LEN..]];
         let big = header.first_chunk().ok_or(BadOffload::Headers);
         let Ok(big) = big.and_then(|header| Big::of(header, frame, len)) else {
-            self.socket.receive_scattered(&mut [])?;
+            self.socket.receive_scattered(&mut [IoSliceMut::new(&mut [0; VNET_HDR_LEN])])?;
             return Ok(Err(DropReason::BadOffload));
         };
         let mut again = [0; VNET_HDR_LEN + MAX_HEADERS_LEN];
@@ -257,11 +259,15 @@ impl PortQueue for PacketQueue {
         self.socket.take_kernel_drops()
     }
 
+    fn take_lost(&mut self) -> u64 {
+        self.long.as_ref().map_or(0, |long| long.take_lost())
+    }
+
     fn ring_bytes(&self) -> u64 {
         self.socket.ring_bytes()
     }
 
-    fn leave_ring(&mut self) -> bool {
-        self.socket.leave_ring()
+    fn leave_ring(&mut self, delivered: u64) -> bool {
+        self.socket.leave_ring(delivered)
     }
 }

@@ -134,10 +134,10 @@ impl Crew {
     }
 
     /// Has one worker leave the ring of a port that the kernel has stopped filling; whether it did.
-    pub(super) fn leave_ring(&self, worker: usize, port: PortId) -> bool {
+    pub(super) fn leave_ring(&self, worker: usize, port: PortId, delivered: u64) -> bool {
         let Some(member) = self.members.get(worker) else { return false };
         let (done, answer) = unbounded();
-        member.tell(Command::LeaveRing { port, done });
+        member.tell(Command::LeaveRing { port, delivered, done });
         answer.recv_timeout(PATIENCE).unwrap_or(false)
     }
 

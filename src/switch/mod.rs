@@ -271,7 +271,7 @@ impl Switch {
         let theirs = Arc::clone(&job);
         let work = move || {
             let awake = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
-            silence(&control, awake.unwrap_or_default(), || end.load(Ordering::Relaxed));
+            silence(&control, awake.unwrap_or_default(), true, || end.load(Ordering::Relaxed));
             if began.elapsed() > SILENCE_WAIT && !end.load(Ordering::Relaxed) {
                 let seconds = began.elapsed().as_secs_f32();
                 tracing::info!("the host is silent on {number} interfaces after {seconds:.1} s");
@@ -289,7 +289,7 @@ impl Switch {
             Err(error) => {
                 tracing::warn!("no thread to silence the host with, so it takes longer: {error}");
                 let awake = job.lock().unwrap_or_else(PoisonError::into_inner).take();
-                silence(&self.control, awake.unwrap_or_default(), || false);
+                silence(&self.control, awake.unwrap_or_default(), false, || false);
             }
         }
     }

@@ -43,7 +43,7 @@ impl SocketFolder {
     pub fn open(path: &Path, name: &str, mode: u32) -> Result<(OwnedFd, SocketFolder)> {
         unix::check_path(&path.join(name))?;
         let (there, called) = (path.to_owned(), name.to_owned());
-        let made = lookups::within(PATIENCE, move || Folder::open(&there, &called, mode));
+        let made = lookups::within(path, PATIENCE, move || Folder::open(&there, &called, mode));
         let (listener, folder) =
             made.map_err(Error::on(|| format!("cannot make the folder {}", path.display())))??;
         Ok((listener, SocketFolder(Some(folder))))
@@ -57,7 +57,8 @@ impl SocketFolder {
     pub fn connected(&self, peer: &OsStr, uid: u32) -> io::Result<OwnedFd> {
         let Some(folder) = &self.0 else { return Err(io::ErrorKind::NotFound.into()) };
         let (there, peer) = (folder.there.try_clone()?, peer.to_owned());
-        lookups::within(PATIENCE, move || unix::connected_in(&there, &peer, uid))?
+        let path = folder.path.join(&peer);
+        lookups::within(&path, PATIENCE, move || unix::connected_in(&there, &peer, uid))?
     }
 
     /// Gives a datagram socket a name in it: its path, and its file, which has this mode.
@@ -68,7 +69,7 @@ impl SocketFolder {
         let path = self.0.as_ref().map_or_else(PathBuf::new, |folder| folder.path.join(name));
         let cannot = || format!("cannot make the socket {}", path.display());
         let (socket, there) = (socket.try_clone().map_err(Error::on(cannot))?, path.clone());
-        let bound = lookups::within(PATIENCE, move || unix::bind_to(&socket, &there, mode));
+        let bound = lookups::within(&path, PATIENCE, move || unix::bind_to(&socket, &there, mode));
         let file = bound.map_err(Error::on(cannot))??;
         Ok((path, file))
     }
@@ -77,7 +78,7 @@ impl SocketFolder {
 impl Drop for SocketFolder {
     fn drop(&mut self) {
         let folder = self.0.take();
-        let _ = lookups::within(PATIENCE, move || drop(folder));
+        lookups::remove_within(PATIENCE, move || drop(folder));
     }
 }
 

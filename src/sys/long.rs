@@ -6,7 +6,7 @@
 //!
 //! A veth has the bridge's limit at its other end, and counts a tag that is in the frame; one that is beside it is not
 //! counted. A packet socket cannot put it there, a program at the interface's tcx egress can: it moves the tag of frames that
-//! have this socket's mark, and lets all others pass (three instructions).
+//! have this socket's mark, and lets all others pass (five instructions).
 //!
 //! Both are made when the first such frame leaves, by a thread of their own ([`LongWay`]): most ports never need them, and each
 //! costs the kernel a grace period, some 10 ms that a worker must not wait. Frames that come meanwhile wait in a short queue.
@@ -19,8 +19,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -29,14 +30,11 @@ use super::bpf::{self, Instruction};
 use super::netns::run_in;
 use super::packet::set;
 use crate::frame::Outgoing;
-use crate::offload::VNET_HDR_LEN;
 
 /// Bytes of a ring, in one block.
 const RING_BYTES: usize = 256 << 10;
 /// Where a frame begins in its slot: behind its `tpacket2_hdr`.
 const FRAME_AT: usize = 32;
-/// The longest frame's Ethernet header, tag and what else the bridge allows, in bytes.
-const BEYOND_MTU: usize = 22;
 /// Frames of the ring have it until they are behind the program: "vswl".
 const MARK: u32 = 0x7673_776c;
 /// Verdict of tcx: the next program, or the qdisc.
@@ -81,84 +79,113 @@ const WAITING_MAX: usize = 64;
 #[derive(Debug)]
 pub struct LongWay {
     ifindex: u32,
-    mtu: u32,
     ns: Option<OwnedFd>,
     state: Mutex<State>,
+    /// Frames that waited, and could not be sent then.
+    lost: AtomicU64,
 }
+
+/// Until what may have been a passing want of descriptors, memory or threads is tried again.
+const REST: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum State {
     /// Nobody has needed it.
     Unused,
-    /// A thread makes it. Frames that wait for that, with their offload headers.
-    Opening(Vec<Vec<u8>>),
+    /// A thread makes it. Frames that wait for that, with their offload headers; and what was there
+    /// before, with slots that are too short.
+    Opening(Vec<Vec<u8>>, Option<LongSender>),
     Open(LongSender),
-    /// The kernel refused.
+    /// The kernel refused, for what may pass until then.
+    Resting(Instant),
+    /// The kernel does not allow it.
     Failed,
 }
 
 impl LongWay {
-    /// Of an interface in namespace `ns` (`None`: the switch's own) with this MTU. Nothing is made yet.
+    /// Of an interface in namespace `ns` (`None`: the switch's own). Nothing is made yet.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn new(ifindex: u32, mtu: u32, ns: Option<BorrowedFd<'_>>) -> io::Result<LongWay> {
+    pub fn new(ifindex: u32, ns: Option<BorrowedFd<'_>>) -> io::Result<LongWay> {
         let ns = ns.map(|ns| ns.try_clone_to_owned()).transpose()?;
-        Ok(LongWay { ifindex, mtu, ns, state: Mutex::new(State::Unused) })
+        Ok(LongWay { ifindex, ns, state: Mutex::new(State::Unused), lost: AtomicU64::new(0) })
     }
 
-    /// Sends a frame that a packet socket refused as too long.
+    /// Sends a frame that a packet socket refused as too long, or has it wait until that is possible.
     ///
     /// # Errors
-    /// EMSGSIZE when it is too long for this way, too, or the kernel does not allow it; EAGAIN when no more can wait or no thread
-    /// can be had; or what the kernel said.
+    /// EMSGSIZE when the kernel does not allow it; EAGAIN when no more can wait or no thread can be
+    /// had; or what the kernel said.
     #[cold]
     pub fn send(self: &Arc<LongWay>, frame: &Outgoing<'_>) -> io::Result<()> {
+        let again = || Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        let len = frame.slices().iter().map(|slice| slice.len()).sum();
         let mut state = self.state();
         match &mut *state {
-            State::Open(sender) => sender.send(&frame.slices()),
-            State::Opening(waiting) if waiting.len() < WAITING_MAX => {
+            State::Open(sender) if sender.takes(len) => return sender.send(&frame.slices()),
+            State::Opening(waiting, _) if waiting.len() < WAITING_MAX => {
                 waiting.push(frame.slices().concat());
-                Ok(())
+                return Ok(());
             }
-            State::Opening(_) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
-            State::Failed => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
-            State::Unused => {
-                let way = Arc::clone(self);
-                // Where no thread can be had, the next such frame tries again.
-                super::thread::spawn("long-frames", move || way.open())?;
-                *state = State::Opening(vec![frame.slices().concat()]);
-                Ok(())
-            }
+            State::Opening(..) => return again(),
+            State::Resting(until) if Instant::now() < *until => return again(),
+            State::Failed => return Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+            // The first; or the MTU was raised since.
+            State::Unused | State::Resting(_) | State::Open(_) => {}
         }
+        let way = Arc::clone(self);
+        // Where no thread can be had, the next such frame tries again.
+        super::thread::spawn("long-frames", move || way.open(len))?;
+        let before = std::mem::replace(&mut *state, State::Unused);
+        let before = if let State::Open(sender) = before { Some(sender) } else { None };
+        *state = State::Opening(vec![frame.slices().concat()], before);
+        Ok(())
+    }
+
+    /// Frames that waited and were lost since the last call.
+    pub fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self) {
+    /// Makes it for frames of so many bytes, and sends what waits.
+    fn open(&self, len: usize) {
         let ns = self.ns.as_ref().map(AsFd::as_fd);
-        let opened = run_in(ns, || LongSender::open(self.ifindex, self.mtu)).and_then(|opened| opened);
+        let opened = run_in(ns, || LongSender::open(self.ifindex, len)).and_then(|opened| opened);
         let mut state = self.state();
-        let before = std::mem::replace(&mut *state, State::Failed);
-        match (opened, before) {
-            (Ok(mut sender), State::Opening(waiting)) => {
-                for frame in waiting {
-                    // As if it had been sent at once, when nobody would have asked again either.
-                    let _ = sender.send(&[&frame]);
-                }
-                *state = State::Open(sender);
+        let State::Opening(waiting, before) = std::mem::replace(&mut *state, State::Failed) else { return };
+        let mut lost = 0;
+        *state = match opened {
+            Ok(mut sender) => {
+                lost = waiting.iter().filter(|frame| sender.send(&[frame]).is_err()).count();
+                State::Open(sender)
             }
-            (Err(error), _) => {
+            Err(error) => {
+                lost += waiting.len();
                 tracing::warn!(
-                    "interface {}: frames longer than a packet socket takes are dropped (too_long): {error}",
+                    "interface {}: frames longer than a packet socket takes are dropped: {error}",
                     self.ifindex
                 );
+                if is_final(&error) { State::Failed } else { State::Resting(Instant::now() + REST) }
             }
-            _ => {}
-        }
+        };
+        drop(state);
+        self.lost.fetch_add(lost as u64, Ordering::Relaxed);
+        // Closing it takes the kernel a grace period.
+        drop(before);
     }
+}
+
+/// Whether it will be refused again, whenever it is tried.
+fn is_final(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
+    )
 }
 
 /// The way out of an interface for long frames. Closing it takes the program away.
@@ -176,11 +203,12 @@ struct LongSender {
 unsafe impl Send for LongSender {}
 
 impl LongSender {
-    /// Of an interface of the calling thread's namespace with this MTU.
+    /// Of an interface of the calling thread's namespace, for frames of `len` bytes with their
+    /// offload header, and longer ones where there is room.
     ///
     /// # Errors
     /// What the kernel refused: EPERM without CAP_BPF or CAP_NET_ADMIN, EINVAL before Linux 6.6 (no tcx).
-    fn open(ifindex: u32, mtu: u32) -> io::Result<LongSender> {
+    fn open(ifindex: u32, len: usize) -> io::Result<LongSender> {
         let program = bpf::attach_egress(*b"vswitch_tag\0\0\0\0\0", &MOVE_TAG, ifindex)?;
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(0)))?;
         let fd = OwnedFd::from(socket);
@@ -192,9 +220,8 @@ impl LongSender {
             libc::PACKET_VERSION,
             &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
         )?;
-        let longest = FRAME_AT + VNET_HDR_LEN + BEYOND_MTU + mtu as usize;
-        // Of sixteen slots each takes jumbo frames, should the MTU be raised later.
-        let slot_bytes = longest.next_power_of_two().clamp(16 << 10, RING_BYTES);
+        // Of sixteen slots each takes jumbo frames.
+        let slot_bytes = (FRAME_AT + len).next_power_of_two().clamp(16 << 10, RING_BYTES);
         let request = libc::tpacket_req {
             tp_block_size: RING_BYTES as libc::c_uint,
             tp_block_nr: 1,
@@ -218,6 +245,11 @@ impl LongSender {
         Ok(LongSender { fd, to, memory, slot_bytes, head: 0, _program: program })
     }
 
+    /// Whether a frame of `len` bytes with its offload header fits a slot.
+    fn takes(&self, len: usize) -> bool {
+        FRAME_AT + len <= self.slot_bytes
+    }
+
     /// A word of the slot at the head: 0 its status, 1 its length.
     fn word(&self, index: usize) -> &AtomicU32 {
         // SAFETY: head is below the number of slots, so both words are inside the mapping, and aligned; the kernel and we
@@ -233,7 +265,7 @@ impl LongSender {
     /// EAGAIN when all slots are still with the device, EMSGSIZE when it does not fit a slot, or what the kernel refused.
     fn send(&mut self, frame: &[&[u8]]) -> io::Result<()> {
         let len = frame.iter().map(|slice| slice.len()).sum();
-        if FRAME_AT + len > self.slot_bytes {
+        if !self.takes(len) {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         if self.word(0).load(Ordering::Acquire) != libc::TP_STATUS_AVAILABLE {

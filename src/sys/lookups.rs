@@ -12,7 +12,9 @@
 //! Rejected: `openat2` with `RESOLVE_CACHED` says whether a look-up would wait, but not whether the calls that follow do (`fstat`,
 //! `connect`), which a FUSE daemon can hold up as well. Recognising file systems by their type ends with the next new one.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,7 +66,7 @@ impl Pool {
             return Err((job, io::Error::new(io::ErrorKind::ResourceBusy, busy)));
         }
         // It takes this job first, as one that was idle would.
-        let thread = std::thread::Builder::new().name("look-up".into()).spawn(|| self.work());
+        let thread = super::thread::spawn("look-up", || self.work());
         match thread {
             Ok(_) => {
                 state.threads += 1;
@@ -110,26 +112,57 @@ fn start<T: Send + 'static>(
     POOL.start(job).map(|()| Pending(answers))
 }
 
-/// Does something that may wait for a file system, but no longer than `patience`; what becomes of it then is dropped by the thread that
-/// does it. Where there is no thread to be had it is done right here.
+/// Paths at which something that was given up is still under way.
+static UNDER_WAY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes its path from there.
+struct UnderWay(PathBuf);
+
+impl UnderWay {
+    fn all() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        Self::all().remove(&self.0);
+    }
+}
+
+/// Does something at `path` that may wait for its file system, but no longer than `patience`; what becomes of it then is dropped by
+/// the thread that does it. Until then nothing else is begun at that path: what is tried again and again takes one thread.
 ///
 /// # Errors
-/// `TimedOut`, or `ResourceBusy`: too many hang already.
+/// `TimedOut`, also at once where the last one still hangs; `ResourceBusy`: too many hang already; or there is no thread to be had.
 pub(crate) fn within<T: Send + 'static>(
+    path: &Path,
     patience: Duration,
     what: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    let (answer, answers) = bounded(1);
-    let job: Job = Box::new(move || drop(answer.send(what())));
-    match POOL.start(job) {
-        Ok(()) => {}
-        Err((_, error)) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
-        Err((job, _)) => job(),
+    if !UnderWay::all().insert(path.to_owned()) {
+        return Err(unanswered());
     }
-    answers.recv_timeout(patience).map_err(|error| match error {
+    let under_way = UnderWay(path.to_owned());
+    let work = move || {
+        let answer = what();
+        drop(under_way);
+        answer
+    };
+    let pending = start(work).map_err(|(_, error)| error)?;
+    pending.0.recv_timeout(patience).map_err(|error| match error {
         RecvTimeoutError::Timeout => unanswered(),
         RecvTimeoutError::Disconnected => io::Error::other("a look-up panicked"),
     })
+}
+
+/// Removes something, and waits for that no longer than `patience`. Where there is no thread to be had it is done right here.
+pub(crate) fn remove_within(patience: Duration, what: impl FnOnce() + Send + 'static) {
+    match start(what) {
+        Ok(pending) => drop(pending.0.recv_timeout(patience)),
+        Err((_, error)) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        Err((job, _)) => job(),
+    }
 }
 
 /// A file system took too long.
@@ -192,11 +225,6 @@ impl<T: Send + 'static> LookUp<T> {
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.is_some()
     }
-
-    /// Nobody wants the answer any more.
-    pub(crate) fn forget(&mut self) {
-        self.pending = None;
-    }
 }
 
 #[cfg(test)]
@@ -222,8 +250,15 @@ mod tests {
     #[test]
     fn what_hangs_is_given_up() {
         let (_never, wait) = bounded::<()>(1);
-        let given_up = within(Duration::from_millis(1), move || wait.recv());
+        let (here, there) = (Path::new("/a"), Path::new("/b"));
+        let given_up = within(here, Duration::from_millis(1), move || wait.recv());
         assert_eq!(given_up.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
-        assert_eq!(within(Duration::from_secs(10), || 5).expect("in time"), 5);
+        // The next ones there take no thread, and no time.
+        for _ in 0..2 * THREADS_MAX {
+            let again = within(here, Duration::from_secs(3600), || ());
+            assert_eq!(again.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        }
+        assert_eq!(within(there, Duration::from_secs(10), || 5).expect("in time"), 5);
+        assert_eq!(within(there, Duration::from_secs(10), || 6).expect("in time"), 6);
     }
 }

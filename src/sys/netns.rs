@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,7 +79,8 @@ pub fn open(ns: &Netns) -> Result<OwnedFd> {
         return open_at(ns, &path);
     }
     let (named, cannot) = (ns.clone(), || format!("cannot open network namespace '{ns}'"));
-    lookups::within(PATIENCE, move || open_at(&named, &path)).map_err(Error::on(cannot))?
+    let there = path.clone();
+    lookups::within(&path, PATIENCE, move || open_at(&named, &there)).map_err(Error::on(cannot))?
 }
 
 fn open_at(ns: &Netns, path: &Path) -> Result<OwnedFd> {
@@ -102,9 +103,16 @@ fn open_at(ns: &Netns, path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Whether looking there never waits for a file system of somebody's: names are in a folder of root's in memory, and /proc is the kernel's.
+/// Whether looking there never waits for a file system of somebody's: names are in a folder of root's in memory, and
+/// `/proc/…/ns/net` is the kernel's. What else is in /proc may lead elsewhere (`root`, `cwd`).
 fn is_at_hand(path: &Path) -> bool {
-    path.starts_with("/proc") || path.parent() == Some(Path::new(RUN_DIR))
+    let of_kernel = |path: &Path| {
+        let parts: Vec<_> = path.components().skip(2).collect();
+        let is_plain = parts.iter().all(|part| matches!(part, Component::Normal(_)));
+        let is_task = parts.len() == 5 && parts[1].as_os_str() == "task";
+        is_plain && (parts.len() == 3 || is_task) && path.ends_with("ns/net")
+    };
+    path.parent() == Some(Path::new(RUN_DIR)) || path.starts_with("/proc") && of_kernel(path)
 }
 
 /// Opens the namespace of the calling thread.

@@ -277,11 +277,7 @@ impl Watch {
         let Some(socket) = self.socket.upgrade() else { return false };
         let now = socket.count();
         let before = std::mem::replace(&mut self.seen, now);
-        if now.0 != before.0 {
-            self.strikes = 0;
-        } else if now.1 != before.1 {
-            self.strikes += 1;
-        }
+        self.strikes = if now.0 == before.0 && now.1 != before.1 { self.strikes + 1 } else { 0 };
         self.is_suspect()
     }
 
@@ -289,6 +285,12 @@ impl Watch {
     #[must_use]
     pub fn is_suspect(&self) -> bool {
         !self.stopped && self.strikes >= STRIKES
+    }
+
+    /// Frames that it had delivered at the last look.
+    #[must_use]
+    pub fn delivered(&self) -> u64 {
+        self.seen.0
     }
 
     /// The worker found frames in the ring.
@@ -455,7 +457,12 @@ impl PacketSocket {
 
     /// Unmaps the ring if nothing waits in it, and receives without one from then on; whether it
     /// did. [`Watch::take_ring`] is next.
-    pub fn leave_ring(&mut self) -> bool {
+    ///
+    /// `delivered` is what the watch knew: if there were frames since, the ring was only full.
+    pub fn leave_ring(&mut self, delivered: u64) -> bool {
+        if matches!(self.inbound, Inbound::Ring(_)) && self.fd.count().0 != delivered {
+            return false;
+        }
         match &self.inbound {
             Inbound::Ring(ring) if ring.filled().is_some() => return false,
             Inbound::Ring(_) => self.inbound = Inbound::Queue { looks_first: false },
@@ -541,10 +548,12 @@ impl PacketSocket {
     /// the length is looked at first.
     #[cold]
     fn receive_without_ring(&mut self, buffer: &mut [u8], looks_first: bool) -> io::Result<Received> {
-        let longer = |n: usize| n > buffer.len();
+        // The kernel refuses a buffer without room for the offload header.
+        let mut header = [0; VNET_HDR_LEN];
         if looks_first
-            && let Message::Frame(n, _) = self.receive_message(&mut [], libc::MSG_PEEK)?
-            && longer(n)
+            && let Message::Frame(n, _) =
+                self.receive_message(&mut [io::IoSliceMut::new(&mut header)], libc::MSG_PEEK)?
+            && n > buffer.len()
         {
             return Ok(Received::Longer);
         }

@@ -73,7 +73,7 @@ impl Drop for SocketFile {
             return;
         }
         // One that is left because its file system does not answer is replaced by who comes next.
-        let _ = lookups::within(PATIENCE, move || {
+        lookups::remove_within(PATIENCE, move || {
             if fs::symlink_metadata(&path).is_ok_and(|there| identity(&there) == ours) {
                 let _ = fs::remove_file(&path);
             }
@@ -134,7 +134,7 @@ pub fn bind_at(
 ) -> Result<(OwnedFd, SocketFile)> {
     check_path(path)?;
     let (there, shown) = (path.to_owned(), path.display());
-    lookups::within(PATIENCE, move || bind_now(&there, kind, mode, descriptors))
+    lookups::within(path, PATIENCE, move || bind_now(&there, kind, mode, descriptors))
         .map_err(Error::on(|| format!("cannot make the socket {shown}")))?
 }
 

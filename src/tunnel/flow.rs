@@ -3,8 +3,9 @@
 //! Packets of different flows can take different paths, those of one flow never do (RFC 7348, section 5; RFC 8926, section
 //! 3.3). The frame is as it leaves, in pieces or not; nothing of it is believed, and what cannot be read is left out.
 //!
-//! What a flow is agrees with `sys/steering.rs`: ports count for TCP and SCTP alone. A UDP socket's fragments have none, and
-//! must not be overtaken by its whole datagrams.
+//! Ports count for TCP and SCTP alone. A UDP socket's fragments have none, and must not be overtaken
+//! by its whole datagrams, as in `sys/steering.rs`. The price: all UDP between two hosts has one
+//! source port outside, and so one path of several, and one receive queue.
 
 use crate::bridge::vlan::TPID_8021Q;
 use crate::frame::{ADDRESSES_LEN, Outgoing, TAG_LEN};

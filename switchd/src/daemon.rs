@@ -32,6 +32,8 @@ use crate::plan::{Entry, Step, entry_vlan};
 pub struct Daemon {
     switch: Arc<dyn Control>,
     record: Mutex<Record>,
+    /// Held by a reload from the reading of its file to its end; nobody else waits for it.
+    reloading: Mutex<()>,
     /// Who may attach guests. Apart from the record, because every connection looks at it, and changes may take a while.
     rules: Mutex<Arc<Rules>>,
     socket: PathBuf,
@@ -110,6 +112,7 @@ impl Daemon {
         Daemon {
             switch,
             record: Mutex::default(),
+            reloading: Mutex::default(),
             rules: Mutex::default(),
             socket: section.socket().to_owned(),
             attach_socket: section.attach_socket(),
@@ -124,9 +127,10 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::reload`]; the switch is empty then.
     pub fn configure(&self, config: &Config, strict: bool) -> Result<ReloadReport, Error> {
+        let rules = Rules::resolve(&config.attach, &self.rules());
         let mut record = self.record();
         record.section = config.daemon.clone();
-        self.reconcile(&mut record, config, if strict { Missing::Wait } else { Missing::Keep })
+        self.reconcile(&mut record, config, rules, if strict { Missing::Wait } else { Missing::Keep })
     }
 
     /// Removes everything and ends the workers.

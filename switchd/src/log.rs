@@ -78,10 +78,11 @@ impl Log {
             let due = self.limiter().due();
             match due {
                 None => self.0.news.notified().await,
-                Some(due) => {
-                    tokio::time::sleep_until(due.into()).await;
-                    self.write_all(Some(Instant::now()));
-                }
+                // Or something else is due before.
+                Some(due) => tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => self.write_all(Some(Instant::now())),
+                    () = self.0.news.notified() => {}
+                },
             }
         }
     }
@@ -139,8 +140,8 @@ struct Words {
     named: Option<String>,
 }
 
-/// Fields that name an object. A user is one: they may ask for as many others as they like.
-const OBJECTS: [&str; 5] = ["port", "bridge", "worker", "socket", "uid"];
+/// Fields that name an object.
+const OBJECTS: [&str; 4] = ["port", "bridge", "worker", "socket"];
 
 impl Words {
     fn text(&self) -> String {

@@ -78,6 +78,7 @@ fn run(options: Options) -> Result<(), String> {
     let from_file = config.as_ref().map(|config| config.daemon.clone()).unwrap_or_default();
     let settings = options.daemon.or(from_file);
     let filter = crate::log::filter(settings.log.as_deref().unwrap_or("info"))?;
+    check_cpus(settings.cpus.as_ref())?;
     if options.check {
         return check(config.as_ref(), &settings);
     }
@@ -89,7 +90,6 @@ fn run(options: Options) -> Result<(), String> {
 
 fn run_with_log(config: Option<&Config>, mut settings: DaemonSection, log: &Log) -> Result<(), String> {
     tell_missing_capabilities();
-    check_cpus(settings.cpus.as_ref())?;
     raise_file_limit();
     let sockets = Sockets::open(&settings)?;
     if sockets.attach.is_none() {

@@ -90,7 +90,6 @@ impl Endpoint {
     pub fn ended(&mut self, now: Instant) {
         unix::disconnect(&self.socket);
         self.current = None;
-        self.is_there.forget();
         self.backoff.ended(now);
     }
 
@@ -100,6 +99,10 @@ impl Endpoint {
     /// Why there is none, for the operator; it is tried again. That nobody is there is no error.
     pub fn next(&mut self, now: Instant) -> Result<Option<Connected>, Error> {
         if !self.backoff.is_over(now) {
+            return Ok(None);
+        }
+        // What hangs at the last peer's path has a thread: before the next peer it has to end.
+        if self.is_there.is_pending() && matches!(self.is_there.answer(), Ok(None) | Err(_)) {
             return Ok(None);
         }
         let Some(remote) = self.find()? else { return Ok(None) };

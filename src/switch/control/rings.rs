@@ -11,6 +11,10 @@ use super::{Control, Port};
 use crate::addr::PortId;
 use crate::sys::packet::Watch;
 
+/// Ports whose rings are given up at one look, at most: each costs some milliseconds under the
+/// control lock, of requests, too. The others' turn comes with the next look.
+const PORTS_A_LOOK: usize = 4;
+
 impl Control {
     /// Finds rings that have stopped, and has their sockets go on without.
     pub(in crate::switch) fn look_after_rings(&mut self) {
@@ -22,10 +26,10 @@ impl Control {
                 suspects.push(id);
             }
         }
-        for id in suspects {
+        for id in suspects.into_iter().take(PORTS_A_LOOK) {
             let Some(port) = self.ports.get_mut(&id) else { continue };
             for watch in port.watches.iter_mut().filter(|watch| watch.is_suspect()) {
-                if !self.crew.leave_ring(watch.worker, id) {
+                if !self.crew.leave_ring(watch.worker, id, watch.delivered()) {
                     watch.was_full();
                     continue;
                 }

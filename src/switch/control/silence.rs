@@ -5,8 +5,10 @@
 //! seconds. When many ports come together, all of them are opened first. The host falls silent afterwards, one interface
 //! after the other, as soon as it would have if every port had waited for it; only the frames flow earlier.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{Control, Port};
 use crate::addr::PortId;
@@ -14,7 +16,7 @@ use crate::port;
 use crate::spec::PortKind;
 use crate::switch::disposal;
 use crate::switch::namespaces::Place;
-use crate::sys::{bpf, netns};
+use crate::sys::{bpf, netns, thread};
 
 /// A packet port on whose interface the host still answers.
 #[derive(Debug)]
@@ -24,6 +26,13 @@ pub(in crate::switch) struct Awake {
     ifindex: u32,
     place: Place,
     name: String,
+}
+
+impl Awake {
+    fn is_of(&self, port: &Port) -> bool {
+        let index = port.link.as_ref().map(|link| link.index);
+        port.open && port.sequence == self.sequence && index == Some(self.ifindex)
+    }
 }
 
 impl Control {
@@ -48,13 +57,14 @@ impl Control {
         }
     }
 
+    /// Whether the port still has that interface.
+    fn has(&self, awake: &Awake) -> bool {
+        self.ports.get(&awake.id).is_some_and(|port| awake.is_of(port))
+    }
+
     /// Keeps what silences the host for as long as the port has that interface.
     fn keep_silent(&mut self, awake: &Awake, silence: OwnedFd) -> Option<OwnedFd> {
-        let is_its = |port: &Port| {
-            let index = port.link.as_ref().map(|link| link.index);
-            port.open && port.sequence == awake.sequence && index == Some(awake.ifindex)
-        };
-        match self.ports.get_mut(&awake.id).filter(|port| is_its(port)) {
+        match self.ports.get_mut(&awake.id).filter(|port| awake.is_of(port)) {
             Some(port) => {
                 port.keep.push(silence);
                 None
@@ -64,23 +74,60 @@ impl Control {
     }
 }
 
-/// Silences the host on these interfaces, unless their ports leave or `end` says so first. Holds the lock only in between.
-pub(in crate::switch) fn silence(control: &Mutex<Control>, all: Vec<Awake>, end: impl Fn() -> bool) {
-    for awake in all {
-        if end() {
+/// Until what was refused for want of a thread or a descriptor is tried again.
+const REST: Duration = Duration::from_secs(1);
+
+/// Silences the host on these interfaces, unless their ports leave or `end` says so first. Holds the lock only in between. With
+/// `patient`, what is refused for want of a thread or a descriptor is tried again until it is had.
+pub(in crate::switch) fn silence(
+    control: &Mutex<Control>,
+    all: Vec<Awake>,
+    patient: bool,
+    end: impl Fn() -> bool,
+) {
+    let mut waiting = all;
+    loop {
+        let mut again = Vec::new();
+        for awake in waiting {
+            if end() {
+                return;
+            }
+            let ns = awake.place.as_ref().map(netns::open).transpose();
+            let silenced = ns.and_then(|ns| bpf::silence_host(awake.ifindex, ns.as_ref().map(AsFd::as_fd)));
+            match silenced {
+                Ok(silence) => {
+                    let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
+                    let unused = control.keep_silent(&awake, silence);
+                    drop(control);
+                    drop(unused);
+                }
+                // The port has gone with its interface.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    port::warn_of_host(&awake.name, &error);
+                    if passes(&error.source) {
+                        again.push(awake);
+                    }
+                }
+            }
+        }
+        {
+            let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+            again.retain(|awake| control.has(awake));
+        }
+        if again.is_empty() || !patient {
             return;
         }
-        let Ok(ns) = awake.place.as_ref().map(netns::open).transpose() else { continue };
-        match bpf::silence_host(awake.ifindex, ns.as_ref().map(AsFd::as_fd)) {
-            Ok(silence) => {
-                let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
-                let unused = control.keep_silent(&awake, silence);
-                drop(control);
-                drop(unused);
-            }
-            // The port has gone with its interface.
-            Err(error) if error.is_not_found() => {}
-            Err(error) => port::warn_of_host(&awake.name, &error),
+        let until = Instant::now() + REST;
+        while Instant::now() < until && !end() {
+            std::thread::sleep(REST / 20);
         }
+        waiting = again;
     }
+}
+
+/// Whether an error is for want of what comes back.
+fn passes(error: &io::Error) -> bool {
+    thread::is_lacking(error)
+        || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN))
 }

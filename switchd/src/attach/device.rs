@@ -121,7 +121,13 @@ pub fn left(socket: &Path) -> Result<Vec<(String, Purpose)>, Error> {
         let purpose = link.alias.as_deref().and_then(Purpose::read);
         let Some(purpose) = purpose.filter(|purpose| purpose.socket == socket) else { continue };
         if link.is_abandoned() {
-            netlink.del_link(link.index).map_err(system)?;
+            // One that cannot be removed must not cost the others their ports.
+            if let Err(error) = netlink
+                .del_link(link.index)
+                .or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })
+            {
+                tracing::warn!("cannot remove interface '{}' of a guest that has gone: {error}", link.name);
+            }
         } else {
             held.push((link.name, purpose));
         }

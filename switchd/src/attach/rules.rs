@@ -121,6 +121,9 @@ impl ByNumber {
     }
 }
 
+/// Groups of a guest's user that are remembered; those that rules name come first.
+const GROUPS_MAX: usize = 256;
+
 impl Rules {
     /// The rules, by the numbers of users and groups of this machine, and a warning for each that names nobody. `before` are those that were
     /// in force.
@@ -220,6 +223,7 @@ impl Rules {
         let is_named = |group: &u32| self.by_number.iter().any(|rule| rule.group.number() == Some(*group));
         let (mut named, others): (Vec<u32>, Vec<u32>) = groups.iter().partition(|group| is_named(group));
         named.extend(others);
+        named.truncate(GROUPS_MAX);
         named
     }
 

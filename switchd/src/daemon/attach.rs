@@ -120,7 +120,9 @@ impl Daemon {
         }
         let (uid, pid) = (who.uid, peer.pid);
         let path = rules.path().unwrap_or(Path::new(DEFAULT_CONFIG)).display();
+        // One object: a person may have thousands of users, and ask for any bridge.
         tracing::warn!(
+            socket = "attach",
             uid,
             pid,
             "no attach rule admits uid {uid} to bridge '{bridge}'; to admit it, add to {path}: [[attach]] user = {uid} \
@@ -212,7 +214,11 @@ impl Daemon {
         if who.uid == 0 || matches!(error, Error::System { .. }) {
             return error;
         }
-        tracing::warn!(uid = who.uid, "cannot attach a guest to bridge '{bridge}': {error}");
+        tracing::warn!(
+            socket = "attach",
+            uid = who.uid,
+            "cannot attach a guest to bridge '{bridge}': {error}"
+        );
         Error::Invalid(format!(
             "vswitchd cannot make a port of bridge '{bridge}': ask the administrator of this host, its log says why"
         ))

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use vswitch::spec::{BridgeSpec, PortKind, PortSpec};
 use vswitch::status::{FdbState, PortState, PortStatus};
@@ -24,6 +25,8 @@ impl Daemon {
     /// # Errors
     /// The file cannot be read or is wrong, or a change is refused; everything is as before then.
     pub fn reload(&self) -> Result<ReloadReport, Error> {
+        // One at a time: what is read last holds.
+        let _turn = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         // Read without the record: the file system may take its time, and requests need that.
         let path = self.record().path.clone();
         let path = match path {
@@ -36,8 +39,10 @@ impl Daemon {
             }
         };
         let config = Config::read(&path).map_err(Error::Invalid)?;
+        // So may a name service.
+        let rules = Rules::resolve(&config.attach, &self.rules());
         let mut record = self.record();
-        self.reconcile(&mut record, &config, Missing::Wait)
+        self.reconcile(&mut record, &config, rules, Missing::Wait)
     }
 
     /// Tries those of `failed` again that are the same as before; says which were refused again.
@@ -66,6 +71,7 @@ impl Daemon {
         &self,
         record: &mut Record,
         config: &Config,
+        (rules, warnings): (Rules, Vec<String>),
         missing: Missing,
     ) -> Result<ReloadReport, Error> {
         let bridges: Vec<BridgeSpec> = self.switch.bridges().into_iter().map(|status| status.spec).collect();
@@ -196,7 +202,6 @@ impl Daemon {
                 differing.join(", ")
             ));
         }
-        let (rules, warnings) = Rules::resolve(&config.attach, &self.rules());
         report.warnings.extend(warnings);
         self.set_rules(rules.written_in(&config.path));
         (record.bridges, record.ports) = wanted;

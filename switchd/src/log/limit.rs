@@ -33,6 +33,8 @@ pub(super) const PAUSE_MIN: Duration = Duration::from_secs(5);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Subjects kept.
 pub(super) const SUBJECTS_MAX: usize = 8192;
+/// Subjects kept of one place, so that what outsiders cause there takes no room of other places.
+const PLACE_MAX: usize = SUBJECTS_MAX / 2;
 /// A subject that was silent for so long is as good as new.
 const FORGET: Duration = Duration::from_secs(600);
 /// Bytes kept of a line that was left out.
@@ -133,6 +135,8 @@ fn hash(text: &str) -> u64 {
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
     accounts: HashMap<Subject, Account>,
+    /// How many of them are of each place; there are as many places as lines of code that log.
+    places: HashMap<Identifier, usize>,
 }
 
 impl Limiter {
@@ -146,22 +150,40 @@ impl Limiter {
         now: Instant,
     ) -> Option<Line> {
         let mut subject = Subject { place, object: Some(hash(object)) };
-        if self.accounts.len() >= SUBJECTS_MAX && !self.accounts.contains_key(&subject) {
-            self.accounts.retain(|_, account| {
-                account.left_out > 0 || now.saturating_duration_since(account.seen) < FORGET
-            });
-            if self.accounts.len() >= SUBJECTS_MAX {
+        if !self.accounts.contains_key(&subject) {
+            if self.is_full(&subject.place) {
+                self.forget(now);
+            }
+            if self.is_full(&subject.place) {
                 subject.object = None;
             }
         }
         let end = (0..=TEXT_MAX_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
         let kept = if text.len() > TEXT_MAX_BYTES { &text[..end.unwrap_or(0)] } else { text };
-        let line = self.accounts.entry(subject).or_insert_with(|| Account::new(now)).ask(
-            level,
-            kept.to_owned(),
-            now,
-        );
+        let of_place = self.places.entry(subject.place.clone()).or_default();
+        let account = self.accounts.entry(subject).or_insert_with(|| {
+            *of_place += 1;
+            Account::new(now)
+        });
+        let line = account.ask(level, kept.to_owned(), now);
         line.map(|line| Line { text: text.to_owned(), ..line })
+    }
+
+    /// Whether there is no room for a subject of this place.
+    fn is_full(&self, place: &Identifier) -> bool {
+        self.accounts.len() >= SUBJECTS_MAX || self.places.get(place).is_some_and(|&here| here >= PLACE_MAX)
+    }
+
+    /// Forgets subjects that were silent.
+    fn forget(&mut self, now: Instant) {
+        let places = &mut self.places;
+        self.accounts.retain(|subject, account| {
+            let keep = account.left_out > 0 || now.saturating_duration_since(account.seen) < FORGET;
+            if let (false, Some(here)) = (keep, places.get_mut(&subject.place)) {
+                *here -= 1;
+            }
+            keep
+        });
     }
 
     /// When the next count is due.
@@ -188,6 +210,16 @@ mod tests {
     fn place() -> Identifier {
         static META: tracing::Metadata<'static> = tracing::metadata! {
             name: "test", target: "test", level: Level::INFO, fields: &[],
+            callsite: &CALLSITE, kind: tracing::metadata::Kind::EVENT,
+        };
+        static CALLSITE: DefaultCallsite = DefaultCallsite::new(&META);
+        CALLSITE.metadata().callsite()
+    }
+
+    /// Another one.
+    fn another_place() -> Identifier {
+        static META: tracing::Metadata<'static> = tracing::metadata! {
+            name: "other", target: "test", level: Level::INFO, fields: &[],
             callsite: &CALLSITE, kind: tracing::metadata::Kind::EVENT,
         };
         static CALLSITE: DefaultCallsite = DefaultCallsite::new(&META);
@@ -283,8 +315,14 @@ mod tests {
         let mut log = Log::new();
         let written =
             (0..2 * SUBJECTS_MAX).filter(|number| log.line(Level::INFO, &number.to_string(), "x").is_some());
-        assert_eq!(written.count(), SUBJECTS_MAX + BURST as usize);
-        assert_eq!(log.limiter.accounts.len(), SUBJECTS_MAX + 1);
+        assert_eq!(written.count(), PLACE_MAX + BURST as usize);
+        assert_eq!(log.limiter.accounts.len(), PLACE_MAX + 1);
+        // What fills one place hides nothing of another.
+        let now = log.start + log.now;
+        for port in 0..100 {
+            let told = log.limiter.ask(another_place(), &port.to_string(), Level::INFO, "down", now);
+            assert!(told.is_some(), "port {port}");
+        }
         log.wait(FORGET * 2);
         assert_eq!(log.line(Level::INFO, "new", "x"), Some(0));
         assert!(log.limiter.accounts.len() < 3);
