@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -73,6 +73,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "what_the_host_sends_is_not_received_whatever_the_kernel",
         Test::Maybe(what_the_host_sends_is_not_received_whatever_the_kernel),
+    ),
+    (
+        "without_a_ring_long_frames_are_received_too",
+        Test::Always(without_a_ring_long_frames_are_received_too),
     ),
     ("few_receive_and_all_send", Test::Maybe(few_receive_and_all_send)),
     ("what_is_on_top_is_seen_in_every_namespace", Test::Maybe(what_is_on_top_is_seen_in_every_namespace)),
@@ -674,6 +678,68 @@ fn what_the_host_sends_is_not_received_whatever_the_kernel() -> Outcome {
         assert_eq!(all, (1..=20).collect::<Vec<u8>>(), "ignores_outgoing: {ignores_outgoing}");
     }
     Ok(())
+}
+
+/// A frame of 100,000 bytes of TCP over IPv6, to be cut at 1,428, behind its offload header.
+fn big_frame() -> Vec<u8> {
+    const LEN: usize = 100_000;
+    let mut bytes = vec![0; 10];
+    (bytes[0], bytes[1]) = (1, 4);
+    for (at, value) in [(2, 74u16), (4, 1428), (6, 54), (8, 16)] {
+        bytes[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 6, 64]);
+    bytes.extend([0xfd; 32]);
+    bytes.extend([0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0, 9, 0, 0, 0, 0]);
+    bytes.resize(10 + LEN, 7);
+    bytes
+}
+
+/// A socket that has left its ring goes on with frames of more than 64 KiB: the first is lost.
+fn without_a_ring_long_frames_are_received_too() {
+    let (a, b, va, vb) = pair();
+    for (ns, name) in [(&a, "va"), (&b, "vb")] {
+        assert!(ip(&["-n", &ns.name.0, "link", "set", name, "gso_max_size", "196608"]).0);
+    }
+    let open = || packet::open(va.index, 1, &mut Spares::default());
+    let mut sockets = netns::run_in(a.fd(), open).expect("entered").expect("packet sockets");
+    let (queue, watch) = (&mut sockets.queues[0], &mut sockets.watches[0]);
+    assert!(!queue.leave_ring(watch.delivered() + 1), "frames have come since");
+    watch.seems_stopped();
+    assert!(queue.leave_ring(watch.delivered()));
+    watch.take_ring().expect("given up");
+
+    let station = packet_socket(&b, vb.index);
+    let on = 1i32;
+    // SAFETY: the pointer and length are those of a live integer, which is what the option wants.
+    let set = unsafe {
+        let value = (&raw const on).cast();
+        libc::setsockopt(station.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, value, 4)
+    };
+    assert_eq!(set, 0);
+    station.set_send_buffer_size(1 << 20).expect("set");
+    let frame = big_frame();
+    let mut buffer = vec![0; 70_000];
+    let mut received = |queue: &mut PacketSocket| {
+        station.send(&frame).expect("sent");
+        let mut got = Received::Empty;
+        eventually("it has come", || {
+            got = queue.receive(&mut buffer).expect("received");
+            !matches!(got, Received::Empty | Received::Frame { .. })
+        });
+        got
+    };
+    assert!(matches!(received(queue), Received::Truncated));
+    for _ in 0..2 {
+        assert!(matches!(received(queue), Received::Longer));
+        let mut head = [0; 100];
+        let peeked = queue.peek(&mut head).expect("looked").expect("it is whole");
+        assert_eq!(peeked.len, frame.len() - 10);
+        let (mut all, mut rest) = (vec![0; 60_000], vec![0; 60_000]);
+        let mut slices = [io::IoSliceMut::new(&mut all), io::IoSliceMut::new(&mut rest)];
+        assert_eq!(queue.receive_scattered(&mut slices).expect("read"), frame.len());
+        assert!(all[10..] == frame[10..60_000] && rest[..frame.len() - 60_000] == frame[60_000..]);
+    }
 }
 
 /// Whatever the number of workers, one or two of them receive, each frame once, and every one can
