@@ -5,8 +5,8 @@
 //! marks that turn a line's direction around. All of that is written out (`\u{1b}`), at the doors:
 //! the answer that vswitchctl shows ([`crate::client::Answer::parse`]), each table and each text
 //! before it is written, errors on standard error, and every line of the log. Always, not only on a
-//! terminal: what is in a file today is on a terminal tomorrow. JSON documents and metrics have
-//! rules of their own for that and stay as they are.
+//! terminal: what is in a file today is on a terminal tomorrow. A JSON document has escapes of its
+//! own for that ([`plain_json`]).
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -49,6 +49,28 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
+/// A JSON document of the same meaning, in which such characters are escaped: they are within its
+/// strings, where `\u` and four digits stand for any.
+#[must_use]
+pub fn plain_json(document: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| is_harmful(c) && c != '\n';
+    if !document.contains(is_bad) {
+        return Cow::Borrowed(document);
+    }
+    let mut plain = String::with_capacity(document.len() + 16);
+    for c in document.chars() {
+        if is_bad(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a String cannot fail.
+                let _ = write!(plain, "\\u{unit:04x}");
+            }
+        } else {
+            plain.push(c);
+        }
+    }
+    Cow::Owned(plain)
+}
+
 /// Control characters (C0, DEL, C1), and what is not seen but changes what is: direction marks,
 /// joiners and spaces without width, separators of lines, variation selectors, tags, the characters
 /// of annotations.
@@ -63,6 +85,16 @@ fn is_harmful(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_json_document_means_the_same() {
+        let value = serde_json::json!({"name": "a\u{9b}31m\u{7f}\u{202e}\u{e0041}\n\u{1b}ä"});
+        let document = serde_json::to_string(&value).unwrap();
+        let shown = plain_json(&document);
+        assert!(!shown.contains(is_harmful), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        assert_eq!(plain_json("{\n \"a\": 1}"), "{\n \"a\": 1}");
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_written_out() {

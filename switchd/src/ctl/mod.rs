@@ -93,7 +93,8 @@ fn say_as_it_is(text: &str) -> Outcome {
 /// Writes a JSON document to standard output.
 fn say_json(document: &[u8]) -> Outcome {
     let mut out = io::stdout().lock();
-    out.write_all(document)?;
+    let document = String::from_utf8_lossy(document);
+    out.write_all(crate::plain::plain_json(&document).as_bytes())?;
     out.write_all(b"\n")?;
     Ok(out.flush()?)
 }
