@@ -216,7 +216,12 @@ class Console(unittest.TestCase):
         with undoing() as stack:
             folder = directory(stack)
             guest = object.__new__(guests.Guest)
-            script = "echo '@@guest is ready'; while read -r line; do eval \"$line\"; echo \"@@ended $?\"; done"
+            # The second line loses its first character on the way, once.
+            script = (
+                "echo '@@guest is ready'; count=0; while read -r length line; do count=$((count + 1));"
+                ' [ $count -ne 2 ] || line=${line#?}; if [ "${#line}" != "$length" ]; then echo "@@ended garbled";'
+                ' else eval "$line"; echo "@@ended $?"; fi; done'
+            )
             guest.server, guest.seen = Server(stack, "console", "sh", "-c", script, directory=folder), 0
             guest.booted(5)
             self.assertEqual(guest.run("echo one; echo two"), "one\ntwo\n")
