@@ -19,7 +19,7 @@ use crate::harness::frame::{station, test_frame};
 use crate::harness::guest::Guest;
 use crate::harness::net::Ns;
 use crate::harness::qemu::{Qemu, can_boot};
-use crate::harness::{Outcome, PATIENCE, eventually, has_users};
+use crate::harness::{Outcome, PATIENCE, copy_program, eventually, has_users};
 use crate::traffic::tcp_frame;
 
 /// A user whom no machine knows by name, and a group of his.
@@ -135,7 +135,7 @@ fn ask(daemon: &Daemon, who: As, bridge: &str) -> Result<OwnedFd, String> {
 /// Lets everybody into the daemon's folder, and puts the helper there.
 fn open_up(daemon: &Daemon) {
     fs::set_permissions(daemon.path(""), fs::Permissions::from_mode(0o755)).expect("ours");
-    fs::copy(HELPER, daemon.path("vswitch-bridge-helper")).expect("copied");
+    copy_program(HELPER, &daemon.path("vswitch-bridge-helper"));
 }
 
 #[track_caller]

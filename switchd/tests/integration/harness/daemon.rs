@@ -137,7 +137,7 @@ impl<'a> Start<'a> {
         } else if let Some(uid) = self.user {
             // Where others than root can reach it.
             let program = folder.path().join("vswitchd");
-            fs::copy(VSWITCHD, &program).expect("copied");
+            super::copy_program(VSWITCHD, &program);
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).expect("root may");
             Command::new(program)
         } else {

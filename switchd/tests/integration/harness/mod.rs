@@ -220,3 +220,11 @@ pub fn only_expected_skips() -> Outcome {
     assert!(matches!(conclude(test, Ok(())), Ok(Completion::Completed)));
     Ok(())
 }
+
+/// Copies a program, by another process: a descriptor that this one had open for writing could be
+/// inherited by what other tests start just then, and the kernel would not run the copy (ETXTBSY).
+#[track_caller]
+pub fn copy_program(from: &str, to: &Path) {
+    let copied = std::process::Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{from} to {}", to.display());
+}
