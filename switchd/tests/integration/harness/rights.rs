@@ -23,10 +23,14 @@ pub fn can_refuse() -> Outcome {
 /// Sends some bytes by a connected socket, and a descriptor along: the kernel tells that nobody takes those there.
 #[track_caller]
 pub fn is_refused(socket: &impl AsRawFd) {
+    assert_eq!(send_along(socket), Err(Errno::EPERM));
+}
+
+/// Sends some bytes by a connected socket, and a descriptor along; what the kernel says.
+pub fn send_along(socket: &impl AsRawFd) -> nix::Result<usize> {
     let file = std::fs::File::open("/dev/null").expect("there");
     let fds = [file.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0; 60])], &rights, flags, None);
-    assert_eq!(sent, Err(Errno::EPERM));
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0; 60])], &rights, flags, None)
 }
