@@ -599,6 +599,8 @@ impl Control {
         let of_packet = |port: &&mut Port| matches!(port.spec.kind, PortKind::Packet(_));
         let silence = ports.iter_mut().filter(of_packet).flat_map(|port| port.keep.drain(..)).collect();
         release(released, silence);
+        // A front end may hold up the end of its threads for a second or two: not one after the other.
+        disposal::dispose(ports.iter_mut().filter_map(|port| port.guest.take()).collect());
         drop(ports);
         self.release_namespaces();
     }

@@ -5,7 +5,8 @@
 //! are and where its buffers lie in them, and a sparse file costs it nothing. So what is mapped is bounded, by bytes and before it is mapped.
 //!
 //! What is mapped is not memory that is used, and guests may have more than there is (overcommitted, or to be plugged in later). So
-//! unless told otherwise the bound is a multiple of the machine's memory, which keeps what a front end can cost within a small part of it.
+//! unless told otherwise the bound is a multiple of the machine's memory. That keeps page tables small; the pages that the switch is
+//! the first to touch are bounded by a port's own bound alone.
 //!
 //! A port that was given no bound of its own takes at most a quarter of the whole, and nothing that would leave the others less than it
 //! has then. So no number of such ports keeps a small guest out, however many they are.

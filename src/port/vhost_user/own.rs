@@ -258,7 +258,7 @@ impl Own {
                 Carrier::new(shared, &rings).run(counters);
             }
         };
-        let handle = std::thread::Builder::new().name("vhost-user-own".into()).spawn(run)?;
+        let handle = crate::sys::thread::spawn("vhost-user-own", run)?;
         self.thread = Some((handle, ended));
         Ok(())
     }
