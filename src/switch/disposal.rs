@@ -9,6 +9,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
 
+use crate::sys::thread::spawn_scoped;
+
 /// Threads at most. With more, the kernel's own work between the waits is what takes the time.
 const THREADS: usize = 64;
 
@@ -21,7 +23,7 @@ pub(super) fn dispose<T: Send>(things: Vec<T>) {
     thread::scope(|scope| {
         for _ in 0..helpers {
             // With fewer threads, or none, it takes longer.
-            if thread::Builder::new().name("close".into()).spawn_scoped(scope, work).is_err() {
+            if spawn_scoped(scope, "close", work).is_err() {
                 break;
             }
         }

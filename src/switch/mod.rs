@@ -278,7 +278,7 @@ impl Switch {
             }
             let _ = done.send(());
         };
-        match std::thread::Builder::new().name("silence".into()).spawn(work) {
+        match crate::sys::thread::spawn("silence", work) {
             Ok(thread) => {
                 let mut silencers = self.silencers.lock().unwrap_or_else(PoisonError::into_inner);
                 silencers.retain(|thread| !thread.is_finished());

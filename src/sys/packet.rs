@@ -141,7 +141,7 @@ impl Spares {
             opened
         };
         let mut sockets = thread::scope(|scope| {
-            let start = |_| thread::Builder::new().name("open".into()).spawn_scoped(scope, work);
+            let start = |_| super::thread::spawn_scoped(scope, "open", work);
             let helpers: Vec<_> = (1..number.min(SPARES_THREADS)).map_while(|at| start(at).ok()).collect();
             let mut opened = work();
             for helper in helpers {
@@ -213,7 +213,7 @@ fn open_together(number: usize) -> io::Result<Vec<PacketSocket>> {
         return Ok(Vec::new());
     }
     thread::scope(|scope| {
-        let start = |_| thread::Builder::new().name("open".into()).spawn_scoped(scope, PacketSocket::open);
+        let start = |_| super::thread::spawn_scoped(scope, "open", PacketSocket::open);
         let others: Vec<_> = (1..number).map(start).collect();
         let mut sockets = vec![PacketSocket::open()?];
         for other in others {

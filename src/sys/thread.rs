@@ -27,7 +27,7 @@ pub fn both<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + 
     let take = || job.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     std::thread::scope(|scope| {
         let run = || take().map(|second| second());
-        let thread = std::thread::Builder::new().name("both".into()).spawn_scoped(scope, run);
+        let thread = spawn_scoped(scope, "both", run);
         let first = first();
         let second = match thread {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
